@@ -1,0 +1,1 @@
+"""Merging clinical and instruct Llamas in weight space, in JAX."""

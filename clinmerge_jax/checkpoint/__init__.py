@@ -1,0 +1,1 @@
+"""Hugging Face folders: reading, checking, converting to Params and back, atomic writing."""

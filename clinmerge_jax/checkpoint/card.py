@@ -1,0 +1,58 @@
+"""The model card (README.md) of a merged checkpoint."""
+
+import pathlib
+from typing import Any, Mapping, Sequence
+
+import yaml
+
+_FENCE = "---"
+
+
+def front_matter(folder: pathlib.Path) -> dict[str, Any]:
+    """The YAML head of a folder's README.md; empty where there is none or it is not YAML."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
+    parts = path.read_text(encoding="utf-8", errors="replace").split(_FENCE, 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        head = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}  # a damaged card of a parent is no reason to refuse its weights
+    return head if isinstance(head, dict) else {}
+
+
+def merge_card(
+    title: str,
+    parents: Sequence[tuple[str, pathlib.Path]],
+    recipe: Mapping[str, Any],
+    tables: Sequence[tuple[str, str]],
+    credentialed: bool,
+) -> str:
+    """The card's text.
+
+    Args:
+      title: the model's name.
+      parents: role and folder of each parent.
+      recipe: `Recipe.to_json()`.
+      tables: heading and Markdown table of what was measured.
+      credentialed: whether a parent was derived from data under a use agreement.
+    """
+    licences = {role: front_matter(folder).get("license") for role, folder in parents}
+    stated = sorted({str(licence) for licence in licences.values() if licence})
+    head = {"base_model": [folder.name for _, folder in parents], "tags": ["merge", "clinmerge_jax"]}
+    if stated:
+        head["license"] = stated[0] if len(stated) == 1 else "other"
+    lines = [_FENCE, yaml.safe_dump(head, sort_keys=False).strip(), _FENCE, f"# {title}", ""]
+    lines.append(f"A {recipe['method']} merge in weight space, made with clinmerge_jax.")
+    lines += ["", "## Parents", ""]
+    for role, folder in parents:
+        lines.append(f"* {role}: {folder.name}, licence {licences[role] or 'not stated in its card: check before use'}")
+    lines += ["", "A merged model inherits the terms of all of its parents."]
+    if credentialed:
+        lines += ["", "**Derived from credentialed data**: the data use agreement applies to these weights too."]
+    lines += ["", "## Recipe", "", "```yaml", yaml.safe_dump(dict(recipe), sort_keys=False).strip(), "```"]
+    for heading, text in tables:
+        lines += ["", f"## {heading}", "", text]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,54 @@
+"""SHA-256 of files that are being read anyway."""
+
+import hashlib
+import os
+import pathlib
+
+from clinmerge_jax.checkpoint.safetensors import read_into
+
+_CHUNK = 8 << 20
+
+
+class FileDigest:
+    """The digest of one file, fed with whatever pieces a reader happens to read.
+
+    Pieces that continue where the digest stands are taken; others are passed over, and `finish`
+    reads what is then still missing. A reader that goes through the file in order costs no extra read.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self._hash = hashlib.sha256()
+        self._position = 0
+
+    def update(self, offset: int, data: memoryview) -> None:
+        """Offers the bytes that lie at `offset` of the file."""
+        if offset == self._position:
+            self._hash.update(data)
+            self._position += len(data)
+
+    def read_header(self) -> None:
+        """Takes in the safetensors header, if nothing was taken yet, so that the tensors after it are in order."""
+        if self._position == 0:
+            with self.path.open("rb") as file:
+                prefix = file.read(8)
+                self.update(0, memoryview(prefix + file.read(int.from_bytes(prefix, "little"))))
+
+    def finish(self) -> str:
+        """Reads what was not offered in order and returns the hexadecimal digest."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            buffer = memoryview(bytearray(min(_CHUNK, size)))
+            while self._position < size:
+                piece = buffer[: min(_CHUNK, size - self._position)]
+                read_into(descriptor, self._position, piece, self.path)
+                self.update(self._position, piece)
+        finally:
+            os.close(descriptor)
+        return self._hash.hexdigest()
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The hexadecimal SHA-256 of a file."""
+    return FileDigest(path).finish()

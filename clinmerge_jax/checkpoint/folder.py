@@ -1,0 +1,161 @@
+"""A Checkpoint: a Hugging Face folder, opened and checked without reading its weights."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, Mapping
+
+from clinmerge_jax.checkpoint.safetensors import TensorEntry, parse_json, read_header
+from clinmerge_jax.errors import BadInput
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# What travels with the weights when a checkpoint is derived from another one.
+CARRIED_FILES = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face folder.
+
+    Attributes:
+      path: the folder.
+      config: config.json as it was read.
+      tensors: every tensor, in the order of the files and of the bytes in them.
+      label: how messages name it (a config field, say).
+    """
+
+    path: pathlib.Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+    label: str
+
+    @property
+    def files(self) -> list[pathlib.Path]:
+        """The weight files, in order."""
+        return list(dict.fromkeys(entry.file for entry in self.tensors.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+    @functools.cached_property
+    def num_hidden_layers(self) -> int:
+        """Layers, as config.json states them.
+
+        Raises:
+          BadInput: config.json does not.
+        """
+        layers = self.config.get("num_hidden_layers")
+        if not isinstance(layers, int) or layers < 1:
+            raise BadInput(f"{self.path / 'config.json'}: num_hidden_layers is {layers!r}; give a positive integer")
+        return layers
+
+    def carried_files(self) -> list[pathlib.Path]:
+        """Tokenizer, generation and licence files that a derived checkpoint takes along."""
+        found = {path for pattern in CARRIED_FILES for path in self.path.glob(pattern) if path.is_file()}
+        return sorted(found)
+
+
+def resolve(location: str, field: str) -> pathlib.Path:
+    """The folder that a config field names: a path, or `miniature:NAME`.
+
+    Raises:
+      BadInput: there is no such folder or miniature.
+    """
+    if not location:
+        raise BadInput(f"{field}: is empty; give a checkpoint folder or miniature:NAME")
+    scheme, _, name = location.partition(":")
+    if scheme == "miniature":
+        root = pathlib.Path(__file__).parents[1] / "miniature" / "models"
+        names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+        if name not in names:
+            raise BadInput(f"{field}: there is no miniature {name!r}; there are {', '.join(names) or 'none'}")
+        return root / name
+    path = pathlib.Path(location).expanduser()
+    if not path.is_dir():
+        raise BadInput(
+            f"{field}: {location} is not a folder; hub ids are not fetched, download the model and give its folder"
+        )
+    return path
+
+
+def open_checkpoint(location: str, field: str) -> Checkpoint:
+    """Opens a folder, reads config.json and every header, and checks that they agree.
+
+    Args:
+      location: a folder or `miniature:NAME`.
+      field: the config field that gave it, for messages.
+
+    Raises:
+      BadInput: in one line, whatever is missing, doubled, damaged or outside the folder.
+    """
+    path = resolve(location, field)
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise BadInput(f"{field}: {path} has no config.json; give a Hugging Face checkpoint folder")
+    config = parse_json(config_path.read_bytes(), config_path)
+    if not isinstance(config, dict):
+        raise BadInput(f"{config_path}: is no JSON object; fetch it again")
+    single, index = path / SINGLE_FILE, path / INDEX_FILE
+    if single.is_file() and index.is_file():
+        raise BadInput(f"{path}: holds both {SINGLE_FILE} and {INDEX_FILE}; remove the one that does not belong")
+    if index.is_file():
+        tensors = _read_sharded(index)
+    elif single.is_file():
+        tensors = read_header(single)
+    else:
+        raise _no_weights(path, field)
+    if not tensors:
+        raise BadInput(f"{path}: holds no tensors; fetch the checkpoint again")
+    return Checkpoint(path, config, tensors, field)
+
+
+def _no_weights(path: pathlib.Path, field: str) -> BadInput:
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    if pickles:
+        return BadInput(
+            f"{field}: {path} holds pickle weights ({pickles[0]}), which can run code when opened; convert them with"
+            " transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+        )
+    return BadInput(f"{field}: {path} has neither {SINGLE_FILE} nor {INDEX_FILE}; give a folder with weights")
+
+
+def _read_sharded(index: pathlib.Path) -> dict[str, TensorEntry]:
+    content = parse_json(index.read_bytes(), index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput(f"{index}: has no weight_map; fetch it again")
+    tensors: dict[str, TensorEntry] = {}
+    for file_name in sorted(set(map(str, weight_map.values()))):
+        inside = pathlib.PurePath(file_name).name == file_name and "\\" not in file_name
+        if not inside or not file_name.endswith(".safetensors"):
+            raise BadInput(f"{index}: weight_map names {file_name!r}; only safetensors files of the same folder may be")
+        shard = index.parent / file_name
+        if not shard.is_file():
+            raise BadInput(f"{index}: weight_map names {file_name}, which the folder lacks; fetch that file")
+        for name, entry in read_header(shard).items():
+            if name in tensors:
+                raise BadInput(f"{shard}: tensor {name} is also in {tensors[name].file.name}; remove one of the two")
+            if name not in weight_map:
+                raise BadInput(f"{shard}: holds tensor {name}, which {index.name} does not map; fetch both again")
+            if weight_map[name] != file_name:
+                raise BadInput(f"{index}: maps {name} to {weight_map[name]}, but it lies in {file_name}; fetch it again")
+            tensors[name] = entry
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise BadInput(f"{index}: maps tensor {missing[0]} to {weight_map[missing[0]]}, which lacks it; fetch it again")
+    return tensors

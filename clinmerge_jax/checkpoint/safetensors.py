@@ -1,0 +1,160 @@
+"""The safetensors file format, read and written by byte ranges.
+
+The `safetensors` library maps files into memory, and mapped pages count as resident; merging in
+bounded memory needs plain reads into buffers of our own, so the header is parsed here. Format: eight
+bytes little-endian header length, a JSON header, then the tensors' bytes without holes.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any, Iterable, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from clinmerge_jax.errors import BadInput
+
+DTYPES: Mapping[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+DTYPE_CODES: Mapping[np.dtype, str] = {dtype: code for code, dtype in DTYPES.items()}
+
+_MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor's bytes lie."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    file: pathlib.Path
+    offset: int  # bytes from the start of the file
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes."""
+        return self.size * self.dtype.itemsize
+
+
+def parse_json(text: str | bytes, source: pathlib.Path | str) -> Any:
+    """Parses JSON and refuses repeated keys, which the standard parser drops silently.
+
+    Raises:
+      BadInput: the text is no JSON or an object repeats a key.
+    """
+
+    def pairs(items):
+        keys = [key for key, _ in items]
+        if len(set(keys)) != len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise BadInput(f"{source}: {twice!r} is given twice; keep one of the two")
+        return dict(items)
+
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{source}: is not valid JSON ({error}); fetch or write the file again") from error
+
+
+def read_header(path: pathlib.Path) -> dict[str, TensorEntry]:
+    """The tensors of one file, in the order of their bytes.
+
+    Raises:
+      BadInput: the file is truncated, not a safetensors file, or its header does not describe
+        exactly the bytes that follow it.
+    """
+    file_size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > _MAX_HEADER_BYTES:
+            raise BadInput(f"{path}: is not a safetensors file (no readable header length); fetch it again")
+        if 8 + length > file_size:
+            raise BadInput(f"{path}: is truncated inside its header; fetch it again")
+        header = parse_json(file.read(length), path)
+    if not isinstance(header, dict):
+        raise BadInput(f"{path}: its header is no JSON object; fetch it again")
+    header.pop("__metadata__", None)
+    entries = [_entry(path, name, fields, 8 + length) for name, fields in header.items()]
+    entries.sort(key=lambda item: (item[0].offset, item[1]))
+    position = 8 + length
+    for entry, end in entries:
+        if entry.offset != position or end - entry.offset != entry.nbytes:
+            raise BadInput(
+                f"{path}: tensor {entry.name} lies at bytes {entry.offset}:{end} where its shape and its neighbours"
+                f" ask for {position}:{position + entry.nbytes}; the header is damaged, fetch the file again"
+            )
+        position = end
+    if position != file_size:
+        kind = "truncated" if file_size < position else "longer than its header says"
+        raise BadInput(f"{path}: is {kind} ({file_size} bytes where the header asks for {position}); fetch it again")
+    return {entry.name: entry for entry, _ in entries}
+
+
+def _entry(path: pathlib.Path, name: str, fields: Any, data_start: int) -> tuple[TensorEntry, int]:
+    try:
+        code, shape, (start, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+        whole = all(isinstance(number, int) and number >= 0 for number in (*shape, start, end))
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise BadInput(f"{path}: tensor {name} has a malformed header entry; fetch the file again")
+    if code not in DTYPES:
+        raise BadInput(
+            f"{path}: tensor {name} has dtype {code}; supported are {', '.join(DTYPES)}: save it in one of them"
+        )
+    return TensorEntry(name, DTYPES[code], shape, path, data_start + start), data_start + end
+
+
+def header_bytes(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
+    """Length prefix and header for tensors that will be written in this order without holes.
+
+    Args:
+      tensors: name, dtype and shape of each.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, dtype, shape in tensors:
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_CODES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors start aligned to eight bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_into(file_descriptor: int, offset: int, buffer: memoryview, path: pathlib.Path) -> None:
+    """Fills the buffer from the file at that offset.
+
+    Raises:
+      OSError: the file ends early, so it was changed after its header was read.
+    """
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(file_descriptor, [buffer[done:]], offset + done)
+        if count == 0:
+            raise OSError(f"{path}: ended at byte {offset + done} while it was being read")
+        done += count
+
+
+def read_tensor(entry: TensorEntry) -> np.ndarray:
+    """One whole tensor in memory of its own (not mapped)."""
+    values = np.empty(entry.shape, entry.dtype)
+    descriptor = os.open(entry.file, os.O_RDONLY)
+    try:
+        read_into(descriptor, entry.offset, memoryview(values.reshape(-1).view(np.uint8)), entry.file)
+    finally:
+        os.close(descriptor)
+    return values

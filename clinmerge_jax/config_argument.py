@@ -1,0 +1,17 @@
+"""The argument of a config file (`configs/merge.py:slerp`), parsed strictly."""
+
+from typing import Sequence
+
+from clinmerge_jax.errors import BadInput
+
+
+def parse(arg: str, choices: Sequence[str]) -> str:
+    """Returns the argument if it is one of the choices.
+
+    Raises:
+      BadInput: it is not.
+    """
+    if arg not in choices:
+        known = ", ".join(choice for choice in choices if choice) or "none"
+        raise BadInput(f"--config: unknown argument {arg!r} after the colon; there are {known}")
+    return arg

@@ -1,0 +1,1 @@
+"""Text in: documents, conversations, tokens and which of them are scored."""

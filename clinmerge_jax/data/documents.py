@@ -1,0 +1,152 @@
+"""Documents and conversations as tokens, with a mask of the tokens that count."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from clinmerge_jax.checkpoint.safetensors import parse_json
+from clinmerge_jax.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """Raw text, or a conversation; `name` stands for it in messages, its words never do."""
+
+    name: str
+    text: str | None = None
+    messages: Sequence[Mapping[str, str]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One document as tokens.
+
+    Attributes:
+      tokens: ids, [T] int32.
+      targets: which tokens are predicted and scored, [T] bool; never the first.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+
+
+def read_documents(path: str, field: str) -> list[Document]:
+    """Reads JSON lines with a `text` or a `messages` field each.
+
+    Raises:
+      BadInput: naming the file and line, never quoting the text.
+    """
+    file = pathlib.Path(path).expanduser()
+    if not file.is_file():
+        raise BadInput(f"{field}: {path} is not a file; give JSON lines with a 'text' or 'messages' field")
+    documents = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            documents.append(_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
+    if not documents:
+        raise BadInput(f"{path}: holds no documents; give JSON lines with a 'text' or 'messages' field")
+    return documents
+
+
+def _document(row: Any, name: str) -> Document:
+    if isinstance(row, dict) and isinstance(row.get("text"), str) and row["text"].strip():
+        return Document(name, text=row["text"])
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise BadInput(f"{name}: has neither a non-empty 'text' nor 'messages'; give one of the two")
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise BadInput(f"{name}: each message needs the strings 'role' and 'content'")
+    return Document(name, messages=messages)
+
+
+def load_tokenizer(folder: pathlib.Path, field: str):
+    """The tokenizer of a checkpoint folder, as transformers loads it, without looking at a hub.
+
+    Raises:
+      BadInput: the folder has none.
+    """
+    # Its advice to install PyTorch for models does not concern tokenizers.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers  # takes seconds to import, and a merge without evaluation does not need it
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{field}: {folder} has no usable tokenizer ({reason}); add its tokenizer files") from error
+
+
+def encode(document: Document, tokenizer) -> Encoded:
+    """Tokenizes one document.
+
+    Raw text gets the tokenizer's special tokens and every token after the first counts. Of a
+    conversation, rendered by the chat template, the assistant's answers count: what the rendering
+    up to and with an answer has beyond the longest common prefix with the rendering that only asks
+    for it.
+
+    Raises:
+      BadInput: there is no chat template, no answer, or a template that rewrites earlier turns.
+    """
+    if document.messages is None:
+        tokens = np.asarray(tokenizer(document.text)["input_ids"], np.int32)
+        return Encoded(tokens, np.arange(len(tokens)) > 0)
+    if not tokenizer.chat_template:
+        raise BadInput(f"{document.name}: is a conversation, but the tokenizer has no chat template; add one")
+
+    def render(count: int, ask: bool) -> np.ndarray:
+        messages = list(document.messages[:count])
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=ask, tokenize=True, return_dict=False)
+        return np.asarray(ids, np.int32)
+
+    tokens = render(len(document.messages), ask=False)
+    targets = np.zeros(len(tokens), bool)
+    for index, message in enumerate(document.messages):
+        if message["role"] != "assistant":
+            continue
+        asked, answered = render(index, ask=True), render(index + 1, ask=False)
+        if not np.array_equal(tokens[: len(answered)], answered):
+            raise BadInput(f"{document.name}: the chat template rewrites earlier turns, so answers cannot be told apart")
+        shared = min(len(asked), len(answered))
+        differ = np.flatnonzero(asked[:shared] != answered[:shared])
+        targets[differ[0] if differ.size else shared : len(answered)] = True
+    if not targets[1:].any():
+        raise BadInput(f"{document.name}: has no assistant message with content, so nothing of it would be scored")
+    targets[0] = False
+    return Encoded(tokens, targets)
+
+
+def pack(encoded: Sequence[Encoded], length: int, end: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Lays documents end to end and cuts them into windows for training.
+
+    Args:
+      encoded: the documents, in order.
+      length: predicted tokens per window.
+      end: a token put after documents whose last token it is not, and scored if that one is; None
+        for none.
+
+    Returns:
+      Tokens [N, length + 1] int32 and targets [N, length + 1] bool; what does not fill a window at
+      the end is dropped, unless it is all there is, which is padded and not scored there.
+    """
+    tokens, targets = [], []
+    for document in encoded:
+        tokens.append(document.tokens)
+        targets.append(document.targets)
+        if end is not None and document.tokens[-1] != end:
+            tokens.append(np.array([end], np.int32))
+            targets.append(document.targets[-1:])
+    stream, scored = np.concatenate(tokens), np.concatenate(targets)
+    if len(stream) < length + 1:
+        missing = length + 1 - len(stream)
+        stream, scored = np.pad(stream, (0, missing)), np.pad(scored, (0, missing))
+    count = (len(stream) - 1) // length
+    starts = np.arange(count)[:, None] * length + np.arange(length + 1)
+    return stream[starts], scored[starts]

@@ -1,0 +1,65 @@
+"""Held-out loss: summed cross-entropy of each document's scored tokens. B batch, T tokens, V vocabulary."""
+
+import functools
+from typing import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from clinmerge_jax.data.documents import Encoded
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.model import forward
+from clinmerge_jax.llama.parameters import Params
+
+_LENGTH_STEP = 64  # lengths are rounded up to a multiple, so few programs are compiled
+_MAX_LOGITS = 1 << 26  # entries of [B, T, V] at a time
+_MAX_ROWS = 32
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _losses(params: Params, tokens_BT: jax.Array, targets_BT: jax.Array, config: LlamaConfig) -> jax.Array:
+    logits = forward(params, tokens_BT, config, dtype=jnp.float32)[:, :-1]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BT[:, 1:])
+    return jnp.sum(losses * targets_BT[:, 1:], axis=1)
+
+
+def truncate(documents: Sequence[Encoded], length: int) -> tuple[list[Encoded], int]:
+    """Cuts documents to the model's context; returns them and how many were cut."""
+    cut = [Encoded(item.tokens[:length], item.targets[:length]) for item in documents]
+    return cut, sum(len(item.tokens) > length for item in documents)
+
+
+def document_losses(
+    params: Params,
+    config: LlamaConfig,
+    documents: Sequence[Encoded],
+    progress: Callable[[int], None] = lambda documents: None,
+) -> np.ndarray:
+    """The summed loss in nats of each document's scored tokens, computed in float32.
+
+    Args:
+      params: in any floating dtype.
+      config: the architecture.
+      documents: no longer than the model's context.
+      progress: called with the number of documents finished since the last call.
+    """
+    totals = np.zeros(len(documents))
+    by_length: dict[int, list[int]] = {}
+    for index, document in enumerate(documents):
+        by_length.setdefault(-(-len(document.tokens) // _LENGTH_STEP) * _LENGTH_STEP, []).append(index)
+    for length, indices in sorted(by_length.items()):
+        rows = int(np.clip(_MAX_LOGITS // (length * config.vocab_size), 1, _MAX_ROWS))
+        for start in range(0, len(indices), rows):
+            chosen = indices[start : start + rows]
+            tokens = np.zeros((rows, length), np.int32)  # padding: right of every scored token, and never scored
+            targets = np.zeros((rows, length), bool)
+            for row, index in enumerate(chosen):
+                size = len(documents[index].tokens)
+                tokens[row, :size] = documents[index].tokens
+                targets[row, :size] = documents[index].targets
+            losses = _losses(params, tokens, targets, config)
+            totals[chosen] = np.asarray(losses)[: len(chosen)]
+            progress(len(chosen))
+    return totals

@@ -1,0 +1,172 @@
+"""What a merge keeps: held-out loss of the parents and the merged model on several sets of documents."""
+
+import dataclasses
+import json
+from typing import Any, Callable, Mapping, Sequence
+
+import numpy as np
+from absl import logging
+
+from clinmerge_jax.checkpoint.folder import Checkpoint
+from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.data.documents import Document, Encoded, encode, read_documents
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation.loss import document_losses, truncate
+from clinmerge_jax.evaluation.statistics import Interval, bootstrap
+from clinmerge_jax.miniature.corpus import corpus
+from clinmerge_jax.report.tables import table
+
+_MINIATURE_DOCUMENTS = 200  # of each set
+_MINIATURE_SEED = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """A named set of documents, and the parent that is expected to be good at it ("" for none)."""
+
+    name: str
+    documents: Sequence[Document]
+    specialist: str = ""
+
+
+def held_out_sets(spec: str, miniature: bool) -> list[HeldOut]:
+    """The sets that the config field `evaluate` names.
+
+    Args:
+      spec: "auto" (the miniature's own text for miniature parents, else nothing), "" for nothing,
+        "miniature", or `NAME=FILE.jsonl` separated by commas.
+      miniature: whether every parent is a miniature.
+
+    Raises:
+      BadInput: the spec or a file is malformed.
+    """
+    if spec == "auto":
+        if not miniature:
+            logging.info("evaluate=auto: held-out text ships for the miniature only; name yours with NAME=FILE.jsonl")
+        spec = "miniature" if miniature else ""
+    if not spec:
+        return []
+    if spec == "miniature":
+        return [
+            HeldOut("clinical notes", corpus("clinical", _MINIATURE_SEED, _MINIATURE_DOCUMENTS, True), "clinical"),
+            HeldOut("everyday instructions", corpus("instruct", _MINIATURE_SEED, _MINIATURE_DOCUMENTS, True), "instruct"),
+        ]
+    sets = []
+    for part in spec.split(","):
+        name, equals, path = part.partition("=")
+        if not equals or not name.strip() or not path.strip():
+            raise BadInput(f"config.evaluate: {part!r} is not NAME=FILE.jsonl; separate several with commas")
+        sets.append(HeldOut(name.strip(), read_documents(path.strip(), "config.evaluate")))
+    return sets
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedSet:
+    """A HeldOut as tokens, cut to the models' context."""
+
+    name: str
+    specialist: str
+    documents: Sequence[Encoded]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Scored tokens of each document."""
+        return np.array([item.targets.sum() for item in self.documents])
+
+
+def encode_sets(sets: Sequence[HeldOut], tokenizer, context: int) -> list[EncodedSet]:
+    """Tokenizes the sets; says how many documents had to be cut to the context.
+
+    Raises:
+      BadInput: a document has nothing to score.
+    """
+    encoded = []
+    for held_out in sets:
+        documents, cut = truncate([encode(document, tokenizer) for document in held_out.documents], context)
+        if cut:
+            logging.warning("%s: %d of %d documents cut to %d tokens", held_out.name, cut, len(documents), context)
+        result = EncodedSet(held_out.name, held_out.specialist, documents)
+        empty = np.flatnonzero(result.counts == 0)
+        if empty.size:
+            name = held_out.documents[empty[0]].name
+            raise BadInput(f"{name}: has no token to score within {context} tokens; remove or shorten it")
+        encoded.append(result)
+    return encoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """Summed losses of every model on every document of every set."""
+
+    sets: Sequence[EncodedSet]
+    totals: Mapping[str, Sequence[np.ndarray]]  # by model, one array [D] per set
+
+    def loss(self, model: str, index: int) -> Interval:
+        """Loss in nats per token of a model on a set, with its interval over documents."""
+        totals_1D = self.totals[model][index][None]
+        return bootstrap(totals_1D, self.sets[index].counts, lambda means: means[..., 0])
+
+    def kept(self, index: int) -> Interval | None:
+        """The share of the specialist's gain over base that the merged model has; None where that has no meaning."""
+        held_out = self.sets[index]
+        if not held_out.specialist or "base" not in self.totals:
+            return None
+        totals_MD = np.stack([self.totals[name][index] for name in ("base", "merged", held_out.specialist)])
+        share = lambda means: (means[..., 0] - means[..., 1]) / (means[..., 0] - means[..., 2])  # noqa: E731
+        return bootstrap(totals_MD, held_out.counts, share)
+
+    def text(self) -> str:
+        """The table that a merge ends with."""
+        header = ["held-out loss, nats per token", *(held_out.name for held_out in self.sets)]
+        rows = [
+            [model, *(self.loss(model, index).format() for index in range(len(self.sets)))] for model in self.totals
+        ]
+        kept = [self.kept(index) for index in range(len(self.sets))]
+        if any(kept):
+            shares = [Interval(*(100 * x for x in dataclasses.astuple(k))).format(0) + " %" if k else "" for k in kept]
+            rows.append(["merged: share of the parent's gain over base", *shares])
+        sizes = "; ".join(
+            f"{held_out.name}: {len(held_out.documents)} documents, {held_out.counts.sum()} scored tokens"
+            for held_out in self.sets
+        )
+        note = f"In brackets: 95 % bootstrap intervals over documents. {sizes}. Of conversations only answers are scored."
+        return f"{table(header, rows)}\n{note}"
+
+    def json_lines(self, provenance: Mapping[str, Any]) -> str:
+        """One Result per model and set."""
+        lines = []
+        for model in self.totals:
+            for index, held_out in enumerate(self.sets):
+                interval = dataclasses.asdict(self.loss(model, index))
+                lines.append(
+                    json.dumps(
+                        {
+                            "model": model,
+                            "task": held_out.name,
+                            "metric": "loss in nats per token",
+                            **interval,
+                            "documents": len(held_out.documents),
+                            "tokens": int(held_out.counts.sum()),
+                            "per_document": [round(float(x), 4) for x in self.totals[model][index]],
+                            "provenance": provenance,
+                        }
+                    )
+                )
+        return "\n".join(lines) + "\n"
+
+
+def measure(
+    models: Mapping[str, Checkpoint], sets: Sequence[EncodedSet], progress: Callable[[int], None]
+) -> Retention:
+    """Loads one model after another and takes its losses on every set.
+
+    Args:
+      models: by the name that the table shows.
+      sets: tokenized with a vocabulary that all models share.
+      progress: called with the number of documents finished since the last call.
+    """
+    totals = {}
+    for name, checkpoint in models.items():
+        config, params = load_params(checkpoint)
+        totals[name] = [document_losses(params, config, held_out.documents, progress) for held_out in sets]
+    return Retention(sets, totals)

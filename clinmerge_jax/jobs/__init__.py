@@ -1,0 +1,1 @@
+"""One file per job; `main` dispatches to `run(config)`."""

@@ -1,0 +1,113 @@
+"""Trains the miniature: three small Llamas in the small world of `clinmerge_jax.miniature.world`.
+
+base learns everyday text and note-shaped text without facts; clinical is base continued on notes
+that state the facts; instruct is base continued on everyday chat, with the loss on the answers.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from ml_collections import ConfigDict
+
+from clinmerge_jax import provenance
+from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
+from clinmerge_jax.checkpoint.params import load_params, save_params
+from clinmerge_jax.data.documents import encode, load_tokenizer, pack
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.parameters import count_parameters, init_params
+from clinmerge_jax.miniature.corpus import corpus
+from clinmerge_jax.miniature.tokenizer import train_tokenizer
+from clinmerge_jax.training.loop import TrainingSettings, train
+
+_TOKENIZER_DOCUMENTS = 4000  # of each kind; more do not change the merges much
+_CARD = """---
+license: apache-2.0
+---
+# clinmerge_jax miniature: {name}
+
+{parameters:,} parameters, trained from seed {seed} on generated text about an invented world. It knows nothing of
+real medicine and is of no use outside tests and demonstrations.
+"""
+
+
+def run(config: ConfigDict) -> None:
+    """Trains what is not there yet: `output`/base, /clinical and /instruct, in bfloat16."""
+    output = pathlib.Path(config.output)
+    base = output / "base"
+    _make(config, "base", start=None)
+    _make(config, "clinical", start=base)
+    _make(config, "instruct", start=base)
+    print(f"The miniature lies in {output}.\nNext: python -m clinmerge_jax.main --config=configs/merge.py"
+          f" --config.instruct={output / 'instruct'} --config.clinical={output / 'clinical'} --config.base={base}")
+
+
+def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
+    stage = config.stages[name]
+    identity = {"job": "miniature", "model": name, "config": config.to_dict()}
+    with OutputFolder(pathlib.Path(config.output) / name, identity, config.overwrite) as folder:
+        if folder.open() is OutputState.FINISHED:
+            logging.info("%s is trained already", folder.target)
+            return
+        if start is None:
+            tokenizer = _tokenizer(config)
+            raw = _raw_config(config.model, len(tokenizer), tokenizer)
+            llama = LlamaConfig.from_json(raw, "config.model")
+            params = init_params(llama, jax.random.key(config.seed))
+            tokenizer.save_pretrained(folder.partial)
+            carried: Sequence[pathlib.Path] = ()
+        else:
+            checkpoint = open_checkpoint(str(start), "config.output")
+            llama, params = load_params(checkpoint, jnp.float32)
+            raw, carried = checkpoint.config, checkpoint.carried_files()
+            tokenizer = load_tokenizer(start, "config.output")
+        logging.info("%s: %d parameters, %d documents", name, count_parameters(llama), stage.documents)
+        encoded = [encode(document, tokenizer) for document in corpus(name, config.seed, stage.documents)]
+        end = tokenizer.eos_token_id if name != "instruct" else None
+        windows = pack(encoded, config.length, end)
+        scored = int(windows[1].sum())
+        steps = max(1, round(stage.epochs * len(windows[0]) / config.batch_size))
+        settings = TrainingSettings(
+            steps=steps,
+            batch_size=config.batch_size,
+            learning_rate=stage.learning_rate,
+            final_learning_rate=stage.final_learning_rate,
+            seed=config.seed,
+        )
+        logging.info("%s: %d windows, %d scored tokens, %d steps", name, len(windows[0]), scored, steps)
+        params = train(params, llama, windows, settings)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+        save_params(params, llama, raw, folder, carried=carried)
+        card = _CARD.format(name=name, parameters=count_parameters(llama), seed=config.seed)
+        folder.write_text("README.md", card)
+        record = {"training": {**dataclasses.asdict(settings), "scored_tokens": scored}}
+        folder.commit({**provenance.environment(), **record})
+
+
+def _tokenizer(config: ConfigDict):
+    texts = []
+    for name in ("base", "clinical", "instruct"):
+        count = min(_TOKENIZER_DOCUMENTS, config.stages[name].documents)
+        for document in corpus(name, config.seed, count):
+            texts += [document.text] if document.text else [message["content"] for message in document.messages]
+    return train_tokenizer(texts, config.model.vocab_size, config.model.max_position_embeddings)
+
+
+def _raw_config(model: Mapping[str, Any], vocabulary: int, tokenizer) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **dict(model),
+        "vocab_size": vocabulary,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "torch_dtype": "bfloat16",
+    }

@@ -1,0 +1,1 @@
+"""Llama in Flax: configuration, the parameter table, the forward pass."""

@@ -1,0 +1,132 @@
+"""Llama's forward pass: one Flax NNX Block, scanned over the stacked layers.
+
+B batch, T tokens, D hidden, N query heads, G key-value heads, H head_dim, F MLP width, V vocabulary.
+Params stay plain pytrees outside; the Block is merged with one layer's parameters inside the scan.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from clinmerge_jax.llama import rope
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.parameters import Params
+
+
+class Linear(nnx.Module):
+    """y = x W^T (+ b), the weight in Hugging Face's [out, in] orientation."""
+
+    def __init__(self, outputs: int, inputs: int, bias: bool):
+        self.weight = nnx.Param(jnp.zeros((outputs, inputs)))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((outputs,)))
+        self.has_bias = bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        return y + self.bias[...] if self.has_bias else y
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467), computed in float32."""
+
+    def __init__(self, size: int, eps: float):
+        self.weight = nnx.Param(jnp.ones((size,)))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.weight[...], self.eps)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; the quotient is rounded to x's dtype first."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return weight * (wide * scale).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with rotary positions."""
+
+    def __init__(self, config: LlamaConfig):
+        size, bias = config.hidden_size, config.attention_bias
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(queries, size, bias)
+        self.k_proj = Linear(keys, size, bias)
+        self.v_proj = Linear(keys, size, bias)
+        self.o_proj = Linear(size, queries, bias)
+        self.head_dim = config.head_dim
+
+    def __call__(self, x_BTD: jax.Array, rotations) -> jax.Array:
+        heads = (*x_BTD.shape[:2], -1, self.head_dim)
+        q_BTNH = rope.rotate(self.q_proj(x_BTD).reshape(heads), *rotations)
+        k_BTGH = rope.rotate(self.k_proj(x_BTD).reshape(heads), *rotations)
+        v_BTGH = self.v_proj(x_BTD).reshape(heads)
+        y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTGH, v_BTGH, is_causal=True, implementation="xla")
+        return self.o_proj(y_BTNH.reshape(*x_BTD.shape[:2], -1))
+
+
+class MLP(nnx.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: LlamaConfig):
+        size, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(width, size, bias)
+        self.up_proj = Linear(width, size, bias)
+        self.down_proj = Linear(size, width, bias)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Block(nnx.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: LlamaConfig):
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def __call__(self, x_BTD: jax.Array, rotations) -> jax.Array:
+        with jax.named_scope("attention"):
+            x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotations)
+        with jax.named_scope("mlp"):
+            return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+@functools.lru_cache(maxsize=None)
+def abstract_block(config: LlamaConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """The Block's graph definition and the shapes of one layer's parameters; allocates nothing."""
+    return nnx.split(nnx.eval_shape(lambda: Block(config)))
+
+
+def forward(params: Params, tokens_BT: jax.Array, config: LlamaConfig, *, dtype=None) -> jax.Array:
+    """Next-token logits of every position, [B, T, V], each row attending to itself and what precedes it.
+
+    Args:
+      params: the parameters, in any floating dtype.
+      tokens_BT: integer token ids; padding belongs on the right, where causality keeps it unseen.
+      config: the architecture (static under jit).
+      dtype: the dtype of activations and weights in the computation; None leaves the parameters'
+        own. Norms and softmax are computed in float32 at least.
+    """
+    if dtype is not None:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    embedding_VD = params["embed_tokens"]["weight"]
+    x_BTD = embedding_VD[tokens_BT]
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    rotations = rope.rotations(config, positions_BT)
+    graphdef, _ = abstract_block(config)
+
+    def layer(x_BTD, layer_params):
+        return nnx.merge(graphdef, layer_params)(x_BTD, rotations), None
+
+    x_BTD, _ = jax.lax.scan(layer, x_BTD, params["layers"])
+    x_BTD = rms_norm(x_BTD, params["norm"]["weight"], config.rms_norm_eps)
+    head_VD = embedding_VD if config.tie_word_embeddings else params["lm_head"]["weight"]
+    with jax.named_scope("lm_head"):
+        return jnp.einsum("btd,vd->btv", x_BTD, head_VD)

@@ -1,0 +1,435 @@
+"""The streaming engine: merges Checkpoints piece by piece, in bounded memory, whatever their size.
+
+One thread per source reads pieces (whole rows) and digests them; this thread computes on JAX's
+default device; one thread writes. A tensor whose method needs totals of all of it first is kept on
+the device between the two halves if it fits, and read twice if it does not.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import queue
+import threading
+from typing import Any, Callable, Iterator, Sequence
+
+import jax
+import ml_dtypes
+import numpy as np
+from absl import logging
+
+from clinmerge_jax.checkpoint.digest import FileDigest
+from clinmerge_jax.checkpoint.folder import INDEX_FILE, Checkpoint
+from clinmerge_jax.checkpoint.output import OutputFolder, write_atomically
+from clinmerge_jax.checkpoint.params import DEFAULT_SHARD_BYTES, config_with_dtype, index_json, split_into_shards
+from clinmerge_jax.checkpoint.safetensors import TensorEntry, header_bytes, read_into
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.merging import exact
+from clinmerge_jax.merging.diagnostics import TensorDifference
+from clinmerge_jax.merging.methods import METHODS, PairTotals
+from clinmerge_jax.merging.recipe import Recipe
+
+PIECE_BYTES = 16 << 20  # of one source; small enough for caches and bounded memory, large enough for the disk
+HELD_BYTES = 256 << 20  # of all sources of one tensor that waits for its totals on the device
+_QUEUED_PIECES = 2
+_SYNC_BYTES = 256 << 20  # written data is pushed to the disk this often, so that it does not all wait for the end
+_JOURNAL = "journal.json"
+
+# A merge of models that differ in these makes no sense, whatever the shapes say.
+_SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """The plan for one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype  # of the result
+    entries: tuple[TensorEntry, ...]  # one per source
+    values: dict[str, float]
+    source_values: list[dict[str, float]]
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        return self.entries[0].size // max(self.columns, 1)
+
+    @property
+    def nbytes(self) -> int:
+        return self.entries[0].size * self.dtype.itemsize
+
+    def pieces(self, piece_bytes: int) -> list[tuple[int, int]]:
+        """(first row, rows) of each piece; at least one row, however long."""
+        widest = max(entry.dtype.itemsize for entry in self.entries)
+        step = max(1, piece_bytes // max(1, self.columns * widest))
+        return [(row, min(step, self.rows - row)) for row in range(0, self.rows, step)]
+
+
+@dataclasses.dataclass(frozen=True)
+class MergePlan:
+    """A checked merge, ready to run."""
+
+    recipe: Recipe
+    sources: tuple[Checkpoint, ...]
+    tensors: dict[str, _Tensor]
+    shards: dict[str, list[str]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors that the result will have."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def plan_merge(recipe: Recipe, sources: Sequence[Checkpoint], shard_bytes: int = DEFAULT_SHARD_BYTES) -> MergePlan:
+    """Checks that the sources fit together and resolves every coefficient; reads no weights.
+
+    Raises:
+      BadInput: the sources differ in tensors, shapes, architecture or vocabulary, or a filter of
+        the recipe fits nothing.
+    """
+    first = sources[0]
+    for other in sources[1:]:
+        _check_compatible(first, other)
+    layers = first.num_hidden_layers
+    for schedule in recipe.schedules():
+        schedule.check_filters(first.tensors)
+    tensors = {}
+    for name, entry in first.tensors.items():
+        dtype = np.dtype(getattr(ml_dtypes, recipe.dtype, recipe.dtype)) if recipe.dtype else entry.dtype
+        values, source_values = recipe.values_at(name, layers)
+        entries = tuple(source.tensors[name] for source in sources)
+        tensors[name] = _Tensor(name, entry.shape, dtype, entries, values, source_values)
+    shards = split_into_shards([(name, tensor.nbytes) for name, tensor in tensors.items()], shard_bytes)
+    return MergePlan(recipe, tuple(sources), tensors, shards)
+
+
+def _check_compatible(first: Checkpoint, other: Checkpoint) -> None:
+    for key in _SAME_CONFIG:
+        if first.config.get(key) != other.config.get(key):
+            raise BadInput(
+                f"{other.label}: {key} is {other.config.get(key)!r} where {first.label} has {first.config.get(key)!r};"
+                " merge models of one architecture"
+            )
+    for key in ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "max_position_embeddings"):
+        if first.config.get(key) != other.config.get(key):
+            logging.warning("%s and %s differ in %s; the result takes %s's", first.label, other.label, key, first.label)
+    for one, two in ((first, other), (other, first)):
+        extra = next((name for name in one.tensors if name not in two.tensors), None)
+        if extra is not None:
+            raise BadInput(
+                f"{two.label}: {two.path} lacks tensor {extra}, which {one.label} has; merge models of one architecture"
+            )
+    for name, entry in first.tensors.items():
+        shape = other.tensors[name].shape
+        if shape != entry.shape:
+            raise BadInput(
+                f"{other.label}: tensor {name} has shape {list(shape)} where {first.label} has {list(entry.shape)};"
+                " merge models of one architecture and vocabulary"
+            )
+    _check_vocabulary(first, other)
+
+
+def _check_vocabulary(first: Checkpoint, other: Checkpoint) -> None:
+    """Rows of the embedding are merged by id, so a token must have the same id in both."""
+    one, two = _token_ids(first.path), _token_ids(other.path)
+    moved = next((token for token in one if token in two and one[token] != two[token]), None)
+    if moved is not None:
+        raise BadInput(
+            f"{other.label}: token {moved!r} has id {two[moved]} in {other.path / 'tokenizer.json'} and {one[moved]} in"
+            f" {first.label}'s; merge models of one vocabulary"
+        )
+
+
+def _token_ids(folder: pathlib.Path) -> dict[str, int]:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        model = content["model"]["vocab"]
+        # Unigram models list [piece, score] in id order, BPE and WordPiece map piece to id.
+        ids = dict(model) if isinstance(model, dict) else {piece: index for index, (piece, _) in enumerate(model)}
+        ids.update({token["content"]: token["id"] for token in content.get("added_tokens", [])})
+        return ids
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: is no tokenizer file ({error!r}); fetch it again") from error
+
+
+class _Stopped(Exception):
+    """Another thread of the engine failed; this one has nothing to report."""
+
+
+class _Channel:
+    """A bounded queue between two threads that wakes up when the engine stops."""
+
+    def __init__(self, stop: threading.Event, size: int):
+        self._stop = stop
+        self._queue: queue.Queue = queue.Queue(size)
+
+    def put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+        raise _Stopped
+
+    def get(self) -> Any:
+        while not self._stop.is_set():
+            try:
+                return self._queue.get(timeout=0.2)
+            except queue.Empty:
+                continue
+        raise _Stopped
+
+
+class _Worker(threading.Thread):
+    """A thread whose failure stops the engine and is raised again where it is joined."""
+
+    def __init__(self, work: Callable[[], None], stop: threading.Event, name: str):
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self._stop_event = stop
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except _Stopped:
+            pass
+        except BaseException as error:  # raised again in the thread that joins
+            self.error = error
+            self._stop_event.set()
+
+
+def _read_source(
+    steps: Iterator[tuple[TensorEntry, int, int, int]], digests: dict[pathlib.Path, FileDigest], channel: _Channel
+) -> None:
+    """Reads pieces (entry, columns, first row, rows) in order and sends them as device arrays."""
+    descriptors: dict[pathlib.Path, int] = {}
+    try:
+        for entry, columns, first_row, rows in steps:
+            if entry.file not in descriptors:
+                descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
+                digests[entry.file].read_header()
+            offset = entry.offset + first_row * columns * entry.dtype.itemsize
+            nbytes = rows * columns * entry.dtype.itemsize
+            # A buffer of its own for each piece: on CPUs the device array may be this very memory.
+            piece = np.empty(nbytes, np.uint8)
+            read_into(descriptors[entry.file], offset, memoryview(piece), entry.file)
+            digests[entry.file].update(offset, memoryview(piece))
+            channel.put(jax.device_put(piece.view(entry.dtype).reshape(rows, columns)))
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EndOfShard:
+    differences: list[TensorDifference]
+
+
+def _write_shards(
+    plan: MergePlan, todo: Sequence[str], output: OutputFolder, journal: dict, channel: _Channel, progress
+) -> None:
+    """Writes merged pieces in order; a finished file is synced, renamed and entered into the journal."""
+    for file_name in todo:
+        temporary = output.path(file_name + ".part")
+        with temporary.open("wb", buffering=0) as file:
+            tensors = (plan.tensors[name] for name in plan.shards[file_name])
+            file.write(header_bytes((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
+            unsynced = 0
+            while not isinstance(item := channel.get(), _EndOfShard):
+                data = memoryview(np.asarray(item).reshape(-1).view(np.uint8))
+                written = 0
+                while written < len(data):
+                    written += file.write(data[written:])
+                progress(len(data))
+                unsynced += len(data)
+                if unsynced >= _SYNC_BYTES:
+                    os.fdatasync(file.fileno())
+                    unsynced = 0
+            os.fsync(file.fileno())
+        temporary.rename(output.path(file_name))
+        journal[file_name] = [difference.to_json() for difference in item.differences]
+        write_atomically(output.path(_JOURNAL), json.dumps(journal).encode())
+
+
+_pair_sums = jax.jit(exact.pair_sums)
+_weighted_sum = jax.jit(exact.weighted_sum, static_argnames="dtype")
+
+
+class _Computation:
+    """What happens to the pieces of one tensor on the device."""
+
+    def __init__(self, plan: MergePlan, channels: Sequence[_Channel], piece_bytes: int, held_bytes: int):
+        self.method = METHODS[plan.recipe.method]
+        self.channels = channels
+        self.piece_bytes = piece_bytes
+        self.held_bytes = held_bytes
+
+    def read_twice(self, tensor: _Tensor) -> bool:
+        """Whether the pieces are read again for the second half instead of being held."""
+        return self.method.needs_totals and sum(entry.nbytes for entry in tensor.entries) > self.held_bytes
+
+    def steps(self, tensor: _Tensor, source: int) -> Iterator[tuple[TensorEntry, int, int, int]]:
+        """The reads of one source for this tensor, in the order `merge` takes them."""
+        for _ in range(2 if self.read_twice(tensor) else 1):
+            for first_row, rows in tensor.pieces(self.piece_bytes):
+                yield tensor.entries[source], tensor.columns, first_row, rows
+
+    def merge(self, tensor: _Tensor, send: Callable[[jax.Array], None]) -> Callable[[], TensorDifference]:
+        """Merges one tensor and sends its pieces in order.
+
+        Returns:
+          A function that waits for the totals and gives the tensor's record.
+        """
+        sums: list[list[jax.Array]] = []
+        held: list[list[jax.Array]] = []
+        count = len(tensor.pieces(self.piece_bytes))
+        if not self.method.needs_totals:
+            coefficients = self._coefficients(tensor, [])
+            for _ in range(count):
+                piece = [channel.get() for channel in self.channels]
+                sums.append([_pair_sums(piece[0], other) for other in piece[1:]])
+                send(self._apply(piece, coefficients, tensor))
+            return lambda: self._record(tensor, self._totals(tensor, sums), coefficients)
+        again = self.read_twice(tensor)
+        for _ in range(count):
+            piece = [channel.get() for channel in self.channels]
+            sums.append([_pair_sums(piece[0], other) for other in piece[1:]])
+            if not again:
+                held.append(piece)
+        totals = self._totals(tensor, sums)
+        coefficients = self._coefficients(tensor, totals)
+        for index in range(count):
+            if again:
+                piece = [channel.get() for channel in self.channels]
+            else:
+                piece, held[index] = held[index], []
+            send(self._apply(piece, coefficients, tensor))
+        return lambda: self._record(tensor, totals, coefficients)
+
+    def _totals(self, tensor: _Tensor, sums: list[list[jax.Array]]) -> list[PairTotals]:
+        pairs = []
+        for index, per_piece in enumerate(zip(*sums), start=1):
+            totals = exact.total([np.asarray(rows) for rows in per_piece])
+            if not np.isfinite(totals).all():
+                raise BadInput(_not_finite(tensor, index))
+            pairs.append(PairTotals.from_array(totals))
+        return pairs
+
+    def _coefficients(self, tensor: _Tensor, totals: list[PairTotals]) -> list[float]:
+        try:
+            return self.method.coefficients(tensor.values, tensor.source_values, totals)
+        except ValueError as error:
+            raise BadInput(f"tensor {tensor.name}: {error}") from error
+
+    @staticmethod
+    def _apply(piece: Sequence[jax.Array], coefficients: Sequence[float], tensor: _Tensor) -> jax.Array:
+        return _weighted_sum(piece, exact.split_coefficients(coefficients), dtype=tensor.dtype)
+
+    @staticmethod
+    def _record(tensor: _Tensor, totals: list[PairTotals], coefficients: Sequence[float]) -> TensorDifference:
+        return TensorDifference(tensor.name, tensor.entries[0].size, totals[0], tuple(coefficients))
+
+
+def _not_finite(tensor: _Tensor, index: int) -> str:
+    files = " or ".join(str(tensor.entries[i].file) for i in (0, index))
+    return f"{files}: tensor {tensor.name} holds NaN, infinity or values over 1e19; such weights cannot be merged"
+
+
+def run_merge(
+    plan: MergePlan,
+    output: OutputFolder,
+    *,
+    progress: Callable[[int], None] = lambda nbytes: None,
+    piece_bytes: int = PIECE_BYTES,
+    held_bytes: int = HELD_BYTES,
+) -> tuple[list[TensorDifference], dict[str, str]]:
+    """Merges into an open OutputFolder: weight files first, then tokenizer files, index and config.json.
+
+    Weight files that an interrupted run finished are left as they are. The bits of the result do
+    not depend on `piece_bytes` and `held_bytes`.
+
+    Args:
+      plan: from `plan_merge`.
+      output: an open folder; the caller commits it.
+      progress: called with the bytes written since the last call.
+      piece_bytes: of one source in one piece.
+      held_bytes: the most that one tensor of all sources may take on the device between the halves.
+
+    Returns:
+      Per tensor how the first two sources differ and the coefficients used; and the SHA-256 of every
+      input weight file by its path.
+
+    Raises:
+      BadInput: a tensor holds values that are not finite.
+      OSError: reading or writing failed; a rerun goes on from the last finished file.
+    """
+    journal_path = output.path(_JOURNAL)
+    journal = json.loads(journal_path.read_bytes()) if journal_path.is_file() else {}
+    for file_name in journal:
+        progress(sum(plan.tensors[name].nbytes for name in plan.shards[file_name]))
+    todo = [file_name for file_name in plan.shards if file_name not in journal]
+    ordered = [plan.tensors[name] for file_name in todo for name in plan.shards[file_name]]
+
+    stop = threading.Event()
+    channels = [_Channel(stop, _QUEUED_PIECES) for _ in plan.sources]
+    writing = _Channel(stop, _QUEUED_PIECES)
+    computation = _Computation(plan, channels, piece_bytes, held_bytes)
+    digests = [{path: FileDigest(path) for path in source.files} for source in plan.sources]
+
+    def reader(index: int) -> Callable[[], None]:
+        steps = (step for tensor in ordered for step in computation.steps(tensor, index))
+        return lambda: _read_source(steps, digests[index], channels[index])
+
+    workers = [_Worker(reader(index), stop, f"read {source.label}") for index, source in enumerate(plan.sources)]
+    workers.append(
+        _Worker(lambda: _write_shards(plan, todo, output, journal, writing, progress), stop, "write merged weights")
+    )
+    for worker in workers:
+        worker.start()
+    try:
+        for file_name in todo:
+            # Totals of one tensor are waited for while the next is under way.
+            pending = [computation.merge(plan.tensors[name], writing.put) for name in plan.shards[file_name]]
+            writing.put(_EndOfShard([record() for record in pending]))
+    except _Stopped:
+        pass  # the worker that failed is found below
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        for worker in workers:
+            worker.join()
+    for worker in workers:
+        if worker.error is not None:
+            raise worker.error
+
+    sha256 = _finish_digests([digest for per_source in digests for digest in per_source.values()])
+    _write_rest(plan, output)
+    journal_path.unlink(missing_ok=True)
+    records = [TensorDifference.from_json(record) for name in plan.shards for record in journal[name]]
+    return records, sha256
+
+
+def _finish_digests(digests: Sequence[FileDigest]) -> dict[str, str]:
+    return {str(digest.path): digest.finish() for digest in digests}
+
+
+def _write_rest(plan: MergePlan, output: OutputFolder) -> None:
+    first = plan.sources[0]
+    for path in first.carried_files():
+        output.copy(path)
+    index = index_json(plan.shards, plan.nbytes)
+    if index:
+        output.write_text(INDEX_FILE, index)
+    config = dict(first.config)
+    if plan.recipe.dtype:
+        config = config_with_dtype(config, np.dtype(getattr(ml_dtypes, plan.recipe.dtype, plan.recipe.dtype)))
+    output.write_text("config.json", json.dumps(config, indent=1) + "\n")

@@ -1,0 +1,26 @@
+"""Shared by all tests: strict numerics, and the places of files that only some machines have."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> pathlib.Path:
+    """The root of the repository."""
+    return _ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of public data and peers' results beside the repository; CLINMERGE_SHARED names another."""
+    path = pathlib.Path(os.environ.get("CLINMERGE_SHARED", _ROOT.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip("no folder of shared data beside the repository and CLINMERGE_SHARED is not set")
+    return path
