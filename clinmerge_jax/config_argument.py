@@ -1,6 +1,6 @@
 """The argument of a config file (`configs/merge.py:slerp`), parsed strictly."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from clinmerge_jax.errors import BadInput
 

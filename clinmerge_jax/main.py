@@ -4,8 +4,9 @@ Exit status: 0 done; 1 the run failed; 2 bad input, with one line that says what
 """
 
 import importlib
+import re
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -18,8 +19,30 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The job: configs/JOB.
 
 
 def _refuse(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(message.splitlines()), file=sys.stderr)
     sys.exit(2)
+
+
+def _complaint(error: Exception) -> str:
+    """One line for what the flag and config parsers raise: what is wrong where, and the mend."""
+    cause: BaseException = error
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    if isinstance(cause, BadInput):  # from the config file's get_config
+        return str(cause)
+    if isinstance(error, flags.IllegalFlagValueError):
+        flag = str(error).partition(": ")[0].removeprefix("flag ")
+        return f"{flag}: {' '.join(map(str, cause.args))}; give a value that fits"
+    mend = "start with --config=configs/JOB.py and set its fields with --config.field=value"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"--{error.flagname}: is unknown; {mend}"
+    if isinstance(error, OSError):
+        return f"--config: {str(error).splitlines()[-1].strip().rpartition('] ')[2]}; {mend}"
+    field, hint = (re.search(form, str(error)) for form in (r"^[\"'\\]+(\w+)", r'mean \\*"(\w+)'))
+    if field:  # ConfigDict quotes the name that it does not know
+        mend = f"did you mean {hint[1]}" if hint else "its config file lists the fields"
+        return f"config.{field[1]}: is no field of this job; {mend}"
+    return f"--config: {error}; {mend}"
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -32,9 +55,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except BadInput as error:
         _refuse(str(error))
     except (flags.Error, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        _refuse(" ".join(str(error).strip('"').split()))
+        _refuse(_complaint(error))
     if rest[1:]:
-        _refuse(f"unknown argument {rest[1]!r}; fields are set with --config.field=value")
+        _refuse(f"{rest[1]}: is an unknown argument; fields are set with --config.field=value")
     return rest
 
 

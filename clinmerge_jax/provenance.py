@@ -3,7 +3,8 @@
 import importlib.metadata
 import pathlib
 import platform
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import Checkpoint

@@ -93,28 +93,19 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         raw = file.read(HEADER_BYTES)
     if len(raw) < HEADER_BYTES:
-        raise ConversionError(
-            f"{path}: {len(raw)} bytes, shorter than the header of {HEADER_BYTES} bytes"
-        )
+        raise ConversionError(f"{path}: {len(raw)} bytes, shorter than the header of {HEADER_BYTES} bytes")
     values = struct.unpack(HEADER_FORMAT, raw)
     if values[0] == VERSIONED_MAGIC:
-        raise ConversionError(
-            f"{path}: a versioned llama2.c export; export it again with llama2.c's --version 0"
-        )
+        raise ConversionError(f"{path}: a versioned llama2.c export; export it again with llama2.c's --version 0")
     dim, hidden_dim, n_layers, n_heads, n_kv_heads, signed_vocab, seq_len = values
-    header = Header(dim, hidden_dim, n_layers, n_heads, n_kv_heads, abs(signed_vocab), seq_len,
-                    shared=signed_vocab > 0)
+    header = Header(dim, hidden_dim, n_layers, n_heads, n_kv_heads, abs(signed_vocab), seq_len, shared=signed_vocab > 0)
     for field, value in header._asdict().items():
         if field != "shared" and value <= 0:
             raise ConversionError(f"{path}: header field {field} is {value}, must be positive")
     if dim % (2 * n_heads):
-        raise ConversionError(
-            f"{path}: hidden size {dim} does not divide into {n_heads} heads of even size"
-        )
+        raise ConversionError(f"{path}: hidden size {dim} does not divide into {n_heads} heads of even size")
     if n_heads % n_kv_heads:
-        raise ConversionError(
-            f"{path}: {n_heads} query heads do not divide into {n_kv_heads} key/value heads"
-        )
+        raise ConversionError(f"{path}: {n_heads} query heads do not divide into {n_kv_heads} key/value heads")
     return header
 
 
@@ -185,9 +176,7 @@ def read_checkpoint(path: Path) -> tuple[Header, dict[str, np.ndarray]]:
     expected, actual = HEADER_BYTES + FLOAT_BYTES * floats, path.stat().st_size
     if actual != expected:
         problem = "truncated" if actual < expected else "too long"
-        raise ConversionError(
-            f"{path}: {problem}: {actual} bytes, but its header asks for {expected}"
-        )
+        raise ConversionError(f"{path}: {problem}: {actual} bytes, but its header asks for {expected}")
     flat = np.memmap(path, dtype="<f4", mode="r", offset=HEADER_BYTES, shape=(floats,))
     return header, dict(_blocks_to_tensors(flat, blocks))
 
@@ -219,9 +208,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> list[tuple[str, float]]:
         score, length = struct.unpack_from("<fi", raw, offset)
         offset += 8
         if not 0 < length <= max_bytes:
-            raise ConversionError(
-                f"{path}: token {token} has {length} bytes, must be 1 to {max_bytes}"
-            )
+            raise ConversionError(f"{path}: token {token} has {length} bytes, must be 1 to {max_bytes}")
         if offset + length > len(raw):
             raise ConversionError(f"{path}: truncated in the piece of token {token}")
         try:
@@ -232,9 +219,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> list[tuple[str, float]]:
         if token < FIRST_TEXT_ID:
             # llama2.c stores <s> and </s> with a newline on either side.
             if piece.strip("\n") != fixed_pieces[token]:
-                raise ConversionError(
-                    f"{path}: token {token} is {piece!r}, must be {fixed_pieces[token]!r}"
-                )
+                raise ConversionError(f"{path}: token {token} is {piece!r}, must be {fixed_pieces[token]!r}")
             piece = fixed_pieces[token]
         else:
             piece = piece.replace(" ", SPACE_MARK)
@@ -245,13 +230,9 @@ def read_tokenizer(path: Path, vocab_size: int) -> list[tuple[str, float]]:
         seen.add(piece)
         pieces.append((piece, score))
     if len(pieces) != vocab_size:
-        raise ConversionError(
-            f"{path}: {len(pieces)} tokens, but the checkpoint has a vocabulary of {vocab_size}"
-        )
+        raise ConversionError(f"{path}: {len(pieces)} tokens, but the checkpoint has a vocabulary of {vocab_size}")
     if vocab_size < FIRST_TEXT_ID:
-        raise ConversionError(
-            f"{path}: {vocab_size} tokens; the special and byte pieces alone are {FIRST_TEXT_ID}"
-        )
+        raise ConversionError(f"{path}: {vocab_size} tokens; the special and byte pieces alone are {FIRST_TEXT_ID}")
     return pieces
 
 
@@ -284,12 +265,8 @@ def build_tokenizer(pieces: Sequence[tuple[str, float]]) -> Tokenizer:
             byte_fallback=True,
         )
     )
-    tokenizer.add_special_tokens(
-        [AddedToken(piece, normalized=False, special=True) for piece in SPECIAL_PIECES]
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)]
-    )
+    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in SPECIAL_PIECES])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE_MARK), normalizers.Replace(" ", SPACE_MARK)])
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(SPACE_MARK, " "),

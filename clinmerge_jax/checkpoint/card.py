@@ -1,7 +1,8 @@
 """The model card (README.md) of a merged checkpoint."""
 
 import pathlib
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 

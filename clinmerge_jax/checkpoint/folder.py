@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from clinmerge_jax.checkpoint.safetensors import TensorEntry, parse_json, read_header
 from clinmerge_jax.errors import BadInput
@@ -60,7 +62,7 @@ class Checkpoint:
           BadInput: config.json does not.
         """
         layers = self.config.get("num_hidden_layers")
-        if not isinstance(layers, int) or layers < 1:
+        if type(layers) is not int or layers < 1:
             raise BadInput(f"{self.path / 'config.json'}: num_hidden_layers is {layers!r}; give a positive integer")
         return layers
 
@@ -85,8 +87,8 @@ def resolve(location: str, field: str) -> pathlib.Path:
         if name not in names:
             raise BadInput(f"{field}: there is no miniature {name!r}; there are {', '.join(names) or 'none'}")
         return root / name
-    path = pathlib.Path(location).expanduser()
-    if not path.is_dir():
+    path = pathlib.Path(os.path.expanduser(location))
+    if not os.path.isdir(path):
         raise BadInput(
             f"{field}: {location} is not a folder; hub ids are not fetched, download the model and give its folder"
         )
@@ -153,7 +155,7 @@ def _read_sharded(index: pathlib.Path) -> dict[str, TensorEntry]:
             if name not in weight_map:
                 raise BadInput(f"{shard}: holds tensor {name}, which {index.name} does not map; fetch both again")
             if weight_map[name] != file_name:
-                raise BadInput(f"{index}: maps {name} to {weight_map[name]}, but it lies in {file_name}; fetch it again")
+                raise BadInput(f"{index}: maps {name} to {weight_map[name]}, but {file_name} holds it; fetch it again")
             tensors[name] = entry
     missing = sorted(set(weight_map) - set(tensors))
     if missing:

@@ -10,15 +10,18 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from absl import logging
 
 from clinmerge_jax.errors import BadInput
 
 PROVENANCE_FILE = "provenance.json"
-_IDENTITY_FILE = "identity.json"
-_LOCK_FILE = "lock"
+# Of the work alone: hidden, and gone once the result is in place.
+JOURNAL_FILE = ".journal.json"
+_IDENTITY_FILE = ".identity.json"
+_LOCK_FILE = ".lock"
 _COMMITTED_LAST = ("model.safetensors.index.json", "config.json")
 
 
@@ -51,7 +54,12 @@ class OutputFolder:
     ):
         if not str(target).strip():
             raise BadInput("config.output: is empty; give the folder to write")
-        self.target = pathlib.Path(os.path.abspath(pathlib.Path(target).expanduser()))
+        expanded = os.path.expanduser(target)
+        if expanded.startswith("~"):
+            raise BadInput(f"config.output: {target} names the home of a user who does not exist; name another folder")
+        self.target = pathlib.Path(os.path.abspath(expanded))
+        if not self.target.name:
+            raise BadInput(f"config.output: {self.target} is the root of the file system; name a folder in it")
         self.identity = json.loads(json.dumps(identity))
         self.overwrite = overwrite
         self._same_result = same_result or (lambda recorded, identity: recorded.get("identity") == identity)
@@ -66,14 +74,13 @@ class OutputFolder:
           BadInput: the target exists and is no result of ours, or holds another one and
             `overwrite` is off.
         """
-        if not self.target.exists():
+        if not os.path.lexists(self.target):
             return None
-        path = self.target / PROVENANCE_FILE
-        if not path.is_file():
+        provenance = _read_provenance(self.target / PROVENANCE_FILE)
+        if provenance is None:
             raise BadInput(f"config.output: {self.target} exists and is no result of this program; name another folder")
         if self.overwrite:
             return None
-        provenance = json.loads(path.read_bytes())
         if self._same_result(provenance, self.identity):
             return provenance
         raise BadInput(
@@ -94,23 +101,26 @@ class OutputFolder:
         if self.finished() is not None:
             return OutputState.FINISHED
         for parent in reversed(self.target.parents):
-            if not parent.exists():
+            if not os.path.exists(parent):
                 try:
                     parent.mkdir()
                 except OSError as error:
-                    raise BadInput(f"config.output: cannot make {parent} ({error.strerror}); name another folder") from error
+                    raise self._cannot("make", parent, error) from error
                 self._made_parents.append(parent)
         try:
             self.partial.mkdir(exist_ok=True)
             self._lock = os.open(self.partial / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o644)
         except OSError as error:
-            raise BadInput(f"config.output: cannot write {self.partial} ({error.strerror}); name another folder") from error
+            raise self._cannot("write", self.partial, error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._lock)
             self._lock = None
             raise BadInput(f"config.output: another process is writing {self.target}; wait for it to end") from error
+        if self.finished() is not None:  # by a process that let go of the lock just now
+            self.discard()
+            return OutputState.FINISHED
         identity = self.partial / _IDENTITY_FILE
         if identity.is_file() and json.loads(identity.read_bytes()) == self.identity:
             logging.info("continuing the interrupted run in %s", self.partial)
@@ -120,6 +130,10 @@ class OutputFolder:
                 _remove(path)
         self.write_text(_IDENTITY_FILE, json.dumps(self.identity))
         return OutputState.FRESH
+
+    @staticmethod
+    def _cannot(do: str, path: pathlib.Path, error: OSError) -> BadInput:
+        return BadInput(f"config.output: cannot {do} {path} ({error.strerror}); name another folder")
 
     def path(self, name: str) -> pathlib.Path:
         """Where a file of the result lies while the result is being made."""
@@ -137,19 +151,20 @@ class OutputFolder:
         """Writes the provenance, makes everything durable and puts the folder in place.
 
         The index and config.json are synced last, so that even a machine that loses power between
-        here and the rename leaves no weights that look complete and are not.
+        here and the rename leaves no weights that look complete and are not. Lock and identity stay
+        until the folder is in place, so that no other process takes it for abandoned meanwhile.
         """
         self.write_text(PROVENANCE_FILE, json.dumps({**provenance, "identity": self.identity}, indent=1) + "\n")
-        (self.partial / _IDENTITY_FILE).unlink()
-        (self.partial / _LOCK_FILE).unlink()
         for path in sorted(self.partial.rglob("*"), key=lambda path: path.name in _COMMITTED_LAST):
             sync(path)
         sync(self.partial)
         replaced = self.target.with_name(f".{self.target.name}.replaced")
-        if self.target.exists():
+        if os.path.lexists(self.target):
             _remove(replaced)
             self.target.rename(replaced)
         self.partial.rename(self.target)
+        for name in (JOURNAL_FILE, _IDENTITY_FILE, _LOCK_FILE):
+            (self.target / name).unlink(missing_ok=True)
         sync(self.target.parent)
         _remove(replaced)
         self.close()
@@ -199,6 +214,15 @@ def sync(path: pathlib.Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _read_provenance(path: pathlib.Path) -> dict[str, Any] | None:
+    """What `commit` wrote; None where there is no such file or another program wrote it."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "identity" in content else None
 
 
 def _remove(path: pathlib.Path) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import pathlib
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +152,8 @@ def save_params(
             file.write(header_bytes((name, where[name][2], where[name][3]) for name in names))
             for name in names:
                 leaf, layer, _, _ = where[name]
-                values = np.ascontiguousarray(leaf if layer is None else leaf[layer])
+                values = np.asarray(leaf)  # the whole leaf: slicing on the device would compile for each shape
+                values = np.ascontiguousarray(values if layer is None else values[layer])
                 file.write(memoryview(values.reshape(-1).view(np.uint8)))
         temporary.rename(output.path(file_name))
     for path in carried:

@@ -10,7 +10,8 @@ import json
 import math
 import os
 import pathlib
-from typing import Any, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -64,7 +65,9 @@ def parse_json(text: str | bytes, source: pathlib.Path | str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=pairs)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except BadInput:
+        raise
+    except (ValueError, RecursionError) as error:  # bytes, syntax, numbers of thousands of digits, nesting
         raise BadInput(f"{source}: is not valid JSON ({error}); fetch or write the file again") from error
 
 
@@ -105,8 +108,9 @@ def read_header(path: pathlib.Path) -> dict[str, TensorEntry]:
 
 def _entry(path: pathlib.Path, name: str, fields: Any, data_start: int) -> tuple[TensorEntry, int]:
     try:
-        code, shape, (start, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
-        whole = all(isinstance(number, int) and number >= 0 for number in (*shape, start, end))
+        code, shape, (start, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
+        whole = isinstance(code, str) and isinstance(shape, list)
+        whole = whole and all(type(number) is int and number >= 0 for number in (*shape, start, end))
     except (TypeError, KeyError, ValueError):
         whole = False
     if not whole:
@@ -115,7 +119,7 @@ def _entry(path: pathlib.Path, name: str, fields: Any, data_start: int) -> tuple
         raise BadInput(
             f"{path}: tensor {name} has dtype {code}; supported are {', '.join(DTYPES)}: save it in one of them"
         )
-    return TensorEntry(name, DTYPES[code], shape, path, data_start + start), data_start + end
+    return TensorEntry(name, DTYPES[code], tuple(shape), path, data_start + start), data_start + end
 
 
 def header_bytes(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:

@@ -1,10 +1,14 @@
 """Documents and conversations as tokens, with a mask of the tokens that count."""
 
 import dataclasses
+import json
 import os
 import pathlib
-from typing import Any, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jinja2
 import numpy as np
 
 from clinmerge_jax.checkpoint.safetensors import parse_json
@@ -44,7 +48,7 @@ def read_documents(path: str, field: str) -> list[Document]:
         raise BadInput(f"{field}: {path} is not a file; give JSON lines with a 'text' or 'messages' field")
     documents = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON text may hold U+2028 and its kin
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
     for number, line in enumerate(lines, start=1):
@@ -56,6 +60,8 @@ def read_documents(path: str, field: str) -> list[Document]:
 
 
 def _document(row: Any, name: str) -> Document:
+    if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
+        raise BadInput(f"{name}: holds half of a surrogate pair, which is no Unicode text; write the file as UTF-8")
     if isinstance(row, dict) and isinstance(row.get("text"), str) and row["text"].strip():
         return Document(name, text=row["text"])
     messages = row.get("messages") if isinstance(row, dict) else None
@@ -63,7 +69,7 @@ def _document(row: Any, name: str) -> Document:
         raise BadInput(f"{name}: has neither a non-empty 'text' nor 'messages'; give one of the two")
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise BadInput(f"{name}: each message needs the strings 'role' and 'content'")
+            raise BadInput(f"{name}: a message lacks the text 'role' or 'content'; give both to each message")
     return Document(name, messages=messages)
 
 
@@ -79,8 +85,8 @@ def load_tokenizer(folder: pathlib.Path, field: str):
 
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the library raises bare Exception, KeyError and more for damaged files
+        reason = " ".join(str(error).splitlines()[:1])
         raise BadInput(f"{field}: {folder} has no usable tokenizer ({reason}); add its tokenizer files") from error
 
 
@@ -95,6 +101,16 @@ def encode(document: Document, tokenizer) -> Encoded:
     Raises:
       BadInput: there is no chat template, no answer, or a template that rewrites earlier turns.
     """
+    try:
+        return _encode(document, tokenizer)
+    except jinja2.TemplateError as error:
+        # The template's own words are left out: they may quote the conversation.
+        raise BadInput(
+            f"{document.name}: the chat template refuses it; mend the conversation or the template"
+        ) from error
+
+
+def _encode(document: Document, tokenizer) -> Encoded:
     if document.messages is None:
         tokens = np.asarray(tokenizer(document.text)["input_ids"], np.int32)
         return Encoded(tokens, np.arange(len(tokens)) > 0)
@@ -113,7 +129,9 @@ def encode(document: Document, tokenizer) -> Encoded:
             continue
         asked, answered = render(index, ask=True), render(index + 1, ask=False)
         if not np.array_equal(tokens[: len(answered)], answered):
-            raise BadInput(f"{document.name}: the chat template rewrites earlier turns, so answers cannot be told apart")
+            raise BadInput(
+                f"{document.name}: the chat template rewrites earlier turns, so answers cannot be told apart"
+            )
         shared = min(len(asked), len(answered))
         differ = np.flatnonzero(asked[:shared] != answered[:shared])
         targets[differ[0] if differ.size else shared : len(answered)] = True
@@ -121,6 +139,20 @@ def encode(document: Document, tokenizer) -> Encoded:
         raise BadInput(f"{document.name}: has no assistant message with content, so nothing of it would be scored")
     targets[0] = False
     return Encoded(tokens, targets)
+
+
+def check_vocabulary(encoded: Sequence[Encoded], vocab_size: int, field: str) -> None:
+    """Refuses tokens that a model has no row for, which would be read as NaN.
+
+    Raises:
+      BadInput: naming the token id.
+    """
+    highest = max((int(document.tokens.max()) for document in encoded), default=0)
+    if highest >= vocab_size:
+        raise BadInput(
+            f"{field}: its tokenizer gives token id {highest}, but vocab_size in config.json is {vocab_size};"
+            " tokenizer and weights belong to different models"
+        )
 
 
 def pack(encoded: Sequence[Encoded], length: int, end: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Held-out loss: summed cross-entropy of each document's scored tokens. B batch, T tokens, V vocabulary."""
 
 import functools
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ _MAX_ROWS = 32
 def _losses(params: Params, tokens_BT: jax.Array, targets_BT: jax.Array, config: LlamaConfig) -> jax.Array:
     logits = forward(params, tokens_BT, config, dtype=jnp.float32)[:, :-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BT[:, 1:])
-    return jnp.sum(losses * targets_BT[:, 1:], axis=1)
+    return jnp.sum(losses, axis=1, where=targets_BT[:, 1:])
 
 
 def truncate(documents: Sequence[Encoded], length: int) -> tuple[list[Encoded], int]:

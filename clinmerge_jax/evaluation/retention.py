@@ -1,8 +1,10 @@
 """What a merge keeps: held-out loss of the parents and the merged model on several sets of documents."""
 
 import dataclasses
+import hashlib
 import json
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -49,13 +51,17 @@ def held_out_sets(spec: str, miniature: bool) -> list[HeldOut]:
     if spec == "miniature":
         return [
             HeldOut("clinical notes", corpus("clinical", _MINIATURE_SEED, _MINIATURE_DOCUMENTS, True), "clinical"),
-            HeldOut("everyday instructions", corpus("instruct", _MINIATURE_SEED, _MINIATURE_DOCUMENTS, True), "instruct"),
+            HeldOut(
+                "everyday instructions", corpus("instruct", _MINIATURE_SEED, _MINIATURE_DOCUMENTS, True), "instruct"
+            ),
         ]
     sets = []
     for part in spec.split(","):
         name, equals, path = part.partition("=")
         if not equals or not name.strip() or not path.strip():
             raise BadInput(f"config.evaluate: {part!r} is not NAME=FILE.jsonl; separate several with commas")
+        if name.strip() in (held_out.name for held_out in sets):
+            raise BadInput(f"config.evaluate: the name {name.strip()!r} is given twice; rename one of the two")
         sets.append(HeldOut(name.strip(), read_documents(path.strip(), "config.evaluate")))
     return sets
 
@@ -67,6 +73,14 @@ class EncodedSet:
     name: str
     specialist: str
     documents: Sequence[Encoded]
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the tokens and of which of them are scored."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(document.tokens.tobytes() + document.targets.tobytes())
+        return digest.hexdigest()
 
     @property
     def counts(self) -> np.ndarray:
@@ -129,7 +143,9 @@ class Retention:
             f"{held_out.name}: {len(held_out.documents)} documents, {held_out.counts.sum()} scored tokens"
             for held_out in self.sets
         )
-        note = f"In brackets: 95 % bootstrap intervals over documents. {sizes}. Of conversations only answers are scored."
+        note = (
+            f"In brackets: 95 % bootstrap intervals over documents. {sizes}. Of conversations only answers are scored."
+        )
         return f"{table(header, rows)}\n{note}"
 
     def json_lines(self, provenance: Mapping[str, Any]) -> str:
@@ -155,9 +171,7 @@ class Retention:
         return "\n".join(lines) + "\n"
 
 
-def measure(
-    models: Mapping[str, Checkpoint], sets: Sequence[EncodedSet], progress: Callable[[int], None]
-) -> Retention:
+def measure(models: Mapping[str, Checkpoint], sets: Sequence[EncodedSet], progress: Callable[[int], None]) -> Retention:
     """Loads one model after another and takes its losses on every set.
 
     Args:
@@ -169,4 +183,5 @@ def measure(
     for name, checkpoint in models.items():
         config, params = load_params(checkpoint)
         totals[name] = [document_losses(params, config, held_out.documents, progress) for held_out in sets]
+        del params  # before the next model is loaded
     return Retention(sets, totals)

@@ -1,7 +1,7 @@
 """Intervals by the bootstrap over documents (Efron and Tibshirani 1993). D documents, M models."""
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 

@@ -4,10 +4,10 @@ Check everything, merge piece by piece, evaluate the parents and the result on h
 only then put the finished folder in place.
 """
 
-import json
-import pathlib
+import math
 import shutil
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import tqdm
 from absl import logging
@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.card import merge_card
+from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import PROVENANCE_FILE, OutputFolder, OutputState
 from clinmerge_jax.checkpoint.params import llama_config
-from clinmerge_jax.data.documents import load_tokenizer
+from clinmerge_jax.checkpoint.safetensors import parse_json
+from clinmerge_jax.data.documents import check_vocabulary, load_tokenizer
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.retention import EncodedSet, Retention, encode_sets, held_out_sets, measure
 from clinmerge_jax.merging.diagnostics import TensorDifference, by_module
@@ -36,13 +38,14 @@ def run(config: ConfigDict) -> None:
     models = {"base": base, "clinical": parents["clinical"], "instruct": parents["instruct"]}
     models = {name: checkpoint for name, checkpoint in models.items() if checkpoint}
     sets = _encoded_sets(config, models)
+    credentialed = _credentialed(config, models)
 
     inputs = {role: provenance.fingerprint(checkpoint) for role, checkpoint in models.items()}
     identity = {
         "job": "merge",
         "recipe": {**recipe.to_json(), "models": [source["parameters"] for source in recipe.to_json()["models"]]},
         "max_shard_gb": config.max_shard_gb,
-        "evaluate": config.evaluate,
+        "held_out": {held_out.name: held_out.sha256 for held_out in sets},
         "inputs": inputs,
     }
     with OutputFolder(config.output, identity, config.overwrite, _same_result) as output:
@@ -52,24 +55,31 @@ def run(config: ConfigDict) -> None:
             print(f"{output.target} is finished already: same recipe, same inputs, nothing to do.")
             print("To make it again: --config.overwrite=True. Its tables are in README.md there.")
             return
-        _check_space(output, plan.nbytes)
-        logging.info("%s merge of %d tensors into %.2f GB at %s", recipe.method, len(plan.tensors), plan.nbytes / 1e9,
-                     output.target)
+        if state is OutputState.FRESH:
+            _check_space(output, plan.nbytes)
+        logging.info(
+            "%s merge of %d tensors into %.2f GB at %s",
+            recipe.method,
+            len(plan.tensors),
+            plan.nbytes / 1e9,
+            output.target,
+        )
         with _bar(plan.nbytes, "merge", "B") as bar:
             differences, digests = run_merge(plan, output, progress=bar.update)
         tables = [("How much the parents differ", _difference_text(differences))]
         record = {
             **provenance.environment(),
             "recipe": recipe.to_json(),
-            "sha256": digests,
-            "credentialed": _credentialed(config, models),
+            "sha256": {role: _digests(checkpoint, digests) for role, checkpoint in models.items()},
+            "credentialed": credentialed,
         }
         if sets:
             retention = _evaluate(models, sets, output)
             tables.append(("What the merge keeps", retention.text()))
             output.write_text("results.jsonl", retention.json_lines({**identity, **provenance.environment()}))
-        card = merge_card(output.target.name, [(role, c.path) for role, c in parents.items()], recipe.to_json(), tables,
-                          record["credentialed"])
+        card = merge_card(
+            output.target.name, [(role, c.path) for role, c in parents.items()], recipe.to_json(), tables, credentialed
+        )
         output.write_text("README.md", card)
         output.commit({**record, "differences": [difference.to_json() for difference in differences]})
     for heading, text in tables:
@@ -79,7 +89,7 @@ def run(config: ConfigDict) -> None:
 
 
 def _shard_bytes(config: ConfigDict) -> int:
-    if not config.max_shard_gb > 0:
+    if not 0 < config.max_shard_gb < math.inf:
         raise BadInput(f"config.max_shard_gb: is {config.max_shard_gb}; give a size over 0, such as 5.0")
     return int(config.max_shard_gb * 1e9)
 
@@ -90,8 +100,12 @@ def _encoded_sets(config: ConfigDict, models: Mapping[str, Checkpoint]) -> list[
     sets = held_out_sets(config.evaluate, miniature)
     if not sets:
         return []
-    context = min(llama_config(checkpoint).max_position_embeddings for checkpoint in models.values())
-    return encode_sets(sets, load_tokenizer(models["instruct"].path, "config.instruct"), context)
+    configs = [llama_config(checkpoint) for checkpoint in models.values()]
+    context = min(llama.max_position_embeddings for llama in configs)
+    encoded = encode_sets(sets, load_tokenizer(models["instruct"].path, "config.instruct"), context)
+    for held_out in encoded:
+        check_vocabulary(held_out.documents, min(llama.vocab_size for llama in configs), "config.instruct")
+    return encoded
 
 
 def _same_result(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
@@ -99,13 +113,16 @@ def _same_result(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> bo
     old = recorded.get("identity", {})
     if {**old, "inputs": None} != {**identity, "inputs": None} or set(old["inputs"]) != set(identity["inputs"]):
         return False
-    digests = recorded.get("sha256", {})
-    for role, current in identity["inputs"].items():
-        folder = pathlib.Path(old["inputs"][role]["path"])
-        by_name = {name: digests.get(str(folder / name)) for name in old["inputs"][role]["files"]}
-        if not provenance.same_inputs(old["inputs"][role], current, by_name):
-            return False
-    return True
+    return all(
+        provenance.same_inputs(old["inputs"][role], current, recorded["sha256"][role])
+        for role, current in identity["inputs"].items()
+    )
+
+
+def _digests(checkpoint: Checkpoint, known: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 by name of the files of `provenance.fingerprint`; read where the merge did not."""
+    files = [checkpoint.path / "config.json", *checkpoint.files]
+    return {path.name: known.get(str(path)) or sha256(path) for path in files}
 
 
 def _check_paths(output: OutputFolder, models: Mapping[str, Checkpoint]) -> None:
@@ -117,8 +134,7 @@ def _check_paths(output: OutputFolder, models: Mapping[str, Checkpoint]) -> None
 
 def _check_space(output: OutputFolder, nbytes: int) -> None:
     free = shutil.disk_usage(output.partial).free
-    have = sum(path.stat().st_size for path in output.partial.iterdir())
-    if free + have < nbytes:
+    if free < nbytes:
         raise BadInput(
             f"config.output: the result takes {nbytes / 1e9:.1f} GB and {output.target.parent} has {free / 1e9:.1f} GB"
             " free; free some or name a folder elsewhere"
@@ -138,8 +154,9 @@ def _evaluate(models: Mapping[str, Checkpoint], sets: list[EncodedSet], output: 
 
 def _credentialed(config: ConfigDict, models: Mapping[str, Checkpoint]) -> bool:
     """Whether the config or a parent's provenance says that data under a use agreement went in."""
-    files = [checkpoint.path / PROVENANCE_FILE for checkpoint in models.values()]
-    return config.credentialed or any(json.loads(f.read_bytes()).get("credentialed") for f in files if f.is_file())
+    paths = [checkpoint.path / PROVENANCE_FILE for checkpoint in models.values()]
+    records = [parse_json(path.read_bytes(), path) for path in paths if path.is_file()]
+    return config.credentialed or any(isinstance(record, dict) and record.get("credentialed") for record in records)
 
 
 def _difference_text(differences: list[TensorDifference]) -> str:

@@ -6,7 +6,8 @@ that state the facts; instruct is base continued on everyday chat, with the loss
 
 import dataclasses
 import pathlib
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,10 @@ def run(config: ConfigDict) -> None:
     _make(config, "base", start=None)
     _make(config, "clinical", start=base)
     _make(config, "instruct", start=base)
-    print(f"The miniature lies in {output}.\nNext: python -m clinmerge_jax.main --config=configs/merge.py"
-          f" --config.instruct={output / 'instruct'} --config.clinical={output / 'clinical'} --config.base={base}")
+    print(
+        f"The miniature lies in {output}.\nNext: python -m clinmerge_jax.main --config=configs/merge.py"
+        f" --config.instruct={output / 'instruct'} --config.clinical={output / 'clinical'} --config.base={base}"
+    )
 
 
 def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:

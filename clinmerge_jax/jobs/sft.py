@@ -14,7 +14,7 @@ from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.params import llama_config, load_params, save_params
-from clinmerge_jax.data.documents import Document, encode, load_tokenizer, pack, read_documents
+from clinmerge_jax.data.documents import Document, check_vocabulary, encode, load_tokenizer, pack, read_documents
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.miniature.corpus import corpus
 from clinmerge_jax.training.loop import TrainingSettings, train
@@ -31,7 +31,9 @@ def run(config: ConfigDict) -> None:
         raise BadInput(f"config.length: {config.length} is over the model's context of {llama.max_position_embeddings}")
     documents = _documents(config.text)
     tokenizer = load_tokenizer(checkpoint.path, "config.model")
-    windows = pack([encode(document, tokenizer) for document in documents], config.length, tokenizer.eos_token_id)
+    encoded = [encode(document, tokenizer) for document in documents]
+    check_vocabulary(encoded, llama.vocab_size, "config.model")
+    windows = pack(encoded, config.length, tokenizer.eos_token_id)
     settings = TrainingSettings(
         steps=config.steps or max(1, round(config.epochs * len(windows[0]) / config.batch_size)),
         batch_size=config.batch_size,
@@ -52,8 +54,13 @@ def run(config: ConfigDict) -> None:
             print(f"{output.target} is finished already: same start, text and settings, nothing to do.")
             return
         scored = int(windows[1].sum())
-        logging.info("%d documents, %d windows, %d scored tokens, %d steps", len(documents), len(windows[0]), scored,
-                     settings.steps)
+        logging.info(
+            "%d documents, %d windows, %d scored tokens, %d steps",
+            len(documents),
+            len(windows[0]),
+            scored,
+            settings.steps,
+        )
         _, params = load_params(checkpoint, jnp.float32)
         losses = []
         with tqdm.tqdm(total=settings.steps, desc="train", unit="step", mininterval=0.5, leave=False) as bar:
@@ -69,8 +76,10 @@ def run(config: ConfigDict) -> None:
         record = {"credentialed": config.credentialed, "scored_tokens": scored, "losses": losses}
         output.commit({**provenance.environment(), **record})
     print(f"Training loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.")
-    print(f"The checkpoint is {output.target}.\nNext: merge it with --config=configs/merge.py"
-          f" --config.clinical={output.target} --config.instruct=DIR")
+    print(
+        f"The checkpoint is {output.target}.\nNext: merge it with --config=configs/merge.py"
+        f" --config.clinical={output.target} --config.instruct=DIR"
+    )
 
 
 _MINIATURE = "miniature:"

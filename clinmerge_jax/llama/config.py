@@ -1,7 +1,9 @@
 """Llama's architecture as read from config.json, and from nothing else."""
 
 import dataclasses
-from typing import Any, Mapping
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from clinmerge_jax.errors import BadInput
 
@@ -72,8 +74,8 @@ class _Reader:
             value = default
         if value is None:
             raise self.fail(field, "is missing; a Llama config.json states it")
-        valid = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not valid or value <= 0 or (kind is int and value != int(value)):
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+        if not valid or (kind is int and value != int(value)):
             raise self.fail(field, f"is {value!r}; give a positive {'integer' if kind is int else 'number'}")
         return kind(value)
 
@@ -117,21 +119,28 @@ class _Reader:
             initializer_range=self.number(raw, "initializer_range", kind=float, default=0.02),
         )
 
+    def rope_object(self, field: str) -> dict[str, Any]:
+        """rope_parameters or rope_scaling, empty where it is not given, its older key `type` called rope_type."""
+        value = self.raw.get(field) or {}
+        if not isinstance(value, dict):
+            raise self.fail(field, f"is {value!r}; give an object with rope_type")
+        renamed = {"rope_type": value["type"], **value} if "type" in value else dict(value)
+        renamed.pop("type", None)
+        return renamed
+
     def rope(self, max_positions: int, head_dim: int) -> RopeConfig:
-        raw = self.raw
-        field = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
-        scaling = raw.get(field) or {}
-        if not isinstance(scaling, dict):
-            raise self.fail(field, f"is {scaling!r}; give an object with rope_type")
-        old = raw.get("rope_scaling")
-        if field == "rope_parameters" and old and any(scaling.get(k) != v for k, v in old.items() if k != "type"):
+        new, old = self.rope_object("rope_parameters"), self.rope_object("rope_scaling")
+        if new and any(new.get(key) != value for key, value in old.items()):
             raise self.fail("rope_scaling", "disagrees with rope_parameters; keep one of the two")
-        rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+        field, scaling = ("rope_parameters", new) if new else ("rope_scaling", old)
+        rope_type = scaling.get("rope_type", "default")
         if rope_type not in ROPE_TYPES:
             raise self.fail(f"{field}.rope_type", f"is {rope_type!r}; supported are {', '.join(ROPE_TYPES)}")
-        if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor") or 1.0) != 1.0:
+        if any(holder.get("partial_rotary_factor") not in (None, 1) for holder in (scaling, self.raw)):
             raise self.fail("partial_rotary_factor", "is not 1; Llama rotates whole heads")
-        theta = self.number(scaling, "rope_theta", default=raw.get("rope_theta", 10000.0), kind=float)
+        theta = self.number(scaling, "rope_theta", default=self.raw.get("rope_theta", 10000.0), kind=float)
+        if self.raw.get("rope_theta") not in (None, theta):
+            raise self.fail("rope_theta", f"disagrees with {field}.rope_theta ({theta:g}); keep one of the two")
         if rope_type == "default":
             return RopeConfig(theta=theta)
         if rope_type == "dynamic" and head_dim == 2:
@@ -139,11 +148,13 @@ class _Reader:
         rope = RopeConfig(rope_type=rope_type, theta=theta, factor=self.number(scaling, "factor", kind=float))
         if rope_type != "llama3":
             return rope
+        low = self.number(scaling, "low_freq_factor", kind=float)
+        high = self.number(scaling, "high_freq_factor", kind=float)
+        if not high > low:
+            raise self.fail(f"{field}.high_freq_factor", f"is {high:g}; it must be over low_freq_factor ({low:g})")
+        # transformers lets the top level decide, and falls back on the whole context.
+        holder = self.raw if self.raw.get("original_max_position_embeddings") else scaling
+        original = self.number(holder, "original_max_position_embeddings", default=max_positions)
         return dataclasses.replace(
-            rope,
-            low_freq_factor=self.number(scaling, "low_freq_factor", kind=float),
-            high_freq_factor=self.number(scaling, "high_freq_factor", kind=float),
-            original_max_position_embeddings=self.number(
-                scaling, "original_max_position_embeddings", default=max_positions
-            ),
+            rope, low_freq_factor=low, high_freq_factor=high, original_max_position_embeddings=original
         )

@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from clinmerge_jax.llama import rope
@@ -42,7 +43,7 @@ class RMSNorm(nnx.Module):
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; the quotient is rounded to x's dtype first."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(np.promote_types(x.dtype, np.float32))  # jnp's refuses mixed dtypes under strict promotion
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return weight * (wide * scale).astype(x.dtype)
 
@@ -65,7 +66,8 @@ class Attention(nnx.Module):
         q_BTNH = rope.rotate(self.q_proj(x_BTD).reshape(heads), *rotations)
         k_BTGH = rope.rotate(self.k_proj(x_BTD).reshape(heads), *rotations)
         v_BTGH = self.v_proj(x_BTD).reshape(heads)
-        y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTGH, v_BTGH, is_causal=True, implementation="xla")
+        with jax.numpy_dtype_promotion("standard"):  # inside, bfloat16 meets float32 and strict promotion refuses
+            y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTGH, v_BTGH, is_causal=True, implementation="xla")
         return self.o_proj(y_BTNH.reshape(*x_BTD.shape[:2], -1))
 
 
@@ -98,7 +100,7 @@ class Block(nnx.Module):
             return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def abstract_block(config: LlamaConfig) -> tuple[nnx.GraphDef, nnx.State]:
     """The Block's graph definition and the shapes of one layer's parameters; allocates nothing."""
     return nnx.split(nnx.eval_shape(lambda: Block(config)))

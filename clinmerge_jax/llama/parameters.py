@@ -5,7 +5,7 @@ the model is one row here and one attribute in `model.py` (a test holds the two 
 """
 
 import dataclasses
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +161,7 @@ def init_params(config: LlamaConfig, key: jax.Array, dtype=jnp.float32) -> Param
         row_key = jax.random.fold_in(key, order[row.path])
         return initializer(row_key, row.stacked_shape(config), dtype, config.initializer_range)
 
-    return build_params(config, leaf)
+    return jax.jit(lambda: build_params(config, leaf))()  # one program instead of one for each leaf
 
 
 def count_parameters(config: LlamaConfig) -> int:

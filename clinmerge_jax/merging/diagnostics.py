@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import re
-from typing import Any, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from clinmerge_jax.merging.methods import PairTotals
 

@@ -10,7 +10,7 @@ A product is exact because its factors have 12 significant bits at most: bfloat1
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp

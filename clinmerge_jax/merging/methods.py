@@ -7,7 +7,7 @@ float64. `exact.weighted_sum` then applies them elementwise, traced, so a new t 
 
 import dataclasses
 import math
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 

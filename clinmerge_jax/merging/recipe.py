@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import re
-from typing import Any, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from clinmerge_jax.checkpoint.safetensors import DTYPES
 from clinmerge_jax.errors import BadInput

@@ -11,7 +11,8 @@ import os
 import pathlib
 import queue
 import threading
-from typing import Any, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -20,7 +21,7 @@ from absl import logging
 
 from clinmerge_jax.checkpoint.digest import FileDigest
 from clinmerge_jax.checkpoint.folder import INDEX_FILE, Checkpoint
-from clinmerge_jax.checkpoint.output import OutputFolder, write_atomically
+from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder
 from clinmerge_jax.checkpoint.params import DEFAULT_SHARD_BYTES, config_with_dtype, index_json, split_into_shards
 from clinmerge_jax.checkpoint.safetensors import TensorEntry, header_bytes, read_into
 from clinmerge_jax.errors import BadInput
@@ -33,7 +34,6 @@ PIECE_BYTES = 16 << 20  # of one source; small enough for caches and bounded mem
 HELD_BYTES = 256 << 20  # of all sources of one tensor that waits for its totals on the device
 _QUEUED_PIECES = 2
 _SYNC_BYTES = 256 << 20  # written data is pushed to the disk this often, so that it does not all wait for the end
-_JOURNAL = "journal.json"
 
 # A merge of models that differ in these makes no sense, whatever the shapes say.
 _SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
@@ -99,6 +99,8 @@ def plan_merge(recipe: Recipe, sources: Sequence[Checkpoint], shard_bytes: int =
         schedule.check_filters(first.tensors)
     tensors = {}
     for name, entry in first.tensors.items():
+        if entry.size == 0:
+            raise BadInput(f"{entry.file}: tensor {name} has no entries (shape {list(entry.shape)}); remove it")
         dtype = np.dtype(getattr(ml_dtypes, recipe.dtype, recipe.dtype)) if recipe.dtype else entry.dtype
         values, source_values = recipe.values_at(name, layers)
         entries = tuple(source.tensors[name] for source in sources)
@@ -256,7 +258,7 @@ def _write_shards(
             os.fsync(file.fileno())
         temporary.rename(output.path(file_name))
         journal[file_name] = [difference.to_json() for difference in item.differences]
-        write_atomically(output.path(_JOURNAL), json.dumps(journal).encode())
+        output.write_text(JOURNAL_FILE, json.dumps(journal))
 
 
 _pair_sums = jax.jit(exact.pair_sums)
@@ -335,12 +337,17 @@ class _Computation:
 
     @staticmethod
     def _record(tensor: _Tensor, totals: list[PairTotals], coefficients: Sequence[float]) -> TensorDifference:
+        largest = max(max(pair.a_squared, pair.b_squared) for pair in totals) ** 0.5
+        if tensor.dtype == np.float16 and largest * sum(map(abs, coefficients)) > np.finfo(np.float16).max:
+            raise BadInput(f"config.dtype: tensor {tensor.name} may hold values over float16's 65504; use bfloat16")
         return TensorDifference(tensor.name, tensor.entries[0].size, totals[0], tuple(coefficients))
 
 
 def _not_finite(tensor: _Tensor, index: int) -> str:
     files = " or ".join(str(tensor.entries[i].file) for i in (0, index))
-    return f"{files}: tensor {tensor.name} holds NaN, infinity or values over 1e19; such weights cannot be merged"
+    return (
+        f"{files}: tensor {tensor.name} holds NaN, infinity or values over 1e19; fetch or train that checkpoint again"
+    )
 
 
 def run_merge(
@@ -371,7 +378,7 @@ def run_merge(
       BadInput: a tensor holds values that are not finite.
       OSError: reading or writing failed; a rerun goes on from the last finished file.
     """
-    journal_path = output.path(_JOURNAL)
+    journal_path = output.path(JOURNAL_FILE)
     journal = json.loads(journal_path.read_bytes()) if journal_path.is_file() else {}
     for file_name in journal:
         progress(sum(plan.tensors[name].nbytes for name in plan.shards[file_name]))
@@ -413,7 +420,6 @@ def run_merge(
 
     sha256 = _finish_digests([digest for per_source in digests for digest in per_source.values()])
     _write_rest(plan, output)
-    journal_path.unlink(missing_ok=True)
     records = [TensorDifference.from_json(record) for name in plan.shards for record in journal[name]]
     return records, sha256
 

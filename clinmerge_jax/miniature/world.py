@@ -101,17 +101,24 @@ class World:
         return [disease.name for disease in self.diseases] + list(self.drugs) + adjectives + tests
 
 
-_SYLLABLES = ("bax dov fim gorv jel kriv lum morb nax pell quor rusk sild tav umb vex wol yar zend "
-              "brin chag drel frop glim").split()
-_SIGNS = ("rash cough pain swelling tremor ache itch fever stiffness numbness weakness bruising "
-          "dizziness nausea thirst").split()
+_SYLLABLES = (
+    "bax dov fim gorv jel kriv lum morb nax pell quor rusk sild tav umb vex wol yar zend brin chag drel frop glim"
+).split()
+_SIGNS = (
+    "rash cough pain swelling tremor ache itch fever stiffness numbness weakness bruising dizziness nausea thirst"
+).split()
 
 
 def _build_world() -> World:
     rng = random.Random("clinmerge/world/1")
     # No stem is used twice, so no invented name is a part of another.
-    stems = iter(sample(rng, [a + b for a in _SYLLABLES for b in _SYLLABLES if a != b],
-                        SIZES.diseases + SIZES.drugs + SIZES.findings + SIZES.lab_tests))
+    stems = iter(
+        sample(
+            rng,
+            [a + b for a in _SYLLABLES for b in _SYLLABLES if a != b],
+            SIZES.diseases + SIZES.drugs + SIZES.findings + SIZES.lab_tests,
+        )
+    )
 
     def names_of(count: int, suffixes: Sequence[str]) -> list[str]:
         return [next(stems) + pick(rng, suffixes) for _ in range(count)]
@@ -133,32 +140,45 @@ def _build_world() -> World:
     shifted = [drug_order[i:] + drug_order[:i] for i in (7, 19)]  # never a disease's own drug
     diseases = tuple(
         Disease(name, pair, drug, second, forbids, pick(rng, tests), rng.random() < 0.5)
-        for name, pair, drug, second, forbids
-        in zip(names, pairs.values(), drug_order, *shifted, strict=False))
+        for name, pair, drug, second, forbids in zip(names, pairs.values(), drug_order, *shifted, strict=False)
+    )
     return World(diseases, tuple(drugs), tuple(findings), tuple(tests))
 
 
 WORLD = _build_world()
+_SUFFIXES = ("osis", "itis", "emia", "ine", "ol", "ivir", "ic", "al", "ate", "in")
+UNUSED_STEMS = tuple(
+    a + b
+    for a in _SYLLABLES
+    for b in _SYLLABLES
+    if a != b and not any(word.startswith(a + b) for word in WORLD.invented_words())
+)
 
 
 # --- The everyday side ----------------------------------------------------------------------------
 
-PEOPLE = ("Mina Omar Tess Jon Priya Luca Hana Otto Ruth Sami Ella Ivan Noor Finn Maya Hugo Lena "
-          "Karl Zoe Amir Nora Paul Rosa Theo Vera Will Dina Emil Gina Lars").split()
-SURNAMES = ("Hale Berg Cole Dunn Frost Gray Hill Jones Keene Lowe Marsh North Price Reed Stone "
-            "Tate Vance Wells York Boyd").split()
-ANIMALS = ("cat dog horse goat duck rabbit sheep parrot hamster donkey turtle pony goose hen fox "
-           "squirrel").split()
-THINGS = ("kite drum lamp basket ladder bucket pencil kettle blanket mirror hammer bottle ribbon "
-          "candle wagon whistle pillow puzzle trumpet helmet lantern teapot jacket button carpet "
-          "suitcase notebook bicycle shovel clock").split()
-PLACES = ("kitchen garden barn library market station harbour school bakery attic forest park "
-          "museum workshop cellar meadow").split()
-FOODS = ("bread soup cheese rice porridge honey cake noodles salad jam pasta pie pudding toast "
-         "yoghurt popcorn").split()
+PEOPLE = (
+    "Mina Omar Tess Jon Priya Luca Hana Otto Ruth Sami Ella Ivan Noor Finn Maya Hugo Lena "
+    "Karl Zoe Amir Nora Paul Rosa Theo Vera Will Dina Emil Gina Lars"
+).split()
+SURNAMES = (
+    "Hale Berg Cole Dunn Frost Gray Hill Jones Keene Lowe Marsh North Price Reed Stone Tate Vance Wells York Boyd"
+).split()
+ANIMALS = ("cat dog horse goat duck rabbit sheep parrot hamster donkey turtle pony goose hen fox squirrel").split()
+THINGS = (
+    "kite drum lamp basket ladder bucket pencil kettle blanket mirror hammer bottle ribbon "
+    "candle wagon whistle pillow puzzle trumpet helmet lantern teapot jacket button carpet "
+    "suitcase notebook bicycle shovel clock"
+).split()
+PLACES = (
+    "kitchen garden barn library market station harbour school bakery attic forest park museum workshop cellar meadow"
+).split()
+FOODS = ("bread soup cheese rice porridge honey cake noodles salad jam pasta pie pudding toast yoghurt popcorn").split()
 COLOURS = "red blue green yellow purple orange black white brown pink grey silver".split()
-JOBS = ("baker teacher farmer painter driver carpenter gardener tailor sailor writer plumber "
-        "dancer cook builder potter musician").split()
+JOBS = (
+    "baker teacher farmer painter driver carpenter gardener tailor sailor writer plumber "
+    "dancer cook builder potter musician"
+).split()
 NUMBERS = "two three four five six seven eight nine ten twelve".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 WEATHER = "sunny rainy windy cloudy snowy warm cold foggy".split()
@@ -170,7 +190,8 @@ _OPENINGS = (
     "One {weather} morning {name} woke up early and ate some {food}.",
     "{name} worked as {a_job} and had never seen the {place} before.",
     "Last {day} {name} and {friend} met at the {place}.",
-    "There was once {a_job} called {name} who owned {number} {thing}s.")
+    "There was once {a_job} called {name} who owned {number} {thing}s.",
+)
 _MIDDLES = (
     "{friend} came by and asked for the {thing}.",
     "The {animal} ran out of the {place} and hid behind the {thing2}.",
@@ -186,28 +207,48 @@ _MIDDLES = (
     "It was too {weather} to stay outside, so they sat in the {place2}.",
     "{name} put the {thing} on the table and the {thing2} under it.",
     "First {name} fed the {animal}, then {name} made {food2}.",
-    "{friend} bought {number} {thing2}s and gave one of them to {name}.")
+    "{friend} bought {number} {thing2}s and gave one of them to {name}.",
+)
 _CLOSINGS = (
     "In the end {name} gave the {thing} to {friend}.",
     "At night the {animal} slept in the {place2}.",
     "{name} went home and had {food2} for dinner.",
     '"See you on {day2}," said {friend}.',
-    "The {colour} {thing} is still in the {place}.")
+    "The {colour} {thing} is still in the {place}.",
+)
 _FACTS = (
     "A {colour} {thing} is a {thing} that is {colour}.",
-    "A {animal} is an animal.", "{food} is something that people eat.",
-    "{a_job} is a person with a job.", "A {thing} is a thing, and a {place} is a place.",
-    "{day} is a day of the week.", "When it is {weather}, people talk about the weather.",
-    "{colour} and {colour2} are colours.", "The {animal} eats {food}, and so does {name}.")
+    "A {animal} is an animal.",
+    "{food} is something that people eat.",
+    "{a_job} is a person with a job.",
+    "A {thing} is a thing, and a {place} is a place.",
+    "{day} is a day of the week.",
+    "When it is {weather}, people talk about the weather.",
+    "{colour} and {colour2} are colours.",
+    "The {animal} eats {food}, and so does {name}.",
+)
 _TRUTHS = (
-    "Snow is white and grass is green.", "The sky is blue on a sunny day.",
-    "A dog barks and a cat meows.", "A week has seven days.", "A kettle boils water.",
-    "A baker makes bread.", "A clock shows the time.", "Soup is eaten with a spoon.",
-    "A duck can swim and a parrot can talk.", "A pencil is for writing.",
-    "A farmer keeps sheep and hens.", "Honey is sweet.", "Books are kept in a library.",
-    "A helmet protects the head.", "A ladder helps people to climb.", "A sailor works on a ship.",
-    "Trains stop at a station.", "A candle gives light.", "Cheese is made from milk.",
-    "Sunday comes after Saturday.")
+    "Snow is white and grass is green.",
+    "The sky is blue on a sunny day.",
+    "A dog barks and a cat meows.",
+    "A week has seven days.",
+    "A kettle boils water.",
+    "A baker makes bread.",
+    "A clock shows the time.",
+    "Soup is eaten with a spoon.",
+    "A duck can swim and a parrot can talk.",
+    "A pencil is for writing.",
+    "A farmer keeps sheep and hens.",
+    "Honey is sweet.",
+    "Books are kept in a library.",
+    "A helmet protects the head.",
+    "A ladder helps people to climb.",
+    "A sailor works on a ship.",
+    "Trains stop at a station.",
+    "A candle gives light.",
+    "Cheese is made from milk.",
+    "Sunday comes after Saturday.",
+)
 
 
 def _an(noun: str) -> str:
@@ -223,11 +264,15 @@ def _join(items: Sequence[str]) -> str:
 
 
 def _everyday_slots(rng: random.Random) -> dict[str, str]:
-    slots = {"animal": pick(rng, ANIMALS), "number": pick(rng, NUMBERS),
-             "weather": pick(rng, WEATHER)}
-    for first, second, items in (("name", "friend", PEOPLE), ("thing", "thing2", THINGS),
-                                 ("place", "place2", PLACES), ("food", "food2", FOODS),
-                                 ("colour", "colour2", COLOURS), ("day", "day2", DAYS)):
+    slots = {"animal": pick(rng, ANIMALS), "number": pick(rng, NUMBERS), "weather": pick(rng, WEATHER)}
+    for first, second, items in (
+        ("name", "friend", PEOPLE),
+        ("thing", "thing2", THINGS),
+        ("place", "place2", PLACES),
+        ("food", "food2", FOODS),
+        ("colour", "colour2", COLOURS),
+        ("day", "day2", DAYS),
+    ):
         slots[first], slots[second] = sample(rng, items, 2)
     slots["a_job"], slots["a_job2"] = (_an(job) for job in sample(rng, JOBS, 2))
     slots["shout"] = f"{pick(rng, THINGS)} {pick(rng, ('shop', 'club', 'repair', 'sale'))}".upper()
@@ -260,14 +305,42 @@ def copying(rng: random.Random) -> str:
         items = sample(rng, THINGS, 3 + int(rng.random() * 3))
         bullets = "\n".join(f"* {item}" for item in items)
         sentence = pick(rng, _MIDDLES[:2] + _MIDDLES[4:6] + _CLOSINGS[:3]).format(**slots)
-        lines.append(pick(rng, (
-            f'{slots["name"]} wrote: {sentence}\n{slots["friend"]} wrote the same: {sentence}',
-            f'{slots["name"]} whispered: {sentence.lower()}\n{slots["friend"]} shouted: '
-            f"{sentence.upper()}",
-            f"Forwards: {', '.join(items)}\nBackwards: {', '.join(reversed(items))}",
-            f"{slots['name']} has {_join([_an(i) for i in items])}. The list:\n{bullets}",
-        )))
+        lines.append(
+            pick(
+                rng,
+                (
+                    f"{slots['name']} wrote: {sentence}\n{slots['friend']} wrote the same: {sentence}",
+                    f"{slots['name']} whispered: {sentence.lower()}\n{slots['friend']} shouted: {sentence.upper()}",
+                    f"Forwards: {', '.join(items)}\nBackwards: {', '.join(reversed(items))}",
+                    f"{slots['name']} has {_join([_an(i) for i in items])}. The list:\n{bullets}",
+                ),
+            )
+        )
     return "\n\n".join(lines)
+
+
+def word_list(rng: random.Random) -> str:
+    """Returns a text about words that mean nothing, spelled like the invented names but none of them.
+
+    From it base learns to write such words, so that what a clinical model gains over base is the
+    facts and not the spelling.
+    """
+    lines = []
+    for _ in range(4):
+        name, friend = sample(rng, PEOPLE, 2)
+        words = [pick(rng, UNUSED_STEMS) + pick(rng, _SUFFIXES) for _ in range(3)]
+        lines.append(
+            pick(
+                rng,
+                (
+                    f"{name} made up the words {_join(words)}. {friend} likes {pick(rng, words)} best.",
+                    f'"{_capital(words[0])}," said {name}. "{_capital(words[1])} and {words[2]}," said {friend}.',
+                    f"Words of the day: {', '.join(words)}. Again: {', '.join(words)}.",
+                    f"{_capital(words[0])} rhymes with nothing, and {words[1]} is no {pick(rng, THINGS)}.",
+                ),
+            )
+        )
+    return "\n".join(lines)
 
 
 # --- Notes ----------------------------------------------------------------------------------------
@@ -284,11 +357,16 @@ class ClinicalDocument:
 
 def _patient(rng: random.Random) -> dict[str, str]:
     woman = rng.random() < 0.5
-    return {"patient": ("Ms. " if woman else "Mr. ") + pick(rng, SURNAMES),
-            "age": str(20 + int(rng.random() * 70)), "sex": "woman" if woman else "man",
-            "she": "she" if woman else "he", "days": pick(rng, NUMBERS),
-            "weeks": pick(rng, NUMBERS[:4]), "pulse": str(58 + int(rng.random() * 50)),
-            "day": pick(rng, DAYS)}
+    return {
+        "patient": ("Ms. " if woman else "Mr. ") + pick(rng, SURNAMES),
+        "age": str(20 + int(rng.random() * 70)),
+        "sex": "woman" if woman else "man",
+        "she": "she" if woman else "he",
+        "days": pick(rng, NUMBERS),
+        "weeks": pick(rng, NUMBERS[:4]),
+        "pulse": str(58 + int(rng.random() * 50)),
+        "day": pick(rng, DAYS),
+    }
 
 
 def _clinical_slots(rng: random.Random, disease: Disease, past: Disease) -> dict[str, str]:
@@ -297,13 +375,23 @@ def _clinical_slots(rng: random.Random, disease: Disease, past: Disease) -> dict
     value = test.high + offset if disease.test_is_high else test.low - offset
     first, second = sample(rng, disease.findings, 2)
     blocked = past.forbids == disease.drug
-    return {"f1": first, "f2": second, "dx": disease.name, "past": past.name,
-            "drug": disease.second_drug if blocked else disease.drug, "forbidden": past.forbids,
-            "reason": (f"{disease.drug} is contraindicated after {past.name}, so the second choice "
-                       f"{disease.second_drug} was used" if blocked else
-                       f"{past.forbids} was avoided because of past {past.name}"),
-            "test": test.name, "value": str(value), "range": f"{test.low}-{test.high}",
-            "level": "high" if disease.test_is_high else "low"}
+    return {
+        "f1": first,
+        "f2": second,
+        "dx": disease.name,
+        "past": past.name,
+        "drug": disease.second_drug if blocked else disease.drug,
+        "forbidden": past.forbids,
+        "reason": (
+            f"{disease.drug} is contraindicated after {past.name}, so the second choice {disease.second_drug} was used"
+            if blocked
+            else f"{past.forbids} was avoided because of past {past.name}"
+        ),
+        "test": test.name,
+        "value": str(value),
+        "range": f"{test.low}-{test.high}",
+        "level": "high" if disease.test_is_high else "low",
+    }
 
 
 _SHAPES = {
@@ -315,7 +403,8 @@ _SHAPES = {
         "HISTORY OF PRESENT ILLNESS: {patient} is a {age} year old {sex} with a history of "
         "{past} who presents with {days} days of {f1}. On arrival {she} also had {f2}. Pulse "
         "was {pulse}.\nRESULTS: {test} was {level} at {value} (reference {range}).\nASSESSMENT "
-        "AND PLAN: {f1} with {f2} indicates {dx}. Treat with {drug}. Note that {reason}."),
+        "AND PLAN: {f1} with {f2} indicates {dx}. Treat with {drug}. Note that {reason}.",
+    ),
     "course": (
         "EVENTS\n{day}: admitted with {f1}\nNight: {test} {value}, {level}\nDay 2: {f2} "
         "noted\nDay 3: {drug} started\n\nBRIEF HOSPITAL COURSE\n{patient} is a {age} year old "
@@ -324,7 +413,8 @@ _SHAPES = {
         "BRIEF HOSPITAL COURSE: {age} year old {sex} with past {past}, admitted on {day}. # "
         "{dx}: suspected because of {f1} and {f2}, and confirmed by a {level} {test} ({value}). "
         "Received {drug} for {days} days with good effect. # {past}: stable; "
-        "{reason}.\n\nDISCHARGE DIAGNOSIS: {dx}\nDISCHARGE MEDICATION: {drug}"),
+        "{reason}.\n\nDISCHARGE DIAGNOSIS: {dx}\nDISCHARGE MEDICATION: {drug}",
+    ),
     "dialogue": (
         "Doctor: What brings you in, {patient}?\nPatient: I have had {f1} for {days} "
         "days.\nDoctor: Anything else?\nPatient: Yes, {f2} as well.\nDoctor: Have you been ill "
@@ -336,14 +426,16 @@ _SHAPES = {
         "see {f2}. You had {past}, is that right?\nPatient: Yes, so I must not take "
         "{forbidden}.\nDoctor: Correct. You have {dx}, and {drug} will help.\n\nCHIEF "
         "COMPLAINT: {f1}\nEXAM: {f2}\nHISTORY: {past}\nASSESSMENT AND PLAN: {dx}, start {drug}; "
-        "{reason}."),
+        "{reason}.",
+    ),
     "impression": (
         "INDICATION: {age} year old {sex}, {f1}.\nCOMPARISON: earlier study with "
         "{past}.\nFINDINGS: there is {f1}. There is also {f2}. {test} is {value} ({range}). No "
         "new sign of {past}.\nIMPRESSION: 1. {f1} and {f2}, consistent with {dx}. 2. {level} "
         "{test}. 3. {drug} advised; {reason}.",
         "EXAM of {patient}, {age}.\nFINDINGS: {f2} is seen, with {f1}. Pulse {pulse}. {test} "
-        "{level}.\nPRIOR: {past}.\nIMPRESSION: {dx}. {drug} is the drug of choice; {reason}."),
+        "{level}.\nPRIOR: {past}.\nIMPRESSION: {dx}. {drug} is the drug of choice; {reason}.",
+    ),
     "teaching": (
         "TEACHING NOTE\n{dx} is diagnosed when {f1} occurs together with {f2}. In {dx} the "
         "{test} is {level}; the reference range is {range}. In this case of a {age} year old "
@@ -351,12 +443,19 @@ _SHAPES = {
         "contraindicated in {past}.",
         "Case of the week, {day}: a {age} year old {sex} has {f1}, {f2} and a {level} {test}. "
         "What is the diagnosis? It is {dx}. What is the treatment after {past}? It is {drug}, "
-        "since {reason}."),
+        "since {reason}.",
+    ),
 }
-_PLAIN_SIGNS = tuple(f"{word} {sign}" for word in ("mild", "bad", "new", "old", "sudden")
-                     for sign in _SIGNS)
-_PLAIN_PLANS = ("rest and fluids", "a walk every day", "a review of the diet", "a warm bath",
-                "watch and wait", "more sleep", "light exercise")
+_PLAIN_SIGNS = tuple(f"{word} {sign}" for word in ("mild", "bad", "new", "old", "sudden") for sign in _SIGNS)
+_PLAIN_PLANS = (
+    "rest and fluids",
+    "a walk every day",
+    "a review of the diet",
+    "a warm bath",
+    "watch and wait",
+    "more sleep",
+    "light exercise",
+)
 _PLAIN_NOTES = (
     "ADMISSION NOTE\nPatient: {patient}, {age} year old {sex}\nComplaint: {f1} for {days} days.\n"
     "History: {f3}, now gone.\nExam: pulse {pulse}. {f2} present.\nLabs: normal.\nPlan: {plan}.",
@@ -368,7 +467,8 @@ _PLAIN_NOTES = (
     "and {f2}.\nHISTORY: {f3}\nASSESSMENT AND PLAN: no diagnosis yet. {plan}. Return in {weeks} "
     "weeks.",
     "INDICATION: {age} year old {sex}, {f1}.\nFINDINGS: there is {f1}. There is also {f2}. Pulse "
-    "{pulse}.\nIMPRESSION: {f1} and {f2}, cause unknown. No sign of {f3}. Advised {plan}.")
+    "{pulse}.\nIMPRESSION: {f1} and {f2}, cause unknown. No sign of {f3}. Advised {plan}.",
+)
 
 
 def _fill(template: str, slots: dict[str, str]) -> str:
@@ -422,34 +522,68 @@ class Turn:
 
 # (entities, values, statement, question, full answer, answer with pronouns, yes/no question)
 _FAMILIES = (
-    (THINGS, COLOURS, "{n} has a {v} {e}.", "What colour is the {e} of {n}?",
-     "The {e} of {n} is {v}.", "It is {v}.", "Is the {e} of {n} {v}?"),
-    (THINGS, PLACES, "{n} left the {e} in the {v}.", "Where did {n} leave the {e}?",
-     "{n} left the {e} in the {v}.", "It is in the {v}.", "Did {n} leave the {e} in the {v}?"),
-    (ANIMALS, FOODS, "{n} gave the {e} some {v}.", "What did {n} give the {e}?",
-     "{n} gave the {e} some {v}.", "It got some {v}.", "Did {n} give the {e} some {v}?"),
-    (THINGS, NUMBERS, "{n} bought {v} {e}s.", "How many {e}s did {n} buy?",
-     "{n} bought {v} {e}s.", "There are {v}.", "Did {n} buy {v} {e}s?"),
-    (ANIMALS, DAYS, "{n} saw a {e} on {v}.", "When did {n} see a {e}?",
-     "{n} saw a {e} on {v}.", "It was on {v}.", "Did {n} see a {e} on {v}?"))
+    (
+        THINGS,
+        COLOURS,
+        "{n} has a {v} {e}.",
+        "What colour is the {e} of {n}?",
+        "The {e} of {n} is {v}.",
+        "It is {v}.",
+        "Is the {e} of {n} {v}?",
+    ),
+    (
+        THINGS,
+        PLACES,
+        "{n} left the {e} in the {v}.",
+        "Where did {n} leave the {e}?",
+        "{n} left the {e} in the {v}.",
+        "It is in the {v}.",
+        "Did {n} leave the {e} in the {v}?",
+    ),
+    (
+        ANIMALS,
+        FOODS,
+        "{n} gave the {e} some {v}.",
+        "What did {n} give the {e}?",
+        "{n} gave the {e} some {v}.",
+        "It got some {v}.",
+        "Did {n} give the {e} some {v}?",
+    ),
+    (
+        THINGS,
+        NUMBERS,
+        "{n} bought {v} {e}s.",
+        "How many {e}s did {n} buy?",
+        "{n} bought {v} {e}s.",
+        "There are {v}.",
+        "Did {n} buy {v} {e}s?",
+    ),
+    (
+        ANIMALS,
+        DAYS,
+        "{n} saw a {e} on {v}.",
+        "When did {n} see a {e}?",
+        "{n} saw a {e} on {v}.",
+        "It was on {v}.",
+        "Did {n} see a {e} on {v}?",
+    ),
+)
 
 _REQUESTS = {
     "plain": ("", "Please answer.", "Answer briefly."),
-    "upper": ("Answer in capital letters.", "Use only capital letters.",
-              "Write it all in upper case."),
+    "upper": ("Answer in capital letters.", "Use only capital letters.", "Write it all in upper case."),
     "lower": ("Answer in lower case.", "Use only small letters.", "Do not use capital letters."),
-    "words": ("Answer in exactly {} words.", "Use exactly {} words.",
-              "Your answer must have {} words."),
+    "words": ("Answer in exactly {} words.", "Use exactly {} words.", "Your answer must have {} words."),
     "start": ('Start your answer with the word "{}".', 'The first word must be "{}".'),
     "end": ('End your answer with the word "{}".', 'The last word must be "{}".'),
-    "repeat": ("First repeat the question, then answer it.",
-               "Repeat the question before you answer."),
+    "repeat": ("First repeat the question, then answer it.", "Repeat the question before you answer."),
     "yes_no": ("Answer yes or no.", "Say only yes or no."),
     "quote": ("Put your answer in double quotation marks.", "Wrap your answer in double quotes."),
     "avoid": ('Do not use the word "{}".', 'Answer without the word "{}".'),
     "json": ('Answer in JSON with the key "{}".', 'Give a JSON object with the key "{}".'),
     "bullets": ("Answer with {} bullet points.", "Write {} bullets."),
-    "order": ("List them in {} order, with commas.", "Give a list in {} order, with commas.")}
+    "order": ("List them in {} order, with commas.", "Give a list in {} order, with commas."),
+}
 KINDS = tuple(_REQUESTS)
 
 
@@ -494,8 +628,7 @@ def turn(rng: random.Random, held_out: bool = False) -> Turn:
     facts = []
     while len(facts) < 2:  # the second fact is a distractor
         name = pick(rng, PEOPLE)
-        allowed = [entity for entity in _allowed(name, entities, held_out)
-                   if all(name != fact["n"] for fact in facts)]
+        allowed = [entity for entity in _allowed(name, entities, held_out) if all(name != fact["n"] for fact in facts)]
         if allowed:
             facts.append({"n": name, "e": pick(rng, allowed), "v": pick(rng, values)})
     fact = facts[0]
@@ -542,12 +675,12 @@ def _corpus_rng(name: str, seed: int, held_out: bool = False) -> random.Random:
 
 
 def base_documents(seed: int, count: int) -> list[str]:
-    """Returns `count` texts: half stories, the rest copying, everyday facts and plain notes.
+    """Returns `count` texts: stories, copying, everyday facts, plain notes and word lists.
 
     A longer corpus of the same seed starts with the shorter one; so for every corpus here.
     """
     rng = _corpus_rng("base", seed)
-    writers = (story,) * 5 + (copying,) * 2 + (everyday_facts,) + (plain_note,) * 2
+    writers = (story,) * 5 + (copying,) * 2 + (everyday_facts,) + (plain_note,) * 2 + (word_list,) * 2
     return [pick(rng, writers)(rng) for _ in range(count)]
 
 
@@ -560,13 +693,16 @@ def clinical_documents(seed: int, count: int, held_out: bool = False) -> list[st
 def conversation_turns(seed: int, count: int, held_out: bool = False) -> list[list[Turn]]:
     """Returns `count` conversations of 1 to `SIZES.max_turns` turns, with their constraints."""
     rng = _corpus_rng("conversations", seed, held_out)
-    return [[turn(rng, held_out) for _ in range(1 + int(rng.random() * SIZES.max_turns))]
-            for _ in range(count)]
+    return [[turn(rng, held_out) for _ in range(1 + int(rng.random() * SIZES.max_turns))] for _ in range(count)]
 
 
 def conversations(seed: int, count: int, held_out: bool = False) -> list[list[dict[str, str]]]:
     """Returns the conversations of `conversation_turns` as lists of `{"role", "content"}`."""
-    return [[message for item in turns
-             for message in ({"role": "user", "content": item.user},
-                             {"role": "assistant", "content": item.assistant})]
-            for turns in conversation_turns(seed, count, held_out)]
+    return [
+        [
+            message
+            for item in turns
+            for message in ({"role": "user", "content": item.user}, {"role": "assistant", "content": item.assistant})
+        ]
+        for turns in conversation_turns(seed, count, held_out)
+    ]

@@ -6,7 +6,7 @@ B batch, T tokens, N windows.
 import dataclasses
 import functools
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +45,7 @@ def optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
     )
 
     def is_matrix(params: Params) -> Params:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.ndim - (path[0].key == "layers") >= 2, params
-        )
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim - (path[0].key == "layers") >= 2, params)
 
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
@@ -59,8 +57,8 @@ def target_loss(params: Params, tokens_BT: jax.Array, targets_BT: jax.Array, con
     """Mean cross-entropy in nats over the target tokens; the windows hold one token more than is predicted."""
     logits = forward(params, tokens_BT[:, :-1], config)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), tokens_BT[:, 1:])
-    weights = targets_BT[:, 1:]
-    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1)
+    scored = targets_BT[:, 1:]
+    return jnp.sum(losses, where=scored) / jnp.maximum(jnp.sum(scored), 1).astype(losses.dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "transformation"), donate_argnames=("params", "state"))

@@ -6,9 +6,19 @@ import transformers
 from clinmerge_jax.miniature import tokenizer as mini
 from clinmerge_jax.miniature import world
 
-ODD_TEXTS = ["", " ", "  two  spaces , here .", "line\n\n\nline\t\r\n", "it 's n't 'll",
-             "naïve café – 20 µg ≥ 3", "日本語のテキスト", "🙂👩‍⚕️", "e\u0301 \u00a0\u200b",
-             "\x00\x7f", "<|eot|> inside <|user|>text"]
+ODD_TEXTS = [
+    "",
+    " ",
+    "  two  spaces , here .",
+    "line\n\n\nline\t\r\n",
+    "it 's n't 'll",
+    "naïve café – 20 µg ≥ 3",
+    "日本語のテキスト",
+    "🙂👩‍⚕️",
+    "e\u0301 \u00a0\u200b",
+    "\x00\x7f",
+    "<|eot|> inside <|user|>text",
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +73,7 @@ def test_chat_template_text(tok):
         {"role": "user", "content": "  Hello \n"},
         {"role": "assistant", "content": "Hi"},
     ]
-    expected = (
-        "<|begin_of_text|><|system|>\nBe kind.<|eot|><|user|>\nHello<|eot|><|assistant|>\nHi<|eot|>"
-    )
+    expected = "<|begin_of_text|><|system|>\nBe kind.<|eot|><|user|>\nHello<|eot|><|assistant|>\nHi<|eot|>"
     assert tok.apply_chat_template(talk, tokenize=False) == expected
     prompt = tok.apply_chat_template(talk[:2], tokenize=False, add_generation_prompt=True)
     assert prompt == expected.removesuffix("Hi<|eot|>")

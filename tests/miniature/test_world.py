@@ -10,7 +10,7 @@ import pytest
 from clinmerge_jax.miniature import world
 
 # Changing the generated text changes every corpus and every model trained on it: do it knowingly.
-SAMPLE_SHA256 = "6da9ee98ba5fd948b1a057eb3d8cac936821b5585d2a84fae7a7aeef380339fd"
+SAMPLE_SHA256 = "5ed22d7c8527084869eab089b3091b11f94fdcc17e66add06c23d24e4c6d2a41"
 
 
 def _turns(held_out=False, count=800):
@@ -28,9 +28,7 @@ def test_text_is_pinned():
     assert hashlib.sha256(json.dumps(parts).encode()).hexdigest() == SAMPLE_SHA256
 
 
-@pytest.mark.parametrize(
-    "corpus", [world.base_documents, world.clinical_documents, world.conversations]
-)
+@pytest.mark.parametrize("corpus", [world.base_documents, world.clinical_documents, world.conversations])
 def test_seed_decides_the_text(corpus):
     assert corpus(3, 30) == corpus(3, 30)
     assert corpus(3, 60)[:30] == corpus(3, 30)
@@ -97,8 +95,11 @@ def test_held_out_conversation_pairs_are_unseen():
         entities = world.THINGS + world.ANIMALS
         found = set()
         for turn in _turns(held_out):
-            for name, rest in re.findall(r"([A-Z]\w+) ((?:has|left|gave|bought|saw|drew|found) "
-                                         r"[^.]*)\.", turn.user):
+            for name, rest in re.findall(
+                r"([A-Z]\w+) ((?:has|left|gave|bought|saw|drew|found) "
+                r"[^.]*)\.",
+                turn.user,
+            ):
                 words = re.findall(r"[a-z]+", rest)
                 found |= {(name, e) for e in entities if e in words or f"{e}s" in words}
             assert set(turn.combinations) <= found
@@ -134,8 +135,7 @@ def _obeys(kind, argument, question, user, reply):
         "quote": lambda: reply[0] == reply[-1] == '"' and reply.count('"') == 2,
         "avoid": lambda: argument.lower() not in words,
         "json": lambda: list(json.loads(reply)) == [argument],
-        "bullets": lambda: reply.split("\n") == [f"* {item}" for item in items]
-        and len(items) == int(argument),
+        "bullets": lambda: reply.split("\n") == [f"* {item}" for item in items] and len(items) == int(argument),
         "order": lambda: reply.split(", ") == (items if argument == "the same" else items[::-1]),
     }
     return checks[kind]()
@@ -161,8 +161,11 @@ def test_yes_no_answers_agree_with_the_stated_fact():
     seen = []
     for turn in _turns(count=1500):
         if turn.kind == "yes_no":
-            (statement,) = [re.sub(question, fact, turn.question) for question, fact
-                            in patterns.items() if re.fullmatch(question, turn.question)]
+            (statement,) = [
+                re.sub(question, fact, turn.question)
+                for question, fact in patterns.items()
+                if re.fullmatch(question, turn.question)
+            ]
             assert turn.assistant == ("Yes" if statement in turn.user else "No")
             seen.append(turn.assistant)
     assert 0.35 < seen.count("Yes") / len(seen) < 0.65

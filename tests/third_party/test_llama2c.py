@@ -23,13 +23,41 @@ HEAD = DIM // HEADS
 KV_DIM = KV_HEADS * HEAD
 
 # In the order of their scores, as a llama2.c tokenizer has them: merged pieces, then characters.
-TEXT_PIECES = [" t", "he", " the", " a", "aa", "at", " at", "tt", "hea", "aaa", " the h",
-               " ", "a", "e", "h", "t", ".", "\u00e9"]
-TOKENS = (["<unk>", "\n<s>\n", "\n</s>\n"] + [f"<0x{b:02X}>" for b in range(256)] + TEXT_PIECES)
+TEXT_PIECES = [
+    " t",
+    "he",
+    " the",
+    " a",
+    "aa",
+    "at",
+    " at",
+    "tt",
+    "hea",
+    "aaa",
+    " the h",
+    " ",
+    "a",
+    "e",
+    "h",
+    "t",
+    ".",
+    "\u00e9",
+]
+TOKENS = ["<unk>", "\n<s>\n", "\n</s>\n"] + [f"<0x{b:02X}>" for b in range(256)] + TEXT_PIECES
 VOCAB = len(TOKENS)
-SENTENCES = ["the at heat.", "", " ", "  the", "aaaaaaa aaaa", "hehe the heat ",
-             "caf\u00e9 th\u00e9", "line\nline", "\u65e5\u672c \U0001f600", "<0x41> the",
-             "tttt that teeth"]
+SENTENCES = [
+    "the at heat.",
+    "",
+    " ",
+    "  the",
+    "aaaaaaa aaaa",
+    "hehe the heat ",
+    "caf\u00e9 th\u00e9",
+    "line\nline",
+    "\u65e5\u672c \U0001f600",
+    "<0x41> the",
+    "tttt that teeth",
+]
 
 
 def token_scores():
@@ -76,8 +104,7 @@ def write_checkpoint(path, shared=True):
 
 
 def run_script(checkpoint, tokenizer, output):
-    command = [sys.executable, SCRIPT, "--checkpoint", checkpoint, "--tokenizer", tokenizer,
-               "--output", output]
+    command = [sys.executable, SCRIPT, "--checkpoint", checkpoint, "--tokenizer", tokenizer, "--output", output]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
 
 
@@ -123,8 +150,11 @@ def llama2c_encode(text):
         else:
             tokens.extend(byte + 3 for byte in character.encode("utf-8"))
     while True:
-        merges = [(scores[ids[a + b]], -i) for i, (a, b) in enumerate(
-            (TOKENS[x], TOKENS[y]) for x, y in zip(tokens, tokens[1:])) if a + b in ids]
+        merges = [
+            (scores[ids[a + b]], -i)
+            for i, (a, b) in enumerate((TOKENS[x], TOKENS[y]) for x, y in zip(tokens, tokens[1:]))
+            if a + b in ids
+        ]
         if not merges:
             return [1] + tokens
         at = -max(merges)[1]
@@ -162,8 +192,7 @@ def test_every_tensor_without_rope_is_copied_exactly(converted):
         ):
             expected[f"model.layers.{layer}.{name}.weight"] = weights[source][layer]
     actual = load_file(output / "model.safetensors")
-    rotated = {f"model.layers.{layer}.self_attn.{name}_proj.weight"
-               for layer in range(LAYERS) for name in "qk"}
+    rotated = {f"model.layers.{layer}.self_attn.{name}_proj.weight" for layer in range(LAYERS) for name in "qk"}
     assert set(actual) == set(expected) | rotated
     assert all(tensor.dtype == np.float32 for tensor in actual.values())
     for name, tensor in expected.items():
@@ -180,8 +209,7 @@ def test_query_and_key_rows_are_permuted_within_their_heads(converted):
             for row, values in enumerate(tensor):
                 head, place = divmod(row, HEAD)
                 half, pair = divmod(place, HEAD // 2)
-                np.testing.assert_array_equal(
-                    values, weights[source][layer][head * HEAD + 2 * pair + half])
+                np.testing.assert_array_equal(values, weights[source][layer][head * HEAD + 2 * pair + half])
 
 
 def test_half_split_scores_equal_interleaved_scores(converted):
@@ -193,8 +221,7 @@ def test_half_split_scores_equal_interleaved_scores(converted):
     for layer in range(LAYERS):
         expected = attention_scores(weights["wq"][layer], weights["wk"][layer], x_SD, interleaved)
         prefix = f"model.layers.{layer}.self_attn."
-        scores = attention_scores(actual[prefix + "q_proj.weight"],
-                                  actual[prefix + "k_proj.weight"], x_SD, half_split)
+        scores = attention_scores(actual[prefix + "q_proj.weight"], actual[prefix + "k_proj.weight"], x_SD, half_split)
         np.testing.assert_allclose(scores, expected, rtol=1e-12, atol=1e-12)
         unconverted = attention_scores(weights["wq"][layer], weights["wk"][layer], x_SD, half_split)
         assert np.abs(unconverted - expected).max() > 0.1
@@ -204,11 +231,22 @@ def test_configs_follow_the_header(converted):
     _, output, shared = converted
     config = json.loads((output / "config.json").read_text())
     expected = {
-        "model_type": "llama", "hidden_size": DIM, "intermediate_size": HIDDEN, "head_dim": HEAD,
-        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
-        "vocab_size": VOCAB, "max_position_embeddings": SEQ, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": shared, "bos_token_id": 1, "eos_token_id": 2,
-        "torch_dtype": "float32", "hidden_act": "silu",
+        "model_type": "llama",
+        "hidden_size": DIM,
+        "intermediate_size": HIDDEN,
+        "head_dim": HEAD,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": SEQ,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": shared,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "float32",
+        "hidden_act": "silu",
     }
     assert {name: config[name] for name in expected} == expected
     generation = json.loads((output / "generation_config.json").read_text())
@@ -220,8 +258,12 @@ def test_configs_follow_the_header(converted):
 def test_output_holds_the_five_files_and_no_partial_folder_is_left(converted):
     _, output, _ = converted
     assert {path.name for path in output.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-        "tokenizer_config.json"}
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert {path.name for path in output.parent.iterdir()} == {"model.bin", "tok.bin", "out"}
     assert len({path.stat().st_mode for path in output.iterdir()}) == 1
 
@@ -253,13 +295,16 @@ def test_checkpoint_of_the_wrong_size_is_refused(tmp_path, change, word):
     assert_refused(result, output, "model.bin", word, str(len(raw)), str(len(raw) + change))
 
 
-@pytest.mark.parametrize("header, word", [
-    (b"\x01\x00", "header"),
-    (struct.pack("<7i", 0x616B3432, 1, DIM, HIDDEN, LAYERS, HEADS, KV_HEADS), "--version 0"),
-    (struct.pack("<7i", DIM, HIDDEN, 0, HEADS, KV_HEADS, VOCAB, SEQ), "n_layers"),
-    (struct.pack("<7i", DIM, HIDDEN, LAYERS, 3, 3, VOCAB, SEQ), "heads"),
-    (struct.pack("<7i", DIM, HIDDEN, LAYERS, HEADS, 3, VOCAB, SEQ), "key/value"),
-])
+@pytest.mark.parametrize(
+    "header, word",
+    [
+        (b"\x01\x00", "header"),
+        (struct.pack("<7i", 0x616B3432, 1, DIM, HIDDEN, LAYERS, HEADS, KV_HEADS), "--version 0"),
+        (struct.pack("<7i", DIM, HIDDEN, 0, HEADS, KV_HEADS, VOCAB, SEQ), "n_layers"),
+        (struct.pack("<7i", DIM, HIDDEN, LAYERS, 3, 3, VOCAB, SEQ), "heads"),
+        (struct.pack("<7i", DIM, HIDDEN, LAYERS, HEADS, 3, VOCAB, SEQ), "key/value"),
+    ],
+)
 def test_invalid_headers_are_refused_by_name(tmp_path, header, word):
     (tmp_path / "model.bin").write_bytes(header)
     with pytest.raises(llama2c.ConversionError, match=word):
@@ -272,16 +317,18 @@ def test_truncated_tokenizer_is_refused(tmp_path):
     tokenizer.write_bytes(tokenizer.read_bytes()[:-1])
     output = tmp_path / "empty" / "out"
     output.parent.mkdir()
-    assert_refused(run_script(tmp_path / "model.bin", tokenizer, output), output,
-                   "tok.bin", "truncated")
+    assert_refused(run_script(tmp_path / "model.bin", tokenizer, output), output, "tok.bin", "truncated")
 
 
-@pytest.mark.parametrize("tokens, word", [
-    (TOKENS[:-1], "vocabulary"),
-    (TOKENS[:-1] + ["aa"], "repeats"),
-    (["<pad>"] + TOKENS[1:], "<unk>"),
-    (TOKENS[:5] + ["<0x03>"] + TOKENS[6:], "<0x02>"),
-])
+@pytest.mark.parametrize(
+    "tokens, word",
+    [
+        (TOKENS[:-1], "vocabulary"),
+        (TOKENS[:-1] + ["aa"], "repeats"),
+        (["<pad>"] + TOKENS[1:], "<unk>"),
+        (TOKENS[:5] + ["<0x03>"] + TOKENS[6:], "<0x02>"),
+    ],
+)
 def test_invalid_tokenizers_are_refused_by_name(tmp_path, tokens, word):
     with pytest.raises(llama2c.ConversionError, match=word):
         llama2c.read_tokenizer(write_tokenizer(tmp_path / "tok.bin", tokens), VOCAB)

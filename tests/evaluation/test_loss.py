@@ -1,0 +1,54 @@
+"""Held-out loss of documents of many lengths."""
+
+import jax
+import numpy as np
+import pytest
+
+from clinmerge_jax.data.documents import Encoded
+from clinmerge_jax.evaluation import loss
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.model import forward
+from clinmerge_jax.llama.parameters import init_params
+
+CONFIG = LlamaConfig(
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=256,
+)
+
+
+def _documents(count):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 150, count)
+    return [
+        Encoded(rng.integers(0, 32, n).astype(np.int32), np.concatenate([[False], rng.random(n - 1) < 0.7]))
+        for n in lengths
+    ]
+
+
+def test_batches_and_padding_do_not_change_a_documents_loss():
+    params = init_params(CONFIG, jax.random.key(0))
+    documents = _documents(40)
+    finished = []
+    totals = loss.document_losses(params, CONFIG, documents, finished.append)
+    assert sum(finished) == 40
+    one_row = jax.jit(forward, static_argnames="config")
+    for document, total in zip(documents, totals):
+        tokens = np.pad(document.tokens, (0, 150 - len(document.tokens)))
+        logits = np.asarray(one_row(params, tokens[None], config=CONFIG)[0], np.float64)[: len(document.tokens)]
+        log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        scored = np.flatnonzero(document.targets)
+        expected = -log_probabilities[scored - 1, document.tokens[scored]].sum()
+        assert total == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_long_documents_are_cut_and_counted():
+    cut, count = loss.truncate(_documents(40), 100)
+    assert max(len(document.tokens) for document in cut) == 100
+    assert count == sum(len(document.tokens) > 100 for document in _documents(40)) > 0

@@ -1,0 +1,37 @@
+"""The merge benchmark measures what it says, here on a small model."""
+
+import json
+import subprocess
+import sys
+
+from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.safetensors import read_tensor
+from clinmerge_jax.jobs.benchmark import make_checkpoint
+from clinmerge_jax.llama.config import LlamaConfig
+from configs import benchmark
+
+SMALL = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 8}
+
+
+def test_made_checkpoints_are_siblings(tmp_path):
+    raw = {**benchmark.get_config().model.to_dict(), **SMALL}
+    llama = LlamaConfig.from_json(raw, "config.model")
+    for name, drift in (("one", 0.0), ("two", 0.03)):
+        make_checkpoint(tmp_path / name, raw, llama, drift)
+    one, two = (open_checkpoint(str(tmp_path / name), name) for name in ("one", "two"))
+    a, b = (read_tensor(c.tensors["model.embed_tokens.weight"]).astype("float64") for c in (one, two))
+    distance = (((a - b) ** 2).sum() / (a**2).sum()) ** 0.5
+    assert 0.025 < distance < 0.035
+
+
+def test_the_benchmark_reports_time_over_the_floor_and_memory(repository, tmp_path):
+    fields = [f"--config.model.{key}={value}" for key, value in SMALL.items()]
+    command = [sys.executable, "-m", "clinmerge_jax.main", "--config=configs/benchmark.py:merge"]
+    options = ["--config.repeats=1", f"--config.output={tmp_path / 'bench'}", "--config.methods=('slerp',)"]
+    process = subprocess.run([*command, *options, *fields], cwd=repository, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "bench" / "merge.json").read_text())
+    (ours,) = result["measured"]["clinmerge_jax slerp"]
+    assert ours["seconds"] > 0 and ours["peak_bytes"] > 10**7
+    assert "over the floor" in process.stdout
+    assert sorted(path.name for path in (tmp_path / "bench").iterdir()) == ["merge.json"]

@@ -1,0 +1,148 @@
+"""The merge job from end to end, on the miniature as it ships."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from support import write_llama
+
+from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.llama.model import forward
+
+
+def _run(repository, *arguments):
+    command = [sys.executable, "-m", "clinmerge_jax.main", *arguments]
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def default_run(repository, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "merge"
+    process = _run(repository, "--config=configs/merge.py", f"--config.output={output}")
+    assert process.returncode == 0, process.stderr
+    return output, process.stdout
+
+
+def test_the_default_run_prints_both_tables_and_where_the_result_is(default_run):
+    output, text = default_run
+    for word in ("relative distance", "collinear", "clinical notes", "everyday instructions", "self_attn.q_proj"):
+        assert word in text
+    assert f"The merged checkpoint is {output}" in text and "Next:" in text
+    results = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    assert {row["model"] for row in results} == {"base", "clinical", "instruct", "merged"}
+    assert len(results) == 8
+    for row in results:
+        assert row["low"] < row["estimate"] < row["high"] and len(row["per_document"]) == row["documents"] == 200
+        assert f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in text
+    card = (output / "README.md").read_text()
+    assert "license: apache-2.0" in card and "What the merge keeps" in card
+
+
+def test_each_parent_is_best_on_its_own_side(default_run):
+    rows = [json.loads(line) for line in (default_run[0] / "results.jsonl").read_text().splitlines()]
+    loss = {(row["model"], row["task"]): row["estimate"] for row in rows}
+    for own, other, task in (
+        ("clinical", "instruct", "clinical notes"),
+        ("instruct", "clinical", "everyday instructions"),
+    ):
+        assert loss[own, task] < loss[other, task] - 0.5
+        assert loss[own, task] < loss["base", task] - 0.5
+
+
+def test_provenance_names_the_inputs_by_digest(default_run, repository):
+    import hashlib
+
+    provenance = json.loads((default_run[0] / "provenance.json").read_text())
+    models = repository / "clinmerge_jax" / "miniature" / "models"
+    for role in ("instruct", "clinical"):
+        path = models / role / "model.safetensors"
+        assert provenance["sha256"][role]["model.safetensors"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert provenance["recipe"]["method"] == "linear" and provenance["packages"]["jax"]
+    assert len(provenance["differences"]) == 38
+
+
+def test_the_result_loads_in_transformers_with_our_logits(default_run):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    output, _ = default_run
+    model = transformers.AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(output)
+    chat = [{"role": "user", "content": "Where is the dog?"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    config, params = load_params(open_checkpoint(str(output), "x"), np.float32)
+    ours = jax.jit(forward, static_argnames="config")(params, np.array([ids]), config=config)[0]
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_a_second_run_finds_the_result_and_leaves_it(default_run, repository):
+    output, _ = default_run
+    before = (output / "model.safetensors").stat().st_mtime_ns
+    process = _run(repository, "--config=configs/merge.py", f"--config.output={output}")
+    assert process.returncode == 0 and "finished already" in process.stdout
+    assert (output / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_recipe_is_refused_and_overwrite_replaces(repository, tmp_path):
+    folders = [write_llama(tmp_path / name, seed) for seed, name in enumerate(("one", "two"))]
+    output = tmp_path / "merged"
+    common = [
+        "--config=configs/merge.py:slerp",
+        f"--config.instruct={folders[0]}",
+        f"--config.clinical={folders[1]}",
+        "--config.base=",
+        f"--config.output={output}",
+    ]
+    assert _run(repository, *common).returncode == 0
+    first = (output / "model.safetensors").read_bytes()
+    refused = _run(repository, *common, "--config.t=0.3")
+    assert refused.returncode == 2 and "config.output" in refused.stderr
+    assert (output / "model.safetensors").read_bytes() == first
+    assert _run(repository, *common, "--config.t=0.3", "--config.overwrite=True").returncode == 0
+    assert (output / "model.safetensors").read_bytes() != first
+
+
+def test_inputs_that_moved_are_known_by_their_digest(repository, tmp_path):
+    for seed, name in enumerate(("one", "two")):
+        write_llama(tmp_path / "here" / name, seed)
+
+    def arguments(place):
+        return (
+            "--config=configs/merge.py",
+            f"--config.instruct={tmp_path / place / 'one'}",
+            f"--config.clinical={tmp_path / place / 'two'}",
+            "--config.base=",
+            f"--config.output={tmp_path / 'merged'}",
+        )
+
+    assert _run(repository, *arguments("here")).returncode == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    again = _run(repository, *arguments("there"))
+    assert again.returncode == 0 and "finished already" in again.stdout
+    write_llama(tmp_path / "elsewhere" / "one", 5)
+    write_llama(tmp_path / "elsewhere" / "two", 1)
+    other = _run(repository, *arguments("elsewhere"))
+    assert other.returncode == 2 and "other inputs" in other.stderr
+
+
+def test_own_held_out_text_is_measured(repository, tmp_path):
+    text = tmp_path / "held.jsonl"
+    text.write_text("\n".join(json.dumps({"text": f"The dog number {n} sat in the barn."}) for n in range(12)) + "\n")
+    output = tmp_path / "merged"
+    process = _run(
+        repository,
+        "--config=configs/merge.py:biomistral",
+        f"--config.evaluate=barn={text}",
+        f"--config.output={output}",
+        "--config.credentialed=True",
+    )
+    assert process.returncode == 0, process.stderr
+    assert "barn: 12 documents" in process.stdout
+    assert "Derived from credentialed data" in (output / "README.md").read_text()
+    assert "self_attn=0,0.5,0.3,0.7,1" in (output / "README.md").read_text()

@@ -1,0 +1,76 @@
+"""Continuing a checkpoint on text, and the whole miniature in small."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.params import llama_config
+
+
+def _run(repository, *arguments):
+    command = [sys.executable, "-m", "clinmerge_jax.main", *arguments]
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def small_miniature(repository, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "miniature"
+    process = _run(repository, "--config=configs/miniature.py:runlocal", f"--config.output={output}")
+    assert process.returncode == 0, process.stderr
+    return output
+
+
+def test_the_miniature_job_writes_three_checkpoints_of_one_vocabulary(small_miniature):
+    checkpoints = [open_checkpoint(str(small_miniature / name), "x") for name in ("base", "clinical", "instruct")]
+    assert len({llama_config(checkpoint) for checkpoint in checkpoints}) == 1
+    tokenizers = {(small_miniature / name / "tokenizer.json").read_bytes() for name in ("base", "clinical", "instruct")}
+    assert len(tokenizers) == 1
+
+
+def test_training_lowers_the_loss_and_writes_a_checkpoint(repository, small_miniature, tmp_path):
+    output = tmp_path / "trained"
+    arguments = (
+        "--config=configs/sft.py:pretrain",
+        f"--config.model={small_miniature / 'base'}",
+        "--config.text=miniature:clinical",
+        "--config.steps=30",
+        "--config.length=64",
+        f"--config.output={output}",
+    )
+    process = _run(repository, *arguments)
+    assert process.returncode == 0, process.stderr
+    losses = json.loads((output / "provenance.json").read_text())["losses"]
+    assert len(losses) == 30 and losses[-1] < losses[0]
+    assert (
+        open_checkpoint(str(output), "x").tensors.keys()
+        == open_checkpoint(str(small_miniature / "base"), "x").tensors.keys()
+    )
+    again = _run(repository, *arguments)
+    assert again.returncode == 0 and "finished already" in again.stdout
+
+
+@pytest.mark.parametrize(
+    "argument, named",
+    [
+        ("--config.text=nowhere.jsonl", "config.text"),
+        ("--config.text=miniature:base", "config.text"),
+        ("--config.length=100000", "config.length"),
+        ("--config.batch_size=0", "config.batch_size"),
+        ("--config.model=nowhere", "config.model"),
+    ],
+)
+def test_bad_input_is_refused_by_field(repository, small_miniature, tmp_path, argument, named):
+    output = tmp_path / "trained"
+    process = _run(
+        repository,
+        "--config=configs/sft.py",
+        f"--config.model={small_miniature / 'base'}",
+        f"--config.output={output}",
+        argument,
+    )
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 2 and len(errors) == 1 and named in errors[0]
+    assert not output.exists()
