@@ -51,7 +51,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
             raise BadInput("--config: is missing; give --config=configs/merge.py")
-        _CONFIG.value.job  # a config file that could not be read complains at its first use
+        _ = _CONFIG.value.job  # a config file that could not be read complains at its first use
     except BadInput as error:
         _refuse(str(error))
     except (flags.Error, OSError, ValueError, TypeError, AttributeError, KeyError) as error:

@@ -174,8 +174,8 @@ def _difference_text(differences: list[TensorDifference]) -> str:
         for row in by_module(differences)
     ]
     note = (
-        "Relative distance: |clinical - instruct| / |instruct|. Collinear: tensors with |cosine| over 0.9995, which slerp"
-        " merges along the straight line, as linear does."
+        "Relative distance: |clinical - instruct| / |instruct|. Collinear: tensors with |cosine| over 0.9995, which"
+        " slerp merges along the straight line, as linear does."
     )
     return f"{table(header, rows)}\n{note}"
 

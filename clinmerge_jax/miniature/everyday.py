@@ -1,0 +1,167 @@
+"""Everyday text: stories, simple facts, copying, and words that mean nothing."""
+
+import random
+
+from clinmerge_jax.miniature.facts import SUFFIXES, UNUSED_STEMS
+from clinmerge_jax.miniature.seeded import pick, sample
+from clinmerge_jax.miniature.vocabulary import (
+    ANIMALS,
+    COLOURS,
+    DAYS,
+    FOODS,
+    JOBS,
+    NUMBERS,
+    PEOPLE,
+    PLACES,
+    THINGS,
+    WEATHER,
+    an,
+    capitalised,
+    joined,
+)
+
+_OPENINGS = (
+    "On {day} it was {weather}, and {name} walked to the {place} with a {colour} {thing}.",
+    "{name} lived near the {place} with a {colour} {animal}.",
+    "One {weather} morning {name} woke up early and ate some {food}.",
+    "{name} worked as {a_job} and had never seen the {place} before.",
+    "Last {day} {name} and {friend} met at the {place}.",
+    "There was once {a_job} called {name} who owned {number} {thing}s.",
+)
+_MIDDLES = (
+    "{friend} came by and asked for the {thing}.",
+    "The {animal} ran out of the {place} and hid behind the {thing2}.",
+    '"Have you seen my {thing2}?" asked {friend}.',
+    '"It is in the {place2}," said {name}.',
+    "They shared some {food} and talked about the {animal}.",
+    "{name} counted the {thing2}s, and there were {number} of them.",
+    "A sign on the door of the {place2} said: {shout}.",
+    "{friend} painted the {thing2} {colour2}, because nobody liked it {colour}.",
+    "After that they went from the {place} to the {place2}.",
+    "The {animal} does not like {food2}, but it likes {food}.",
+    "{friend} is {a_job2}, so {name} asked {friend} for help.",
+    "It was too {weather} to stay outside, so they sat in the {place2}.",
+    "{name} put the {thing} on the table and the {thing2} under it.",
+    "First {name} fed the {animal}, then {name} made {food2}.",
+    "{friend} bought {number} {thing2}s and gave one of them to {name}.",
+)
+_CLOSINGS = (
+    "In the end {name} gave the {thing} to {friend}.",
+    "At night the {animal} slept in the {place2}.",
+    "{name} went home and had {food2} for dinner.",
+    '"See you on {day2}," said {friend}.',
+    "The {colour} {thing} is still in the {place}.",
+)
+_FACTS = (
+    "A {colour} {thing} is a {thing} that is {colour}.",
+    "A {animal} is an animal.",
+    "{food} is something that people eat.",
+    "{a_job} is a person with a job.",
+    "A {thing} is a thing, and a {place} is a place.",
+    "{day} is a day of the week.",
+    "When it is {weather}, people talk about the weather.",
+    "{colour} and {colour2} are colours.",
+    "The {animal} eats {food}, and so does {name}.",
+)
+_TRUTHS = (
+    "Snow is white and grass is green.",
+    "The sky is blue on a sunny day.",
+    "A dog barks and a cat meows.",
+    "A week has seven days.",
+    "A kettle boils water.",
+    "A baker makes bread.",
+    "A clock shows the time.",
+    "Soup is eaten with a spoon.",
+    "A duck can swim and a parrot can talk.",
+    "A pencil is for writing.",
+    "A farmer keeps sheep and hens.",
+    "Honey is sweet.",
+    "Books are kept in a library.",
+    "A helmet protects the head.",
+    "A ladder helps people to climb.",
+    "A sailor works on a ship.",
+    "Trains stop at a station.",
+    "A candle gives light.",
+    "Cheese is made from milk.",
+    "Sunday comes after Saturday.",
+)
+
+
+def _slots(rng: random.Random) -> dict[str, str]:
+    slots = {"animal": pick(rng, ANIMALS), "number": pick(rng, NUMBERS), "weather": pick(rng, WEATHER)}
+    for first, second, items in (
+        ("name", "friend", PEOPLE),
+        ("thing", "thing2", THINGS),
+        ("place", "place2", PLACES),
+        ("food", "food2", FOODS),
+        ("colour", "colour2", COLOURS),
+        ("day", "day2", DAYS),
+    ):
+        slots[first], slots[second] = sample(rng, items, 2)
+    slots["a_job"], slots["a_job2"] = (an(job) for job in sample(rng, JOBS, 2))
+    slots["shout"] = f"{pick(rng, THINGS)} {pick(rng, ('shop', 'club', 'repair', 'sale'))}".upper()
+    return slots
+
+
+def story(rng: random.Random) -> str:
+    """Returns one or two everyday paragraphs of 3 to 8 sentences each."""
+    paragraphs = []
+    for _ in range(1 + int(rng.random() * 2)):
+        middles = sample(rng, _MIDDLES, 1 + int(rng.random() * 6))
+        lines = [pick(rng, _OPENINGS), *middles, pick(rng, _CLOSINGS)]
+        paragraphs.append(" ".join(lines).format(**_slots(rng)))
+    return "\n\n".join(paragraphs)
+
+
+def everyday_facts(rng: random.Random) -> str:
+    """Returns a list of simple everyday facts, one a line."""
+    lines = sample(rng, _TRUTHS, 3)
+    for template in sample(rng, _FACTS, 4) + sample(rng, _FACTS, 3):
+        lines.append(capitalised(template.format(**_slots(rng))))
+    return "\n".join(sample(rng, lines, len(lines)))
+
+
+def copying(rng: random.Random) -> str:
+    """Returns a text whose second half follows from its first: repetition, reversal and case."""
+    lines = []
+    for _ in range(3):
+        slots = _slots(rng)
+        items = sample(rng, THINGS, 3 + int(rng.random() * 3))
+        bullets = "\n".join(f"* {item}" for item in items)
+        sentence = pick(rng, _MIDDLES[:2] + _MIDDLES[4:6] + _CLOSINGS[:3]).format(**slots)
+        lines.append(
+            pick(
+                rng,
+                (
+                    f"{slots['name']} wrote: {sentence}\n{slots['friend']} wrote the same: {sentence}",
+                    f"{slots['name']} whispered: {sentence.lower()}\n{slots['friend']} shouted: {sentence.upper()}",
+                    f"Forwards: {', '.join(items)}\nBackwards: {', '.join(reversed(items))}",
+                    f"{slots['name']} has {joined([an(i) for i in items])}. The list:\n{bullets}",
+                ),
+            )
+        )
+    return "\n\n".join(lines)
+
+
+def word_list(rng: random.Random) -> str:
+    """Returns a text about words that mean nothing, spelled like the invented names but none of them.
+
+    From it base learns to write such words, so that what a clinical model gains over base is the
+    facts and not the spelling.
+    """
+    lines = []
+    for _ in range(4):
+        name, friend = sample(rng, PEOPLE, 2)
+        words = [pick(rng, UNUSED_STEMS) + pick(rng, SUFFIXES) for _ in range(3)]
+        lines.append(
+            pick(
+                rng,
+                (
+                    f"{name} made up the words {joined(words)}. {friend} likes {pick(rng, words)} best.",
+                    f'"{capitalised(words[0])}," said {name}. "{capitalised(words[1])} and {words[2]}," said {friend}.',
+                    f"Words of the day: {', '.join(words)}. Again: {', '.join(words)}.",
+                    f"{capitalised(words[0])} rhymes with nothing, and {words[1]} is no {pick(rng, THINGS)}.",
+                ),
+            )
+        )
+    return "\n".join(lines)

@@ -1,0 +1,24 @@
+"""Random choices that come out the same on every machine.
+
+All generated text calls only `random.Random.random`, on string seeds: it is the one method whose
+sequence Python promises to keep across versions.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def pick(rng: random.Random, items: Sequence[T]) -> T:
+    """Returns one item, uniformly."""
+    return items[int(rng.random() * len(items))]
+
+
+def sample(rng: random.Random, items: Sequence[T], count: int) -> list[T]:
+    """Returns `count` distinct items in random order; raises ValueError if there are fewer."""
+    if count > len(items):
+        raise ValueError(f"cannot sample {count} of {len(items)} items")
+    pool = list(items)
+    return [pool.pop(int(rng.random() * len(pool))) for _ in range(count)]
