@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import subprocess
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from clinmerge_jax import main
+from clinmerge_jax.llama.config import LlamaConfig
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -149,6 +151,28 @@ def _fresh_flags(argv: Sequence[str]):
                 yield
         finally:
             flags.FLAGS.unparse_flags()
+
+
+def tiny_config(**fields: Any) -> LlamaConfig:
+    """A Llama of two layers and a vocabulary of 32 for tests that need any model."""
+    sizes = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 256,
+    }
+    return LlamaConfig(**{**sizes, **fields})
+
+
+def run_process(repository: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs `python -m clinmerge_jax.main ARGUMENTS` as a process of its own."""
+    command = [sys.executable, "-m", "clinmerge_jax.main", *arguments]
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True)
 
 
 def run_command(*arguments: str) -> int:

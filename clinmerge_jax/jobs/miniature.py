@@ -51,7 +51,8 @@ def run(config: ConfigDict) -> None:
 
 def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
     stage = config.stages[name]
-    identity = {"job": "miniature", "model": name, "config": config.to_dict()}
+    settings_of = {key: value for key, value in config.to_dict().items() if key not in ("output", "overwrite")}
+    identity = {"job": "miniature", "model": name, "config": settings_of}
     with OutputFolder(pathlib.Path(config.output) / name, identity, config.overwrite) as folder:
         if folder.open() is OutputState.FINISHED:
             logging.info("%s is trained already", folder.target)

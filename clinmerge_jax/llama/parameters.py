@@ -5,6 +5,7 @@ the model is one row here and one attribute in `model.py` (a test holds the two 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -149,6 +150,7 @@ def abstract_params(config: LlamaConfig, dtype=jnp.float32) -> Params:
     return build_params(config, lambda row: jax.ShapeDtypeStruct(row.stacked_shape(config), dtype))
 
 
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def init_params(config: LlamaConfig, key: jax.Array, dtype=jnp.float32) -> Params:
     """Random Params: normal with `initializer_range`, norms at one, biases at zero.
 
@@ -161,7 +163,7 @@ def init_params(config: LlamaConfig, key: jax.Array, dtype=jnp.float32) -> Param
         row_key = jax.random.fold_in(key, order[row.path])
         return initializer(row_key, row.stacked_shape(config), dtype, config.initializer_range)
 
-    return jax.jit(lambda: build_params(config, leaf))()  # one program instead of one for each leaf
+    return build_params(config, leaf)
 
 
 def count_parameters(config: LlamaConfig) -> int:

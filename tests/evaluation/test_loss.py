@@ -3,24 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from support import tiny_config
 
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.evaluation import loss
-from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import init_params
 
-CONFIG = LlamaConfig(
-    vocab_size=32,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=256,
-)
+CONFIG = tiny_config()
 
 
 def _documents(count):

@@ -1,28 +1,21 @@
 """The merge job from end to end, on the miniature as it ships."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from support import write_llama
+from support import run_process, write_llama
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.params import load_params
 from clinmerge_jax.llama.model import forward
 
 
-def _run(repository, *arguments):
-    command = [sys.executable, "-m", "clinmerge_jax.main", *arguments]
-    return subprocess.run(command, cwd=repository, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
-def default_run(repository, tmp_path_factory):
+def defaultrun_process(repository, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "merge"
-    process = _run(repository, "--config=configs/merge.py", f"--config.output={output}")
+    process = run_process(repository, "--config=configs/merge.py", f"--config.output={output}")
     assert process.returncode == 0, process.stderr
     return output, process.stdout
 
@@ -84,7 +77,7 @@ def test_the_result_loads_in_transformers_with_our_logits(default_run):
 def test_a_second_run_finds_the_result_and_leaves_it(default_run, repository):
     output, _ = default_run
     before = (output / "model.safetensors").stat().st_mtime_ns
-    process = _run(repository, "--config=configs/merge.py", f"--config.output={output}")
+    process = run_process(repository, "--config=configs/merge.py", f"--config.output={output}")
     assert process.returncode == 0 and "finished already" in process.stdout
     assert (output / "model.safetensors").stat().st_mtime_ns == before
 
@@ -99,12 +92,12 @@ def test_another_recipe_is_refused_and_overwrite_replaces(repository, tmp_path):
         "--config.base=",
         f"--config.output={output}",
     ]
-    assert _run(repository, *common).returncode == 0
+    assert run_process(repository, *common).returncode == 0
     first = (output / "model.safetensors").read_bytes()
-    refused = _run(repository, *common, "--config.t=0.3")
+    refused = run_process(repository, *common, "--config.t=0.3")
     assert refused.returncode == 2 and "config.output" in refused.stderr
     assert (output / "model.safetensors").read_bytes() == first
-    assert _run(repository, *common, "--config.t=0.3", "--config.overwrite=True").returncode == 0
+    assert run_process(repository, *common, "--config.t=0.3", "--config.overwrite=True").returncode == 0
     assert (output / "model.safetensors").read_bytes() != first
 
 
@@ -121,13 +114,13 @@ def test_inputs_that_moved_are_known_by_their_digest(repository, tmp_path):
             f"--config.output={tmp_path / 'merged'}",
         )
 
-    assert _run(repository, *arguments("here")).returncode == 0
+    assert run_process(repository, *arguments("here")).returncode == 0
     (tmp_path / "here").rename(tmp_path / "there")
-    again = _run(repository, *arguments("there"))
+    again = run_process(repository, *arguments("there"))
     assert again.returncode == 0 and "finished already" in again.stdout
     write_llama(tmp_path / "elsewhere" / "one", 5)
     write_llama(tmp_path / "elsewhere" / "two", 1)
-    other = _run(repository, *arguments("elsewhere"))
+    other = run_process(repository, *arguments("elsewhere"))
     assert other.returncode == 2 and "other inputs" in other.stderr
 
 
@@ -135,7 +128,7 @@ def test_own_held_out_text_is_measured(repository, tmp_path):
     text = tmp_path / "held.jsonl"
     text.write_text("\n".join(json.dumps({"text": f"The dog number {n} sat in the barn."}) for n in range(12)) + "\n")
     output = tmp_path / "merged"
-    process = _run(
+    process = run_process(
         repository,
         "--config=configs/merge.py:biomistral",
         f"--config.evaluate=barn={text}",

@@ -1,24 +1,18 @@
 """Continuing a checkpoint on text, and the whole miniature in small."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from support import run_command, run_process
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.params import llama_config
 
 
-def _run(repository, *arguments):
-    command = [sys.executable, "-m", "clinmerge_jax.main", *arguments]
-    return subprocess.run(command, cwd=repository, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def small_miniature(repository, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "miniature"
-    process = _run(repository, "--config=configs/miniature.py:runlocal", f"--config.output={output}")
+    process = run_process(repository, "--config=configs/miniature.py:runlocal", f"--config.output={output}")
     assert process.returncode == 0, process.stderr
     return output
 
@@ -40,7 +34,7 @@ def test_training_lowers_the_loss_and_writes_a_checkpoint(repository, small_mini
         "--config.length=64",
         f"--config.output={output}",
     )
-    process = _run(repository, *arguments)
+    process = run_process(repository, *arguments)
     assert process.returncode == 0, process.stderr
     losses = json.loads((output / "provenance.json").read_text())["losses"]
     assert len(losses) == 30 and losses[-1] < losses[0]
@@ -48,7 +42,7 @@ def test_training_lowers_the_loss_and_writes_a_checkpoint(repository, small_mini
         open_checkpoint(str(output), "x").tensors.keys()
         == open_checkpoint(str(small_miniature / "base"), "x").tensors.keys()
     )
-    again = _run(repository, *arguments)
+    again = run_process(repository, *arguments)
     assert again.returncode == 0 and "finished already" in again.stdout
 
 
@@ -62,15 +56,14 @@ def test_training_lowers_the_loss_and_writes_a_checkpoint(repository, small_mini
         ("--config.model=nowhere", "config.model"),
     ],
 )
-def test_bad_input_is_refused_by_field(repository, small_miniature, tmp_path, argument, named):
+def test_bad_input_is_refused_by_field(repository, small_miniature, tmp_path, argument, named, capsys):
     output = tmp_path / "trained"
-    process = _run(
-        repository,
-        "--config=configs/sft.py",
+    status = run_command(
+        f"--config={repository / 'configs' / 'sft.py'}",
         f"--config.model={small_miniature / 'base'}",
         f"--config.output={output}",
         argument,
     )
-    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert process.returncode == 2 and len(errors) == 1 and named in errors[0]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(errors) == 1 and named in errors[0]
     assert not output.exists()

@@ -1,7 +1,6 @@
 """The parameter table against the model, against transformers, and on the published sizes."""
 
 import dataclasses
-import functools
 import itertools
 import math
 
@@ -69,11 +68,6 @@ def key(seed: int) -> jax.Array:
     return jax.random.key(seed, impl="rbg")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def initialise(config: LlamaConfig, random_key: jax.Array):
-    return init_params(config, random_key)
-
-
 def meta_state_dict(config: LlamaConfig) -> dict[str, torch.Tensor]:
     """The tensors of transformers' model of this configuration, without memory behind them."""
     fields = dataclasses.asdict(config)
@@ -131,7 +125,7 @@ def test_initial_parameters_have_the_stated_shapes_and_dtype(config, dtype):
 
 def test_initial_parameters_follow_from_the_key_alone():
     def leaves(random_key, config=BASE):
-        return {row.path: np.asarray(leaf) for row, leaf in iterate_params(initialise(config, random_key), config)}
+        return {row.path: np.asarray(leaf) for row, leaf in iterate_params(init_params(config, random_key), config)}
 
     first, again, other = leaves(key(3)), leaves(key(3)), leaves(key(4))
     biased = leaves(key(3), dataclasses.replace(BASE, attention_bias=True, mlp_bias=True))
@@ -145,7 +139,7 @@ def test_initial_values_are_normal_matrices_unit_norms_and_zero_biases():
     config = dataclasses.replace(VARIANTS[3], hidden_size=64, vocab_size=500, initializer_range=0.1)
     assert config.attention_bias and config.mlp_bias
     seen = set()
-    for row, leaf in iterate_params(initialise(config, key(0)), config):
+    for row, leaf in iterate_params(init_params(config, key(0)), config):
         values = np.asarray(leaf)
         seen.add(row.initializer)
         if row.initializer == "normal":
@@ -158,7 +152,7 @@ def test_initial_values_are_normal_matrices_unit_norms_and_zero_biases():
 
 
 def test_leaves_of_equal_shape_are_drawn_independently():
-    params = initialise(BASE, key(0))
+    params = init_params(BASE, key(0))
     attention, mlp = params["layers"]["self_attn"], params["layers"]["mlp"]
     assert not np.array_equal(attention["k_proj"]["weight"], attention["v_proj"]["weight"])
     assert not np.array_equal(mlp["gate_proj"]["weight"], mlp["up_proj"]["weight"])

@@ -5,24 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import tiny_config
 
-from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.training.loop import TrainingSettings, optimizer, target_loss, train
 
-CONFIG = LlamaConfig(
-    vocab_size=32,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=32,
-    tie_word_embeddings=True,
-)
+CONFIG = tiny_config(tie_word_embeddings=True)
 
 
 @pytest.fixture(autouse=True)
