@@ -3,46 +3,89 @@
 import importlib.metadata
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import jax
 
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import Checkpoint
+from clinmerge_jax.checkpoint.output import PROVENANCE_FILE
+from clinmerge_jax.checkpoint.safetensors import parse_json
 
 _PACKAGES = ("clinmerge_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
 
 
 def environment() -> dict[str, Any]:
-    """Python, machine and package versions."""
+    """Python, machine, package versions and the kind of device that JAX computes on."""
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
-    return {"python": platform.python_version(), "machine": platform.machine(), "packages": versions}
+    device = jax.devices()[0].device_kind
+    return {"python": platform.python_version(), "machine": platform.machine(), "device": device, "packages": versions}
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What identifies a Checkpoint without reading its weights: place, sizes and times of its files."""
-    files = [checkpoint.path / "config.json", *checkpoint.files]
-    stats = {path.name: path.stat() for path in files}
+    """What identifies a Checkpoint without reading its weights.
+
+    Place, sizes and times of config.json and the weight files; the digests of the small files that
+    travel with them.
+    """
+    stats = {path.name: path.stat() for path in _large_files(checkpoint)}
     return {
         "path": str(checkpoint.path.resolve()),
         "files": {name: {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in stats.items()},
+        "carried": {path.name: sha256(path) for path in checkpoint.carried_files()},
     }
 
 
-def same_inputs(recorded: Mapping[str, Any], current: Mapping[str, Any], digests: Mapping[str, str]) -> bool:
-    """Whether a fingerprint names the files of an earlier one.
-
-    Sizes and times settle it where they agree; where only the times or the place differ (a fresh
-    clone, a copy), the digests of the weights do.
+def digests(checkpoint: Checkpoint, known: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 by name of config.json and the weight files.
 
     Args:
-      recorded: the fingerprint of the earlier run.
-      current: that of now.
-      digests: SHA-256 by file name, as the earlier run recorded them.
+      checkpoint: the files are read where nothing is known of them.
+      known: SHA-256 by path.
     """
+    return {path.name: known.get(str(path)) or sha256(path) for path in _large_files(checkpoint)}
+
+
+def _large_files(checkpoint: Checkpoint) -> list[pathlib.Path]:
+    return [checkpoint.path / "config.json", *checkpoint.files]
+
+
+def same_result(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether a finished folder's provenance is that of a job, wherever and whatever version it runs now.
+
+    Args:
+      recorded: the provenance, with the `identity` of the earlier run and the `sha256` of its inputs
+        by role.
+      identity: that of the job now; `inputs` are fingerprints by role, `environment` does not count.
+    """
+
+    def rest(side: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in side.items() if key not in ("inputs", "environment")}
+
+    old, new = recorded["identity"].get("inputs", {}), identity["inputs"]
+    if rest(recorded["identity"]) != rest(identity) or set(old) != set(new):
+        return False
+    return all(_same_input(old[role], new[role], recorded["sha256"][role]) for role in new)
+
+
+def _same_input(recorded: Mapping[str, Any], current: Mapping[str, Any], known: Mapping[str, str]) -> bool:
+    """Sizes and times settle it where they agree; where only times or the place differ, the digests do."""
     if recorded == current:
         return True
     sizes = [{name: file["bytes"] for name, file in side["files"].items()} for side in (recorded, current)]
-    if sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1] or recorded["carried"] != current["carried"]:
         return False
     folder = pathlib.Path(current["path"])
-    return all(sha256(folder / name) == digests.get(name) for name in current["files"])
+    return all(sha256(folder / name) == known.get(name) for name in current["files"])
+
+
+def is_credentialed(flag: bool, checkpoints: Iterable[Checkpoint]) -> bool:
+    """Whether a config or the provenance of an input says that data under a use agreement went in.
+
+    Raises:
+      BadInput: a provenance.json is damaged.
+    """
+    paths = [checkpoint.path / PROVENANCE_FILE for checkpoint in checkpoints]
+    records = [parse_json(path.read_bytes(), path) for path in paths if path.is_file()]
+    return flag or any(isinstance(record, dict) and bool(record.get("credentialed")) for record in records)

@@ -1,6 +1,7 @@
 # Sourced by run.sh and test.sh: the repository's virtual environment, made once and kept up to date.
+# Both run from the repository's root, so relative paths are taken from there.
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 export PYTHONUNBUFFERED=1
 
@@ -9,13 +10,20 @@ prepare_environment() {
   local name=$1
   shift
   local python=${PYTHON:-python3}
-  if [ ! -x .venv/bin/python ]; then
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    command -v "$python" >/dev/null || {
+      echo "error: $python: is not there; install Python 3.11 or newer, or set PYTHON to one" >&2
+      exit 2
+    }
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-      echo "error: $python is older than Python 3.11; set PYTHON to a newer one" >&2
+      echo "error: $python: is older than Python 3.11; set PYTHON to a newer one" >&2
       exit 2
     }
     echo "making the virtual environment .venv" >&2
-    "$python" -m venv .venv
+    "$python" -m venv --clear .venv || {
+      echo "error: $python: cannot make a virtual environment; install its venv module (python3-venv on Debian)" >&2
+      exit 2
+    }
   fi
   local stamp
   stamp=.venv/installed-$name-$(cat pyproject.toml launch/constraints-*.txt | sha256sum | cut -c1-16)
@@ -26,17 +34,22 @@ prepare_environment() {
   fi
 }
 
-# The pins of the Python in use; releases that were never tried install within pyproject's ranges.
+# The pins: those of Python 3.11, or those of every newer one.
 constraints() {
-  local file
-  file=launch/constraints-py$(.venv/bin/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
-  if [ -e "$file" ]; then echo "-c $file"; else echo "note: no $file, versions are not pinned" >&2; fi
+  if .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then
+    echo launch/constraints-py311.txt
+  else
+    echo launch/constraints-py312.txt
+  fi
 }
 
-install_package() { .venv/bin/python -m pip install --quiet --editable . $(constraints); }
+install_package() {
+  .venv/bin/python -m pip install --quiet --editable . -c "$(constraints)"
+}
 
-# torch first and alone: the release pinned here has a CPU build.
+# torch, the reference of the tests, first and alone. Where the package index has no CPU build for the platform, its
+# default build brings CUDA libraries of some gigabytes; a torch that is there already and fits the pin is kept.
 install_tests() {
-  .venv/bin/python -m pip install --quiet $(constraints) torch &&
-    .venv/bin/python -m pip install --quiet --editable '.[test]' $(constraints)
+  .venv/bin/python -m pip install --quiet torch -c "$(constraints)" &&
+    .venv/bin/python -m pip install --quiet --editable '.[test]' -c "$(constraints)"
 }

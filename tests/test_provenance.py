@@ -2,43 +2,66 @@
 
 import os
 
+import pytest
 from support import write_llama
 
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.provenance import environment, fingerprint, same_inputs
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.provenance import digests, environment, fingerprint, is_credentialed, same_result
 
 
-def _fingerprint(folder):
-    return fingerprint(open_checkpoint(str(folder), "x"))
+def _identity(folder, **rest):
+    checkpoint = open_checkpoint(str(folder), "x")
+    return {"job": "merge", **rest, "environment": {"jax": "1"}, "inputs": {"instruct": fingerprint(checkpoint)}}
 
 
-def _digests(folder):
-    return {path.name: sha256(path) for path in folder.iterdir()}
+def _recorded(folder, **rest):
+    checkpoint = open_checkpoint(str(folder), "x")
+    return {"identity": _identity(folder, **rest), "sha256": {"instruct": digests(checkpoint, {})}}
 
 
 def test_the_same_files_are_known_without_reading_them(tmp_path):
     folder = write_llama(tmp_path / "one")
-    assert same_inputs(_fingerprint(folder), _fingerprint(folder), {})
+    recorded = {**_recorded(folder), "sha256": {"instruct": {}}}
+    assert same_result(recorded, _identity(folder))
+    assert same_result(recorded, {**_identity(folder), "environment": {"jax": "2"}})
 
 
 def test_touched_or_copied_files_are_known_by_their_digest(tmp_path):
     folder, copy = write_llama(tmp_path / "one"), write_llama(tmp_path / "copy")
-    before, digests = _fingerprint(folder), _digests(folder)
+    recorded = _recorded(folder)
     os.utime(folder / "model.safetensors", (1, 1))
-    assert same_inputs(before, _fingerprint(folder), digests)
-    assert same_inputs(before, _fingerprint(copy), digests)
-    assert not same_inputs(before, _fingerprint(copy), {})
+    assert same_result(recorded, _identity(folder))
+    assert same_result(recorded, _identity(copy))
+    assert not same_result({**recorded, "sha256": {"instruct": {}}}, _identity(copy))
 
 
-def test_other_weights_of_the_same_size_are_other_inputs(tmp_path):
-    one, two = (write_llama(tmp_path / str(seed), seed) for seed in (0, 1))
-    assert not same_inputs(_fingerprint(one), _fingerprint(two), _digests(one))
+def test_other_weights_config_tokenizer_or_settings_are_another_job(tmp_path):
+    recorded = _recorded(write_llama(tmp_path / "one"), t=0.5)
+    assert same_result(recorded, _identity(tmp_path / "one", t=0.5))
+    assert not same_result(recorded, _identity(tmp_path / "one", t=0.3))
+    assert not same_result(recorded, _identity(write_llama(tmp_path / "two", 1), t=0.5))
+    assert not same_result(recorded, _identity(write_llama(tmp_path / "three", rms_norm_eps=1e-6), t=0.5))
+    (tmp_path / "one" / "generation_config.json").write_text("{}")
+    assert not same_result(recorded, _identity(tmp_path / "one", t=0.5))
 
 
-def test_another_config_is_another_input(tmp_path):
-    one, two = write_llama(tmp_path / "one"), write_llama(tmp_path / "two", rms_norm_eps=1e-6)
-    assert not same_inputs(_fingerprint(one), _fingerprint(two), _digests(one))
+def test_digests_are_of_config_and_weights_and_known_ones_are_taken(tmp_path):
+    checkpoint = open_checkpoint(str(write_llama(tmp_path / "one")), "x")
+    weights = checkpoint.path / "model.safetensors"
+    assert digests(checkpoint, {}) == {path.name: sha256(path) for path in (checkpoint.path / "config.json", weights)}
+    assert digests(checkpoint, {str(weights): "known"})["model.safetensors"] == "known"
+
+
+def test_credentials_are_inherited(tmp_path):
+    checkpoint = open_checkpoint(str(write_llama(tmp_path / "one")), "x")
+    assert is_credentialed(True, [checkpoint]) and not is_credentialed(False, [checkpoint])
+    (checkpoint.path / "provenance.json").write_text('{"credentialed": true}')
+    assert is_credentialed(False, [checkpoint])
+    (checkpoint.path / "provenance.json").write_text("{")
+    with pytest.raises(BadInput, match="provenance.json"):
+        is_credentialed(False, [checkpoint])
 
 
 def test_the_environment_names_versions():

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a merged checkpoint."""
+"""Model cards (README.md) of the checkpoints that jobs write."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 _FENCE = "---"
+_CREDENTIALED = "**Derived from credentialed data**: the data use agreement applies to these weights too."
 
 
 def front_matter(folder: pathlib.Path) -> dict[str, Any]:
@@ -52,8 +53,28 @@ def merge_card(
         lines.append(f"* {role}: {folder.name}, licence {licences[role] or 'not stated in its card: check before use'}")
     lines += ["", "A merged model inherits the terms of all of its parents."]
     if credentialed:
-        lines += ["", "**Derived from credentialed data**: the data use agreement applies to these weights too."]
-    lines += ["", "## Recipe", "", "```yaml", yaml.safe_dump(dict(recipe), sort_keys=False).strip(), "```"]
+        lines += ["", _CREDENTIALED]
+    shown = {**recipe, "models": [{**m, "model": pathlib.PurePath(m["model"]).name} for m in recipe["models"]]}
+    lines += ["", "## Recipe", "", "```yaml", yaml.safe_dump(shown, sort_keys=False).strip(), "```"]
     for heading, text in tables:
         lines += ["", f"## {heading}", "", text]
+    return "\n".join(lines) + "\n"
+
+
+def training_card(title: str, start: pathlib.Path, training: Mapping[str, Any], credentialed: bool) -> str:
+    """The card of a checkpoint that was trained from another one.
+
+    Args:
+      title: the model's name.
+      start: the folder of the checkpoint that training began from.
+      training: its settings.
+      credentialed: whether data under a use agreement went into it or into its start.
+    """
+    licence = front_matter(start).get("license")
+    head = {"base_model": start.name, "tags": ["clinmerge_jax"], **({"license": str(licence)} if licence else {})}
+    lines = [_FENCE, yaml.safe_dump(head, sort_keys=False).strip(), _FENCE, f"# {title}", ""]
+    lines.append(f"{start.name}, licence {licence or 'not stated in its card: check before use'}, trained further.")
+    if credentialed:
+        lines += ["", _CREDENTIALED]
+    lines += ["", "## Training", "", "```yaml", yaml.safe_dump(dict(training), sort_keys=False).strip(), "```"]
     return "\n".join(lines) + "\n"

@@ -14,6 +14,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 # What travels with the weights when a checkpoint is derived from another one.
+LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 CARRIED_FILES = (
     "generation_config.json",
     "tokenizer*",
@@ -22,9 +23,7 @@ CARRIED_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template*",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
+    *LICENCE_FILES,
 )
 
 

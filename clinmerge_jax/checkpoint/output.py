@@ -13,8 +13,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from absl import logging
-
 from clinmerge_jax.errors import BadInput
 
 PROVENANCE_FILE = "provenance.json"
@@ -107,29 +105,52 @@ class OutputFolder:
                 except OSError as error:
                     raise self._cannot("make", parent, error) from error
                 self._made_parents.append(parent)
-        try:
-            self.partial.mkdir(exist_ok=True)
-            self._lock = os.open(self.partial / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o644)
-        except OSError as error:
-            raise self._cannot("write", self.partial, error) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            self._lock = None
-            raise BadInput(f"config.output: another process is writing {self.target}; wait for it to end") from error
+        while not self._take_lock():
+            pass
         if self.finished() is not None:  # by a process that let go of the lock just now
             self.discard()
             return OutputState.FINISHED
         identity = self.partial / _IDENTITY_FILE
         if identity.is_file() and json.loads(identity.read_bytes()) == self.identity:
-            logging.info("continuing the interrupted run in %s", self.partial)
             return OutputState.RESUMED
         for path in self.partial.iterdir():
             if path.name != _LOCK_FILE:
                 _remove(path)
         self.write_text(_IDENTITY_FILE, json.dumps(self.identity))
         return OutputState.FRESH
+
+    def _take_lock(self) -> bool:
+        """Makes the hidden folder and locks it; False where it was put in place or removed meanwhile."""
+        path = self.partial / _LOCK_FILE
+        try:
+            self.partial.mkdir(exist_ok=True)
+            self._lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._cannot("write", self.partial, error) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise BadInput(f"config.output: another process is writing {self.target}; wait for it to end") from error
+        try:
+            if os.path.samestat(os.fstat(self._lock), os.stat(path)):
+                return True
+        except FileNotFoundError:
+            pass
+        self.close()
+        return False
+
+    def refuse_overlap(self, inputs: Mapping[str, pathlib.Path]) -> None:
+        """Refuses a target that is or lies in one of the input folders, named by config field.
+
+        Raises:
+          BadInput: naming the field.
+        """
+        for field, folder in inputs.items():
+            if folder.resolve() in (self.target.resolve(), *self.target.resolve().parents):
+                raise BadInput(f"config.output: {self.target} lies in the folder of {field}; name another folder")
 
     @staticmethod
     def _cannot(do: str, path: pathlib.Path, error: OSError) -> BadInput:
@@ -143,9 +164,9 @@ class OutputFolder:
         """Writes one small file, whole or not at all."""
         write_atomically(self.path(name), text.encode())
 
-    def copy(self, source: pathlib.Path) -> None:
-        """Copies one small file into the result under its own name."""
-        write_atomically(self.path(source.name), source.read_bytes())
+    def copy(self, source: pathlib.Path, name: str = "") -> None:
+        """Copies one small file into the result, under its own name or another."""
+        write_atomically(self.path(name or source.name), source.read_bytes())
 
     def commit(self, provenance: Mapping[str, Any]) -> None:
         """Writes the provenance, makes everything durable and puts the folder in place.

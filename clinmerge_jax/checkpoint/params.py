@@ -117,8 +117,8 @@ def index_json(shards: Mapping[str, Sequence[str]], total_bytes: int) -> str | N
 
 def config_with_dtype(config: Mapping[str, Any], dtype: np.dtype) -> dict[str, Any]:
     """config.json with its dtype field set, in the spelling that it used (transformers 4: torch_dtype)."""
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    return {**config, key: str(dtype)}
+    keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
+    return {**config, **dict.fromkeys(keys, str(dtype))}
 
 
 def save_params(

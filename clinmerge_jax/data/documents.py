@@ -90,10 +90,11 @@ def load_tokenizer(folder: pathlib.Path, field: str):
         raise BadInput(f"{field}: {folder} has no usable tokenizer ({reason}); add its tokenizer files") from error
 
 
-def encode(document: Document, tokenizer) -> Encoded:
+def encode(document: Document, tokenizer, end: int | None = None) -> Encoded:
     """Tokenizes one document.
 
-    Raw text gets the tokenizer's special tokens and every token after the first counts. Of a
+    Raw text gets the tokenizer's special tokens, and `end` after them if that is given and not there
+    already; every token after the first counts. Of a
     conversation, rendered by the chat template, the assistant's answers count: what the rendering
     up to and with an answer has beyond the longest common prefix with the rendering that only asks
     for it.
@@ -102,7 +103,7 @@ def encode(document: Document, tokenizer) -> Encoded:
       BadInput: there is no chat template, no answer, or a template that rewrites earlier turns.
     """
     try:
-        return _encode(document, tokenizer)
+        return _encode(document, tokenizer, end)
     except jinja2.TemplateError as error:
         # The template's own words are left out: they may quote the conversation.
         raise BadInput(
@@ -110,9 +111,13 @@ def encode(document: Document, tokenizer) -> Encoded:
         ) from error
 
 
-def _encode(document: Document, tokenizer) -> Encoded:
+def _encode(document: Document, tokenizer, end: int | None) -> Encoded:
     if document.messages is None:
         tokens = np.asarray(tokenizer(document.text)["input_ids"], np.int32)
+        if not tokens.size:
+            raise BadInput(f"{document.name}: the tokenizer makes no token of it; remove it")
+        if end is not None and tokens[-1] != end:
+            tokens = np.append(tokens, np.int32(end))
         return Encoded(tokens, np.arange(len(tokens)) > 0)
     if not tokenizer.chat_template:
         raise BadInput(f"{document.name}: is a conversation, but the tokenizer has no chat template; add one")
@@ -155,27 +160,19 @@ def check_vocabulary(encoded: Sequence[Encoded], vocab_size: int, field: str) ->
         )
 
 
-def pack(encoded: Sequence[Encoded], length: int, end: int | None) -> tuple[np.ndarray, np.ndarray]:
+def pack(encoded: Sequence[Encoded], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Lays documents end to end and cuts them into windows for training.
 
     Args:
       encoded: the documents, in order.
       length: predicted tokens per window.
-      end: a token put after documents whose last token it is not, and scored if that one is; None
-        for none.
 
     Returns:
       Tokens [N, length + 1] int32 and targets [N, length + 1] bool; what does not fill a window at
       the end is dropped, unless it is all there is, which is padded and not scored there.
     """
-    tokens, targets = [], []
-    for document in encoded:
-        tokens.append(document.tokens)
-        targets.append(document.targets)
-        if end is not None and document.tokens[-1] != end:
-            tokens.append(np.array([end], np.int32))
-            targets.append(document.targets[-1:])
-    stream, scored = np.concatenate(tokens), np.concatenate(targets)
+    stream = np.concatenate([document.tokens for document in encoded])
+    scored = np.concatenate([document.targets for document in encoded])
     if len(stream) < length + 1:
         missing = length + 1 - len(stream)
         stream, scored = np.pad(stream, (0, missing)), np.pad(scored, (0, missing))

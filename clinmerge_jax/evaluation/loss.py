@@ -20,7 +20,8 @@ _MAX_ROWS = 32
 
 @functools.partial(jax.jit, static_argnames="config")
 def _losses(params: Params, tokens_BT: jax.Array, targets_BT: jax.Array, config: LlamaConfig) -> jax.Array:
-    logits = forward(params, tokens_BT, config, dtype=jnp.float32)[:, :-1]
+    with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round float32 products otherwise
+        logits = forward(params, tokens_BT, config, dtype=jnp.float32)[:, :-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BT[:, 1:])
     return jnp.sum(losses, axis=1, where=targets_BT[:, 1:])
 
@@ -48,7 +49,9 @@ def document_losses(
     totals = np.zeros(len(documents))
     by_length: dict[int, list[int]] = {}
     for index, document in enumerate(documents):
-        by_length.setdefault(-(-len(document.tokens) // _LENGTH_STEP) * _LENGTH_STEP, []).append(index)
+        rounded = -(-len(document.tokens) // _LENGTH_STEP) * _LENGTH_STEP
+        # Not beyond the context: dynamic RoPE would stretch by the padding.
+        by_length.setdefault(min(rounded, config.max_position_embeddings), []).append(index)
     for length, indices in sorted(by_length.items()):
         rows = int(np.clip(_MAX_LOGITS // (length * config.vocab_size), 1, _MAX_ROWS))
         for start in range(0, len(indices), rows):

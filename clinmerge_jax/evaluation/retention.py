@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -29,6 +30,12 @@ class HeldOut:
     name: str
     documents: Sequence[Document]
     specialist: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the documents as they were given, whatever a chat template makes of them today."""
+        content = [[document.text, document.messages] for document in self.documents]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def held_out_sets(spec: str, miniature: bool) -> list[HeldOut]:
@@ -75,14 +82,6 @@ class EncodedSet:
     documents: Sequence[Encoded]
 
     @property
-    def sha256(self) -> str:
-        """A digest of the tokens and of which of them are scored."""
-        digest = hashlib.sha256()
-        for document in self.documents:
-            digest.update(document.tokens.tobytes() + document.targets.tobytes())
-        return digest.hexdigest()
-
-    @property
     def counts(self) -> np.ndarray:
         """Scored tokens of each document."""
         return np.array([item.targets.sum() for item in self.documents])
@@ -126,8 +125,12 @@ class Retention:
         if not held_out.specialist or "base" not in self.totals:
             return None
         totals_MD = np.stack([self.totals[name][index] for name in ("base", "merged", held_out.specialist)])
-        share = lambda means: (means[..., 0] - means[..., 1]) / (means[..., 0] - means[..., 2])  # noqa: E731
-        return bootstrap(totals_MD, held_out.counts, share)
+        gain = bootstrap(totals_MD, held_out.counts, lambda means: means[..., 0] - means[..., 2])
+        if gain.low <= 0:  # nothing was gained that could be kept
+            return None
+        return bootstrap(
+            totals_MD, held_out.counts, lambda means: (means[..., 0] - means[..., 1]) / (means[..., 0] - means[..., 2])
+        )
 
     def text(self) -> str:
         """The table that a merge ends with."""
@@ -181,7 +184,7 @@ def measure(models: Mapping[str, Checkpoint], sets: Sequence[EncodedSet], progre
     """
     totals = {}
     for name, checkpoint in models.items():
-        config, params = load_params(checkpoint)
+        config, params = load_params(checkpoint, jnp.float32)
         totals[name] = [document_losses(params, config, held_out.documents, progress) for held_out in sets]
         del params  # before the next model is loaded
     return Retention(sets, totals)

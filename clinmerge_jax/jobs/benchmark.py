@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -39,6 +39,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _PEER_RUNNER = _ROOT / "third_party" / "peers" / "merge_with_mergekit.py"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _NOISE_ENTRIES = 1 << 24
+_DRIFT = "benchmark_drift"  # a field of the made config.json that no reader minds
 _METHODS = ("linear", "slerp")
 
 
@@ -62,9 +63,11 @@ def _merge(config: ConfigDict) -> None:
     folders = [work / "instruct", work / "clinical"]
     with _removed(*folders, keep=config.keep):
         for seed, folder in enumerate(folders):
-            if not (folder / "config.json").is_file():
+            drift = seed * config.drift
+            if not _is_made(folder, config.model.to_dict(), drift):
+                shutil.rmtree(folder, ignore_errors=True)
                 logging.info("making %s: %.2fe9 parameters, %.1f GB", folder, nbytes / 2e9, nbytes / 1e9)
-                make_checkpoint(folder, config.model.to_dict(), llama, drift=seed * config.drift)
+                make_checkpoint(folder, config.model.to_dict(), llama, drift)
         inputs = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
         measured: dict[str, list[dict[str, float]]] = {}
         for repeat in range(config.repeats):
@@ -118,11 +121,18 @@ def make_checkpoint(folder: pathlib.Path, raw: dict[str, Any], llama: LlamaConfi
     index = index_json(shards, 2 * sum(sizes.values()))
     if index:
         (folder / INDEX_FILE).write_text(index)
-    (folder / "config.json").write_text(json.dumps(raw, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps({**raw, _DRIFT: drift}, indent=1) + "\n")
+
+
+def _is_made(folder: pathlib.Path, raw: dict[str, Any], drift: float) -> bool:
+    """Whether the folder holds what `make_checkpoint` would write; config.json is its last file."""
+    path = folder / "config.json"
+    return path.is_file() and json.loads(path.read_bytes()) == {**raw, _DRIFT: drift}
 
 
 def drop_cache(files: Sequence[pathlib.Path]) -> None:
-    """Has the kernel forget the files' cached pages (no privileges needed; dirty pages stay)."""
+    """Has the kernel write what is waiting, so that no run pays for the one before it, and forget the files' pages."""
+    os.sync()
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -155,7 +165,7 @@ def _run_ours(method: str, folders: Sequence[pathlib.Path], output: pathlib.Path
     command = [
         sys.executable, "-m", "clinmerge_jax.main", f"--config={_ROOT / 'configs' / 'merge.py'}:{method}",
         f"--config.instruct={folders[0]}", f"--config.clinical={folders[1]}", "--config.base=",
-        f"--config.output={output}", "--config.evaluate=",
+        f"--config.output={output}", "--config.evaluate=", "--config.overwrite=True",
     ]  # fmt: skip
     with _removed(output):
         return _watch(command)
@@ -195,15 +205,23 @@ def _watch(command: Sequence[str]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _removed(*paths: pathlib.Path, keep: bool = False) -> Iterator[None]:
-    """Removes files or folders when done."""
+    """Removes files or folders when done, and before that what a killed run may have left."""
+    if not keep:
+        _remove(paths)
     try:
         yield
     finally:
-        for path in paths if not keep else ():
-            if path.is_dir():
-                shutil.rmtree(path)
+        if not keep:
+            _remove(paths)
+
+
+def _remove(paths: Iterable[pathlib.Path]) -> None:
+    for path in paths:
+        for place in (path, path.with_name(f".{path.name}.partial")):
+            if place.is_dir():
+                shutil.rmtree(place)
             else:
-                path.unlink(missing_ok=True)
+                place.unlink(missing_ok=True)
 
 
 def _processor() -> str:

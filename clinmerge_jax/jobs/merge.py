@@ -6,8 +6,7 @@ only then put the finished folder in place.
 
 import math
 import shutil
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import tqdm
 from absl import logging
@@ -15,14 +14,12 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.card import merge_card
-from clinmerge_jax.checkpoint.digest import sha256
-from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from clinmerge_jax.checkpoint.output import PROVENANCE_FILE, OutputFolder, OutputState
+from clinmerge_jax.checkpoint.folder import LICENCE_FILES, Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.params import llama_config
-from clinmerge_jax.checkpoint.safetensors import parse_json
 from clinmerge_jax.data.documents import check_vocabulary, load_tokenizer
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation.retention import EncodedSet, Retention, encode_sets, held_out_sets, measure
+from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, encode_sets, held_out_sets, measure
 from clinmerge_jax.merging.diagnostics import TensorDifference, by_module
 from clinmerge_jax.merging.recipe import interpolation
 from clinmerge_jax.merging.streaming import plan_merge, run_merge
@@ -37,25 +34,33 @@ def run(config: ConfigDict) -> None:
     plan = plan_merge(recipe, list(parents.values()), _shard_bytes(config))
     models = {"base": base, "clinical": parents["clinical"], "instruct": parents["instruct"]}
     models = {name: checkpoint for name, checkpoint in models.items() if checkpoint}
-    sets = _encoded_sets(config, models)
-    credentialed = _credentialed(config, models)
+    for checkpoint in models.values():
+        if checkpoint.config.get("model_type") == "llama":  # others merge by their tensors alone
+            llama_config(checkpoint)
+    held_out_text = held_out_sets(config.evaluate, all(config[role].startswith("miniature:") for role in models))
+    sets = _encode(held_out_text, models)
+    credentialed = provenance.is_credentialed(config.credentialed, models.values())
 
     inputs = {role: provenance.fingerprint(checkpoint) for role, checkpoint in models.items()}
     identity = {
         "job": "merge",
         "recipe": {**recipe.to_json(), "models": [source["parameters"] for source in recipe.to_json()["models"]]},
         "max_shard_gb": config.max_shard_gb,
-        "held_out": {held_out.name: held_out.sha256 for held_out in sets},
+        "held_out": {held_out.name: held_out.sha256 for held_out in held_out_text},
+        "credentialed": credentialed,
+        "environment": provenance.environment(),
         "inputs": inputs,
     }
-    with OutputFolder(config.output, identity, config.overwrite, _same_result) as output:
-        _check_paths(output, models)
+    with OutputFolder(config.output, identity, config.overwrite, provenance.same_result) as output:
+        output.refuse_overlap({f"config.{role}": checkpoint.path for role, checkpoint in models.items()})
         state = output.open()
         if state is OutputState.FINISHED:
             print(f"{output.target} is finished already: same recipe, same inputs, nothing to do.")
             print("To make it again: --config.overwrite=True. Its tables are in README.md there.")
             return
-        if state is OutputState.FRESH:
+        if state is OutputState.RESUMED:
+            logging.info("continuing the interrupted run in %s", output.partial)
+        else:
             _check_space(output, plan.nbytes)
         logging.info(
             "%s merge of %d tensors into %.2f GB at %s",
@@ -70,13 +75,16 @@ def run(config: ConfigDict) -> None:
         record = {
             **provenance.environment(),
             "recipe": recipe.to_json(),
-            "sha256": {role: _digests(checkpoint, digests) for role, checkpoint in models.items()},
+            "sha256": {role: provenance.digests(checkpoint, digests) for role, checkpoint in models.items()},
             "credentialed": credentialed,
         }
         if sets:
             retention = _evaluate(models, sets, output)
             tables.append(("What the merge keeps", retention.text()))
-            output.write_text("results.jsonl", retention.json_lines({**identity, **provenance.environment()}))
+            output.write_text("results.jsonl", retention.json_lines(record))
+        for pattern in LICENCE_FILES:  # the clinical parent's terms hold too; instruct's were carried
+            for path in sorted(parents["clinical"].path.glob(pattern)):
+                output.copy(path, f"clinical.{path.name}")
         card = merge_card(
             output.target.name, [(role, c.path) for role, c in parents.items()], recipe.to_json(), tables, credentialed
         )
@@ -94,42 +102,16 @@ def _shard_bytes(config: ConfigDict) -> int:
     return int(config.max_shard_gb * 1e9)
 
 
-def _encoded_sets(config: ConfigDict, models: Mapping[str, Checkpoint]) -> list[EncodedSet]:
+def _encode(held_out_text: Sequence[HeldOut], models: Mapping[str, Checkpoint]) -> list[EncodedSet]:
     """The held-out text, tokenized: done before the merge, so that what is wrong with it is said at once."""
-    miniature = all(config[role].startswith("miniature:") for role in models)
-    sets = held_out_sets(config.evaluate, miniature)
-    if not sets:
+    if not held_out_text:
         return []
     configs = [llama_config(checkpoint) for checkpoint in models.values()]
     context = min(llama.max_position_embeddings for llama in configs)
-    encoded = encode_sets(sets, load_tokenizer(models["instruct"].path, "config.instruct"), context)
+    encoded = encode_sets(held_out_text, load_tokenizer(models["instruct"].path, "config.instruct"), context)
     for held_out in encoded:
         check_vocabulary(held_out.documents, min(llama.vocab_size for llama in configs), "config.instruct")
     return encoded
-
-
-def _same_result(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
-    """Whether a finished folder's provenance is that of this merge, wherever its inputs lie now."""
-    old = recorded.get("identity", {})
-    if {**old, "inputs": None} != {**identity, "inputs": None} or set(old["inputs"]) != set(identity["inputs"]):
-        return False
-    return all(
-        provenance.same_inputs(old["inputs"][role], current, recorded["sha256"][role])
-        for role, current in identity["inputs"].items()
-    )
-
-
-def _digests(checkpoint: Checkpoint, known: Mapping[str, str]) -> dict[str, str]:
-    """SHA-256 by name of the files of `provenance.fingerprint`; read where the merge did not."""
-    files = [checkpoint.path / "config.json", *checkpoint.files]
-    return {path.name: known.get(str(path)) or sha256(path) for path in files}
-
-
-def _check_paths(output: OutputFolder, models: Mapping[str, Checkpoint]) -> None:
-    for role, checkpoint in models.items():
-        folder = checkpoint.path.resolve()
-        if folder == output.target.resolve() or folder in output.target.resolve().parents:
-            raise BadInput(f"config.output: {output.target} lies in config.{role}'s folder; name another folder")
 
 
 def _check_space(output: OutputFolder, nbytes: int) -> None:
@@ -150,13 +132,6 @@ def _evaluate(models: Mapping[str, Checkpoint], sets: list[EncodedSet], output: 
     models = {**models, "merged": merged}
     with _bar(len(models) * sum(len(held_out.documents) for held_out in sets), "evaluate", "doc") as bar:
         return measure(models, sets, bar.update)
-
-
-def _credentialed(config: ConfigDict, models: Mapping[str, Checkpoint]) -> bool:
-    """Whether the config or a parent's provenance says that data under a use agreement went in."""
-    paths = [checkpoint.path / PROVENANCE_FILE for checkpoint in models.values()]
-    records = [parse_json(path.read_bytes(), path) for path in paths if path.is_file()]
-    return config.credentialed or any(isinstance(record, dict) and record.get("credentialed") for record in records)
 
 
 def _difference_text(differences: list[TensorDifference]) -> str:

@@ -5,6 +5,7 @@ that state the facts; instruct is base continued on everyday chat, with the loss
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +16,15 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.digest import sha256
+from clinmerge_jax.checkpoint.folder import SINGLE_FILE, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.params import load_params, save_params
 from clinmerge_jax.data.documents import encode, load_tokenizer, pack
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters, init_params
 from clinmerge_jax.miniature.corpus import corpus
-from clinmerge_jax.miniature.tokenizer import train_tokenizer
+from clinmerge_jax.miniature.tokenizer import EOT, train_tokenizer
 from clinmerge_jax.training.loop import TrainingSettings, train
 
 _TOKENIZER_DOCUMENTS = 4000  # of each kind; more do not change the merges much
@@ -53,6 +55,8 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
     stage = config.stages[name]
     settings_of = {key: value for key, value in config.to_dict().items() if key not in ("output", "overwrite")}
     identity = {"job": "miniature", "model": name, "config": settings_of}
+    if start is not None:
+        identity["start"] = sha256(start / SINGLE_FILE)
     with OutputFolder(pathlib.Path(config.output) / name, identity, config.overwrite) as folder:
         if folder.open() is OutputState.FINISHED:
             logging.info("%s is trained already", folder.target)
@@ -63,6 +67,7 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
             llama = LlamaConfig.from_json(raw, "config.model")
             params = init_params(llama, jax.random.key(config.seed))
             tokenizer.save_pretrained(folder.partial)
+            folder.write_text("generation_config.json", _generation_config(tokenizer))
             carried: Sequence[pathlib.Path] = ()
         else:
             checkpoint = open_checkpoint(str(start), "config.output")
@@ -70,9 +75,9 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
             raw, carried = checkpoint.config, checkpoint.carried_files()
             tokenizer = load_tokenizer(start, "config.output")
         logging.info("%s: %d parameters, %d documents", name, count_parameters(llama), stage.documents)
-        encoded = [encode(document, tokenizer) for document in corpus(name, config.seed, stage.documents)]
-        end = tokenizer.eos_token_id if name != "instruct" else None
-        windows = pack(encoded, config.length, end)
+        documents = corpus(name, config.seed, stage.documents)
+        encoded = [encode(document, tokenizer, tokenizer.eos_token_id) for document in documents]
+        windows = pack(encoded, config.length)
         scored = int(windows[1].sum())
         steps = max(1, round(stage.epochs * len(windows[0]) / config.batch_size))
         settings = TrainingSettings(
@@ -90,6 +95,13 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
         folder.write_text("README.md", card)
         record = {"training": {**dataclasses.asdict(settings), "scored_tokens": scored}}
         folder.commit({**provenance.environment(), **record})
+
+
+def _generation_config(tokenizer) -> str:
+    """Both the end of a text and the end of an answer stop generation."""
+    stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(EOT)]
+    content = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id}
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _tokenizer(config: ConfigDict):

@@ -10,6 +10,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
+from clinmerge_jax.checkpoint.card import training_card
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
@@ -24,6 +25,8 @@ def run(config: ConfigDict) -> None:
     """Trains on `config.text` and writes a checkpoint in the dtype of the start."""
     checkpoint = open_checkpoint(config.model, "config.model")
     llama = llama_config(checkpoint)
+    if config.steps < 0:
+        raise BadInput(f"config.steps: is {config.steps}; give a number over 0, or 0 for as many as the epochs take")
     for field in ("epochs", "batch_size", "length", "learning_rate"):
         if not config[field] > 0:
             raise BadInput(f"config.{field}: is {config[field]}; give a number over 0")
@@ -31,9 +34,15 @@ def run(config: ConfigDict) -> None:
         raise BadInput(f"config.length: {config.length} is over the model's context of {llama.max_position_embeddings}")
     documents = _documents(config.text)
     tokenizer = load_tokenizer(checkpoint.path, "config.model")
-    encoded = [encode(document, tokenizer) for document in documents]
+    encoded = [encode(document, tokenizer, tokenizer.eos_token_id) for document in documents]
     check_vocabulary(encoded, llama.vocab_size, "config.model")
-    windows = pack(encoded, config.length, tokenizer.eos_token_id)
+    windows = pack(encoded, config.length)
+    scored = int(windows[1].sum())
+    if not scored:
+        raise BadInput(f"config.text: no token of {config.text} would be learned; give more or longer text")
+    dtypes = {entry.dtype for entry in checkpoint.tensors.values()}
+    if len(dtypes) > 1:
+        raise BadInput(f"config.model: {checkpoint.path} mixes {', '.join(map(str, dtypes))}; save it in one dtype")
     settings = TrainingSettings(
         steps=config.steps or max(1, round(config.epochs * len(windows[0]) / config.batch_size)),
         batch_size=config.batch_size,
@@ -41,19 +50,20 @@ def run(config: ConfigDict) -> None:
         final_learning_rate=config.final_learning_rate,
         seed=config.seed,
     )
+    credentialed = provenance.is_credentialed(config.credentialed, [checkpoint])
     identity = {
         "job": "sft",
-        "model": provenance.fingerprint(checkpoint),
+        "inputs": {"model": provenance.fingerprint(checkpoint)},
         "text": _text_identity(config.text),
         "length": config.length,
         "settings": dataclasses.asdict(settings),
-        "credentialed": config.credentialed,
+        "credentialed": credentialed,
     }
-    with OutputFolder(config.output, identity, config.overwrite) as output:
+    with OutputFolder(config.output, identity, config.overwrite, provenance.same_result) as output:
+        output.refuse_overlap({"config.model": checkpoint.path})
         if output.open() is OutputState.FINISHED:
             print(f"{output.target} is finished already: same start, text and settings, nothing to do.")
             return
-        scored = int(windows[1].sum())
         logging.info(
             "%d documents, %d windows, %d scored tokens, %d steps",
             len(documents),
@@ -70,11 +80,19 @@ def run(config: ConfigDict) -> None:
                 bar.update(step - bar.n)
 
             params = train(params, llama, windows, settings, progress)
-        dtype = next(iter(checkpoint.tensors.values())).dtype
+        (dtype,) = dtypes
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         save_params(params, llama, checkpoint.config, output, carried=checkpoint.carried_files())
-        record = {"credentialed": config.credentialed, "scored_tokens": scored, "losses": losses}
-        output.commit({**provenance.environment(), **record})
+        record = {
+            **provenance.environment(),
+            "sha256": {"model": provenance.digests(checkpoint, {})},
+            "credentialed": credentialed,
+            "training": {**dataclasses.asdict(settings), "scored_tokens": scored},
+            "losses": losses,
+        }
+        card = training_card(output.target.name, checkpoint.path, record["training"], credentialed)
+        output.write_text("README.md", card)
+        output.commit(record)
     print(f"Training loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.")
     print(
         f"The checkpoint is {output.target}.\nNext: merge it with --config=configs/merge.py"

@@ -111,7 +111,8 @@ def forward(params: Params, tokens_BT: jax.Array, config: LlamaConfig, *, dtype=
 
     Args:
       params: the parameters, in any floating dtype.
-      tokens_BT: integer token ids; padding belongs on the right, where causality keeps it unseen.
+      tokens_BT: integer token ids; padding belongs on the right, where causality keeps it unseen
+        (dynamic RoPE beyond `max_position_embeddings` depends on the padded length).
       config: the architecture (static under jit).
       dtype: the dtype of activations and weights in the computation; None leaves the parameters'
         own. Norms and softmax are computed in float32 at least.

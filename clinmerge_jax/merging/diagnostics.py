@@ -27,7 +27,7 @@ class TensorDifference:
             "size": self.size,
             "totals": dataclasses.astuple(self.totals),
             "cosine": self.totals.cosine,
-            "relative_distance": self.totals.relative_distance,
+            "relative_distance": distance if math.isfinite(distance := self.totals.relative_distance) else None,
             "coefficients": list(self.coefficients),
         }
 

@@ -1,15 +1,19 @@
 """Merge methods as pure functions on arrays; they know nothing of files or meshes.
 
-Each method has two halves (WORKSPACE.md, "Merge maths"). What it must know of a whole tensor comes
-in as a few totals; from them and the tensor's parameters, `coefficients` is taken on the host in
-float64. `exact.weighted_sum` then applies them elementwise, traced, so a new t compiles nothing.
+Each method has two halves (WORKSPACE.md, "Merge maths"). `statistics` takes a few numbers per row of
+what a piece holds; from their totals and the tensor's parameters, `coefficients` is taken on the host
+in float64. `apply` then merges a piece elementwise, the coefficients traced, so a new t compiles
+nothing. N sources, R rows, C columns.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
+
+from clinmerge_jax.merging import exact
 
 COLLINEAR_COSINE = 0.9995  # above this |cos|, slerp is numerically linear and taken as linear
 
@@ -49,7 +53,21 @@ class PairTotals:
         return math.sqrt(self.difference_squared / self.a_squared)
 
 
-class Linear:
+class WeightedSum:
+    """The two device halves of every method whose result is a sum of the sources times factors."""
+
+    @staticmethod
+    def statistics(pieces: Sequence[jax.Array]) -> list[jax.Array]:
+        """Per row |a|^2, |b|^2 and |a - b|^2 of the first source with each other one: N - 1 arrays [R, 3]."""
+        return [exact.pair_sums(pieces[0], other) for other in pieces[1:]]
+
+    @staticmethod
+    def apply(pieces: Sequence[jax.Array], coefficients_N3: jax.Array, dtype) -> jax.Array:
+        """The merged piece [R, C], from `exact.split_coefficients` of the factors."""
+        return exact.weighted_sum(pieces, coefficients_N3, dtype)
+
+
+class Linear(WeightedSum):
     """Weighted mean, "model soup" (Wortsman et al. 2022, arXiv 2203.05482): sum w_i W_i / sum w_i."""
 
     name = "linear"
@@ -74,7 +92,7 @@ class Linear:
         return [weight / scale for weight in weights]
 
 
-class Slerp:
+class Slerp(WeightedSum):
     """Spherical interpolation (Shoemake 1985, "Animating rotation with quaternion curves").
 
     With theta the angle between the two tensors, each flattened whole:

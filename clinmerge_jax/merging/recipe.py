@@ -53,6 +53,8 @@ class Schedule:
             name = name.strip() if equals else _FALLBACK
             if not name:
                 raise BadInput(f"{field}: {clause.strip()!r} has no filter before '='; write filter=numbers")
+            if clauses and clauses[-1][0] == _FALLBACK:
+                raise BadInput(f"{field}: {clause.strip()!r} comes after a value that fits every tensor; put that last")
             if name in (known for known, _ in clauses):
                 raise BadInput(f"{field}: filter {name!r} is given twice in {value!r}; keep one of the two")
             clauses.append((name, tuple(_finite(number, field) for number in numbers.split(","))))
@@ -77,15 +79,19 @@ class Schedule:
         return gradient[lower] + share * (gradient[lower + 1] - gradient[lower])
 
     def check_filters(self, names: Iterable[str]) -> None:
-        """Refuses a filter that fits no tensor, which would silently do nothing.
+        """Refuses a filter that no tensor takes its value from, which would silently do nothing.
 
         Raises:
           BadInput: naming the filter.
         """
         names = list(names)
-        for text, _ in self.clauses:
-            if text != _FALLBACK and not any(text in name for name in names):
-                raise BadInput(f"{self.field}: filter {text!r} fits no tensor; for a Llama use self_attn, mlp or norm")
+        for index, (text, _) in enumerate(self.clauses):
+            earlier = [other for other, _ in self.clauses[:index]]
+            if text == _FALLBACK:
+                continue
+            if not any(text in name and not any(other in name for other in earlier) for name in names):
+                reason = "is hidden by an earlier one" if any(text in name for name in names) else "fits no tensor"
+                raise BadInput(f"{self.field}: filter {text!r} {reason}; for a Llama use self_attn, mlp or norm")
 
     def complement(self) -> "Schedule":
         """1 - value, everywhere."""
@@ -94,7 +100,7 @@ class Schedule:
     def __str__(self) -> str:
         parts = []
         for text, numbers in self.clauses:
-            listed = ",".join(f"{number:g}" for number in numbers)
+            listed = ",".join(repr(number).removesuffix(".0") for number in numbers)
             parts.append(listed if text == _FALLBACK else f"{text}={listed}")
         return "; ".join(parts)
 

@@ -17,15 +17,15 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from absl import logging
 
 from clinmerge_jax.checkpoint.digest import FileDigest
 from clinmerge_jax.checkpoint.folder import INDEX_FILE, Checkpoint
-from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder
+from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder, sync
 from clinmerge_jax.checkpoint.params import DEFAULT_SHARD_BYTES, config_with_dtype, index_json, split_into_shards
 from clinmerge_jax.checkpoint.safetensors import TensorEntry, header_bytes, read_into
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging import exact
+from clinmerge_jax.merging.compatibility import check_compatible
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.methods import METHODS, PairTotals
 from clinmerge_jax.merging.recipe import Recipe
@@ -34,9 +34,6 @@ PIECE_BYTES = 16 << 20  # of one source; small enough for caches and bounded mem
 HELD_BYTES = 256 << 20  # of all sources of one tensor that waits for its totals on the device
 _QUEUED_PIECES = 2
 _SYNC_BYTES = 256 << 20  # written data is pushed to the disk this often, so that it does not all wait for the end
-
-# A merge of models that differ in these makes no sense, whatever the shapes say.
-_SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +90,7 @@ def plan_merge(recipe: Recipe, sources: Sequence[Checkpoint], shard_bytes: int =
     """
     first = sources[0]
     for other in sources[1:]:
-        _check_compatible(first, other)
+        check_compatible(first, other)
     layers = first.num_hidden_layers
     for schedule in recipe.schedules():
         schedule.check_filters(first.tensors)
@@ -107,58 +104,6 @@ def plan_merge(recipe: Recipe, sources: Sequence[Checkpoint], shard_bytes: int =
         tensors[name] = _Tensor(name, entry.shape, dtype, entries, values, source_values)
     shards = split_into_shards([(name, tensor.nbytes) for name, tensor in tensors.items()], shard_bytes)
     return MergePlan(recipe, tuple(sources), tensors, shards)
-
-
-def _check_compatible(first: Checkpoint, other: Checkpoint) -> None:
-    for key in _SAME_CONFIG:
-        if first.config.get(key) != other.config.get(key):
-            raise BadInput(
-                f"{other.label}: {key} is {other.config.get(key)!r} where {first.label} has {first.config.get(key)!r};"
-                " merge models of one architecture"
-            )
-    for key in ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "max_position_embeddings"):
-        if first.config.get(key) != other.config.get(key):
-            logging.warning("%s and %s differ in %s; the result takes %s's", first.label, other.label, key, first.label)
-    for one, two in ((first, other), (other, first)):
-        extra = next((name for name in one.tensors if name not in two.tensors), None)
-        if extra is not None:
-            raise BadInput(
-                f"{two.label}: {two.path} lacks tensor {extra}, which {one.label} has; merge models of one architecture"
-            )
-    for name, entry in first.tensors.items():
-        shape = other.tensors[name].shape
-        if shape != entry.shape:
-            raise BadInput(
-                f"{other.label}: tensor {name} has shape {list(shape)} where {first.label} has {list(entry.shape)};"
-                " merge models of one architecture and vocabulary"
-            )
-    _check_vocabulary(first, other)
-
-
-def _check_vocabulary(first: Checkpoint, other: Checkpoint) -> None:
-    """Rows of the embedding are merged by id, so a token must have the same id in both."""
-    one, two = _token_ids(first.path), _token_ids(other.path)
-    moved = next((token for token in one if token in two and one[token] != two[token]), None)
-    if moved is not None:
-        raise BadInput(
-            f"{other.label}: token {moved!r} has id {two[moved]} in {other.path / 'tokenizer.json'} and {one[moved]} in"
-            f" {first.label}'s; merge models of one vocabulary"
-        )
-
-
-def _token_ids(folder: pathlib.Path) -> dict[str, int]:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-        model = content["model"]["vocab"]
-        # Unigram models list [piece, score] in id order, BPE and WordPiece map piece to id.
-        ids = dict(model) if isinstance(model, dict) else {piece: index for index, (piece, _) in enumerate(model)}
-        ids.update({token["content"]: token["id"] for token in content.get("added_tokens", [])})
-        return ids
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: is no tokenizer file ({error!r}); fetch it again") from error
 
 
 class _Stopped(Exception):
@@ -257,12 +202,9 @@ def _write_shards(
                     unsynced = 0
             os.fsync(file.fileno())
         temporary.rename(output.path(file_name))
+        sync(output.partial)  # the journal must not name a file that a power cut could take back
         journal[file_name] = [difference.to_json() for difference in item.differences]
         output.write_text(JOURNAL_FILE, json.dumps(journal))
-
-
-_pair_sums = jax.jit(exact.pair_sums)
-_weighted_sum = jax.jit(exact.weighted_sum, static_argnames="dtype")
 
 
 class _Computation:
@@ -270,6 +212,8 @@ class _Computation:
 
     def __init__(self, plan: MergePlan, channels: Sequence[_Channel], piece_bytes: int, held_bytes: int):
         self.method = METHODS[plan.recipe.method]
+        self.statistics = jax.jit(self.method.statistics)
+        self.apply = jax.jit(self.method.apply, static_argnames="dtype")
         self.channels = channels
         self.piece_bytes = piece_bytes
         self.held_bytes = held_bytes
@@ -297,13 +241,13 @@ class _Computation:
             coefficients = self._coefficients(tensor, [])
             for _ in range(count):
                 piece = [channel.get() for channel in self.channels]
-                sums.append([_pair_sums(piece[0], other) for other in piece[1:]])
+                sums.append(self.statistics(piece))
                 send(self._apply(piece, coefficients, tensor))
             return lambda: self._record(tensor, self._totals(tensor, sums), coefficients)
         again = self.read_twice(tensor)
         for _ in range(count):
             piece = [channel.get() for channel in self.channels]
-            sums.append([_pair_sums(piece[0], other) for other in piece[1:]])
+            sums.append(self.statistics(piece))
             if not again:
                 held.append(piece)
         totals = self._totals(tensor, sums)
@@ -331,14 +275,13 @@ class _Computation:
         except ValueError as error:
             raise BadInput(f"tensor {tensor.name}: {error}") from error
 
-    @staticmethod
-    def _apply(piece: Sequence[jax.Array], coefficients: Sequence[float], tensor: _Tensor) -> jax.Array:
-        return _weighted_sum(piece, exact.split_coefficients(coefficients), dtype=tensor.dtype)
+    def _apply(self, piece: Sequence[jax.Array], coefficients: Sequence[float], tensor: _Tensor) -> jax.Array:
+        return self.apply(piece, exact.split_coefficients(coefficients), dtype=tensor.dtype)
 
     @staticmethod
     def _record(tensor: _Tensor, totals: list[PairTotals], coefficients: Sequence[float]) -> TensorDifference:
         largest = max(max(pair.a_squared, pair.b_squared) for pair in totals) ** 0.5
-        if tensor.dtype == np.float16 and largest * sum(map(abs, coefficients)) > np.finfo(np.float16).max:
+        if tensor.dtype == np.float16 and largest * sum(map(abs, coefficients)) > float(np.finfo(np.float16).max):
             raise BadInput(f"config.dtype: tensor {tensor.name} may hold values over float16's 65504; use bfloat16")
         return TensorDifference(tensor.name, tensor.entries[0].size, totals[0], tuple(coefficients))
 
@@ -380,6 +323,7 @@ def run_merge(
     """
     journal_path = output.path(JOURNAL_FILE)
     journal = json.loads(journal_path.read_bytes()) if journal_path.is_file() else {}
+    journal = {name: records for name, records in journal.items() if output.path(name).is_file()}
     for file_name in journal:
         progress(sum(plan.tensors[name].nbytes for name in plan.shards[file_name]))
     todo = [file_name for file_name in plan.shards if file_name not in journal]

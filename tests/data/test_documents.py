@@ -116,17 +116,26 @@ def test_malformed_lines_are_refused_by_number_without_quoting_text(tmp_path, li
     assert "Secret" not in str(error.value)
 
 
-def test_packing_keeps_every_token_and_ends_each_document():
-    documents = [Encoded(np.arange(1, n + 1, dtype=np.int32), np.arange(n) > 0) for n in (3, 5, 4)]
-    tokens, targets = pack(documents, 4, end=99)
-    stream = [1, 2, 3, 99, 1, 2, 3, 4, 5, 99, 1, 2, 3, 4, 99]
+def test_packing_lays_documents_end_to_end():
+    documents = [Encoded(np.arange(1, n + 1, dtype=np.int32), np.arange(n) > 0) for n in (4, 6, 5)]
+    tokens, targets = pack(documents, 4)
+    stream = [1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5]
     assert tokens.shape == (3, 5)
-    assert tokens[0].tolist() == stream[:5] and tokens[1].tolist() == stream[4:9] and tokens[2].tolist() == stream[8:13]
+    assert [row.tolist() for row in tokens] == [stream[:5], stream[4:9], stream[8:13]]
     assert targets[0].tolist() == [False, True, True, True, False]
 
 
+def test_raw_text_ends_with_the_end_token_once_and_conversations_do_not(tokenizer):
+    end = tokenizer.eos_token_id
+    text = encode(Document("d", text="The dog sat."), tokenizer, end)
+    assert text.tokens[-1] == end != text.tokens[-2] and text.targets[-1]
+    again = encode(Document("d", text="The dog sat.<|end_of_text|>"), tokenizer, end)
+    assert again.tokens.tolist() == text.tokens.tolist()
+    assert encode(Document("d", messages=CONVERSATION), tokenizer, end).tokens[-1] != end
+
+
 def test_packing_pads_a_text_shorter_than_a_window_without_scoring_the_padding():
-    tokens, targets = pack([Encoded(np.array([5, 6], np.int32), np.array([False, True]))], 4, end=None)
+    tokens, targets = pack([Encoded(np.array([5, 6], np.int32), np.array([False, True]))], 4)
     assert tokens.tolist() == [[5, 6, 0, 0, 0]] and targets.tolist() == [[False, True, False, False, False]]
 
 

@@ -7,6 +7,7 @@ from support import tiny_config
 
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.evaluation import loss
+from clinmerge_jax.llama.config import RopeConfig
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import init_params
 
@@ -36,6 +37,16 @@ def test_batches_and_padding_do_not_change_a_documents_loss():
         scored = np.flatnonzero(document.targets)
         expected = -log_probabilities[scored - 1, document.tokens[scored]].sum()
         assert total == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_padding_does_not_stretch_dynamic_rope():
+    config = tiny_config(max_position_embeddings=100, rope=RopeConfig("dynamic", 10000.0, 8.0), initializer_range=0.5)
+    params = init_params(config, jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(0, 32, 100).astype(np.int32)
+    (total,) = loss.document_losses(params, config, [Encoded(tokens, np.arange(100) > 0)])
+    log_probabilities = jax.nn.log_softmax(forward(params, tokens[None], config)[0])
+    expected = -np.asarray(log_probabilities)[np.arange(99), tokens[1:]].sum()
+    assert total == pytest.approx(expected, rel=1e-5)
 
 
 def test_long_documents_are_cut_and_counted():

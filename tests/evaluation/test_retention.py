@@ -7,7 +7,7 @@ import pytest
 
 from clinmerge_jax.data.documents import Document, Encoded
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation.retention import EncodedSet, Retention, held_out_sets
+from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, held_out_sets
 
 
 def _set(name, specialist="", documents=20):
@@ -39,8 +39,13 @@ def test_losses_are_per_scored_token_with_an_interval_over_documents():
     assert row["tokens"] == 200 and row["provenance"] == {"seed": 1} and row["estimate"] == loss.estimate
 
 
-def test_the_digest_of_a_set_is_that_of_its_tokens_and_mask():
-    assert _set("a").sha256 == _set("b").sha256 != _set("a", documents=19).sha256
+def test_a_parent_that_gained_nothing_has_nothing_to_keep():
+    assert _retention(["base", "clinical", "instruct", "merged"], [2.0, 2.0, 4.5, 2.5]).kept(0) is None
+
+
+def test_the_digest_of_a_set_is_that_of_its_documents():
+    one, two = Document("a:1", text="A note."), Document("b:7", text="A note.")
+    assert HeldOut("x", [one]).sha256 == HeldOut("y", [two]).sha256 != HeldOut("x", [one, two]).sha256
 
 
 def test_auto_means_the_miniatures_text_for_miniatures_only():

@@ -298,7 +298,9 @@ def _prepare(case, tmp, repository):
 
 def _check(case, tmp, before, status, stderr):
     assert status == 2, stderr
-    lines = [line for line in stderr.splitlines() if not line.startswith("I")]  # absl's information lines
+    lines = [
+        line for line in stderr.splitlines() if not line.startswith(("I", "W"))
+    ]  # absl's information and warning lines
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in stderr, stderr
     for part in case.says:

@@ -1,8 +1,9 @@
 """The merge benchmark measures what it says, here on a small model."""
 
 import json
-import subprocess
-import sys
+
+import pytest
+from support import run_process
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.safetensors import read_tensor
@@ -26,12 +27,26 @@ def test_made_checkpoints_are_siblings(tmp_path):
 
 def test_the_benchmark_reports_time_over_the_floor_and_memory(repository, tmp_path):
     fields = [f"--config.model.{key}={value}" for key, value in SMALL.items()]
-    command = [sys.executable, "-m", "clinmerge_jax.main", "--config=configs/benchmark.py:merge"]
-    options = ["--config.repeats=1", f"--config.output={tmp_path / 'bench'}", "--config.methods=('slerp',)"]
-    process = subprocess.run([*command, *options, *fields], cwd=repository, capture_output=True, text=True)
+    options = [
+        "--config=configs/benchmark.py:merge",
+        "--config.repeats=1",
+        f"--config.output={tmp_path / 'bench'}",
+        "--config.methods=('slerp',)",
+    ]
+    process = run_process(repository, *options, *fields)
     assert process.returncode == 0, process.stderr
     result = json.loads((tmp_path / "bench" / "merge.json").read_text())
     (ours,) = result["measured"]["clinmerge_jax slerp"]
     assert ours["seconds"] > 0 and ours["peak_bytes"] > 10**7
     assert "over the floor" in process.stdout
     assert sorted(path.name for path in (tmp_path / "bench").iterdir()) == ["merge.json"]
+
+
+@pytest.mark.slow
+def test_checkpoints_of_3_gb_merge_in_less_than_1_5_gb(repository, tmp_path):
+    options = ["--config=configs/benchmark.py:merge", "--config.repeats=1", f"--config.output={tmp_path / 'bench'}"]
+    process = run_process(repository, *options)
+    assert process.returncode == 0, process.stderr
+    measured = json.loads((tmp_path / "bench" / "merge.json").read_text())["measured"]
+    for method in ("linear", "slerp"):
+        assert measured[f"clinmerge_jax {method}"][0]["peak_bytes"] < 1.5e9

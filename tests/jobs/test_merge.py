@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from support import run_process, write_llama
+from support import run_command, run_process, write_llama, write_tokenizer
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.params import load_params
@@ -13,7 +13,7 @@ from clinmerge_jax.llama.model import forward
 
 
 @pytest.fixture(scope="module")
-def defaultrun_process(repository, tmp_path_factory):
+def default_run(repository, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "merge"
     process = run_process(repository, "--config=configs/merge.py", f"--config.output={output}")
     assert process.returncode == 0, process.stderr
@@ -122,6 +122,43 @@ def test_inputs_that_moved_are_known_by_their_digest(repository, tmp_path):
     write_llama(tmp_path / "elsewhere" / "two", 1)
     other = run_process(repository, *arguments("elsewhere"))
     assert other.returncode == 2 and "other inputs" in other.stderr
+
+
+def test_credentials_noted_later_and_a_changed_tokenizer_are_not_overlooked(repository, tmp_path, capsys):
+    folders = [write_llama(tmp_path / name, seed) for seed, name in enumerate(("one", "two"))]
+    for folder in folders:
+        write_tokenizer(folder)
+        (folder / "LICENSE").write_text(f"terms of {folder.name}")
+    common = [
+        f"--config={repository / 'configs' / 'merge.py'}",
+        f"--config.instruct={folders[0]}",
+        f"--config.clinical={folders[1]}",
+        "--config.base=",
+        f"--config.output={tmp_path / 'merged'}",
+    ]
+    assert run_command(*common) == 0
+    assert (tmp_path / "merged" / "LICENSE").read_text() == "terms of one"
+    assert (tmp_path / "merged" / "clinical.LICENSE").read_text() == "terms of two"
+    assert run_command(*common, "--config.credentialed=True") == 2
+    (folders[1] / "provenance.json").write_text('{"credentialed": true}')
+    assert run_command(*common) == 2
+    (folders[1] / "provenance.json").unlink()
+    assert run_command(*common) == 0 and "finished already" in capsys.readouterr().out
+    write_tokenizer(folders[0], chat_template="new")
+    assert run_command(*common) == 2
+
+
+def test_a_llama_whose_tensors_are_not_those_of_its_config_is_refused(repository, tmp_path):
+    for seed, name in enumerate(("one", "two")):
+        write_llama(tmp_path / name, seed, tensors={"model.norm.weight": np.ones(8, np.float32)})
+    status = run_command(
+        f"--config={repository / 'configs' / 'merge.py'}",
+        f"--config.instruct={tmp_path / 'one'}",
+        f"--config.clinical={tmp_path / 'two'}",
+        "--config.base=",
+        f"--config.output={tmp_path / 'merged'}",
+    )
+    assert status == 2 and not (tmp_path / "merged").exists()
 
 
 def test_own_held_out_text_is_measured(repository, tmp_path):

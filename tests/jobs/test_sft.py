@@ -1,6 +1,7 @@
 """Continuing a checkpoint on text, and the whole miniature in small."""
 
 import json
+import shutil
 
 import pytest
 from support import run_command, run_process
@@ -42,6 +43,7 @@ def test_training_lowers_the_loss_and_writes_a_checkpoint(repository, small_mini
         open_checkpoint(str(output), "x").tensors.keys()
         == open_checkpoint(str(small_miniature / "base"), "x").tensors.keys()
     )
+    assert "derived from" not in (output / "README.md").read_text().lower()
     again = run_process(repository, *arguments)
     assert again.returncode == 0 and "finished already" in again.stdout
 
@@ -53,6 +55,7 @@ def test_training_lowers_the_loss_and_writes_a_checkpoint(repository, small_mini
         ("--config.text=miniature:base", "config.text"),
         ("--config.length=100000", "config.length"),
         ("--config.batch_size=0", "config.batch_size"),
+        ("--config.steps=-3", "config.steps"),
         ("--config.model=nowhere", "config.model"),
     ],
 )
@@ -67,3 +70,20 @@ def test_bad_input_is_refused_by_field(repository, small_miniature, tmp_path, ar
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(errors) == 1 and named in errors[0]
     assert not output.exists()
+
+
+def test_credentials_of_the_start_are_inherited(repository, small_miniature, tmp_path):
+    start, output = tmp_path / "start", tmp_path / "trained"
+    shutil.copytree(small_miniature / "base", start)
+    (start / "provenance.json").write_text('{"credentialed": true}')
+    process = run_process(
+        repository,
+        "--config=configs/sft.py",
+        f"--config.model={start}",
+        "--config.steps=1",
+        "--config.length=32",
+        f"--config.output={output}",
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads((output / "provenance.json").read_text())["credentialed"] is True
+    assert "Derived from credentialed data" in (output / "README.md").read_text()

@@ -59,6 +59,22 @@ def test_a_filter_that_fits_nothing_is_refused():
         Schedule.parse("attn_self=1; 0.5", "config.t").check_filters(["model.layers.0.self_attn.q_proj.weight"])
 
 
+def test_a_filter_hidden_by_an_earlier_one_is_refused():
+    names = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
+    with pytest.raises(BadInput, match="'up_proj' is hidden by an earlier one"):
+        Schedule.parse("mlp=1; up_proj=0; 0.5", "config.t").check_filters(names)
+    Schedule.parse("up_proj=0; lm_head=1; 0.5", "config.t").check_filters(names)
+
+
+def test_a_clause_after_the_value_for_every_tensor_is_refused():
+    with pytest.raises(BadInput, match="comes after a value that fits every tensor"):
+        Schedule.parse("0.5; self_attn=0,1", "config.t")
+
+
+def test_the_text_of_a_schedule_keeps_every_digit():
+    assert str(Schedule.parse(0.123456789, "t")) == "0.123456789" != str(Schedule.parse(0.12345679, "t"))
+
+
 def test_a_schedule_reads_its_own_text():
     for text in (merge_config.BIOMISTRAL, "0.5", "0,0.25,1", "mlp=1; 0.5"):
         schedule = Schedule.parse(text, "config.t")

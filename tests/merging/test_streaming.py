@@ -185,6 +185,23 @@ def test_a_killed_merge_leaves_no_result_and_a_rerun_goes_on(tmp_path, share):
     assert (differences, digests) == (undisturbed, expected_digests)
 
 
+def test_a_weight_file_that_vanished_from_an_interrupted_run_is_made_again(tmp_path):
+    folders = [write_llama(tmp_path / name, seed) for seed, name in enumerate(("one", "two"))]
+    sources = [open_checkpoint(str(folder), "x") for folder in folders]
+    plan = plan_merge(interpolation("linear", "a", "b", 0.5), sources, 600)
+    for _ in range(2):
+        with OutputFolder(tmp_path / "merged", {}) as output:
+            output.open()
+            run_merge(plan, output)  # not committed: as if killed while the result was evaluated
+        next((tmp_path / ".merged.partial").glob("model-00002-*.safetensors")).unlink()
+    with OutputFolder(tmp_path / "merged", {}) as output:
+        assert output.open() is OutputState.RESUMED
+        run_merge(plan, output)
+        output.commit({})
+    _merge(interpolation("linear", "a", "b", 0.5), sources, tmp_path / "undisturbed", shard_bytes=600)
+    assert _files(tmp_path / "merged") == _files(tmp_path / "undisturbed")
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
     config = json.loads((write_llama(tmp_path / "one") / "config.json").read_text())
     tensors = llama_tensors(config, 1)

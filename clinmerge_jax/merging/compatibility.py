@@ -1,0 +1,95 @@
+"""Whether two Checkpoints can be merged at all: tensors, architecture, vocabulary."""
+
+import json
+import pathlib
+
+from absl import logging
+
+from clinmerge_jax.checkpoint.folder import Checkpoint
+from clinmerge_jax.errors import BadInput
+
+_TOKENIZER = "tokenizer.json"
+
+# A merge of models that differ in these makes no sense, whatever the shapes say.
+_SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
+
+
+def check_compatible(first: Checkpoint, other: Checkpoint) -> None:
+    """Refuses a pair of models whose merge would make no sense, and warns of what the result takes from the first.
+
+    Raises:
+      BadInput: they differ in tensors, shapes, architecture, or in what a token id means.
+    """
+    for key in _SAME_CONFIG:
+        if None in (first.config.get(key), other.config.get(key)):
+            continue  # left to the default, which only a reader of that architecture knows
+        if first.config[key] != other.config[key]:
+            raise BadInput(
+                f"{other.label}: {key} is {other.config.get(key)!r} where {first.label} has {first.config.get(key)!r};"
+                " merge models of one architecture"
+            )
+    for key in ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "max_position_embeddings"):
+        if key in first.config and key in other.config and first.config[key] != other.config[key]:
+            logging.warning("%s and %s differ in %s; the result takes %s's", first.label, other.label, key, first.label)
+    for one, two in ((first, other), (other, first)):
+        extra = next((name for name in one.tensors if name not in two.tensors), None)
+        if extra is not None:
+            raise BadInput(
+                f"{two.label}: {two.path} lacks tensor {extra}, which {one.label} has; merge models of one architecture"
+            )
+    for name, entry in first.tensors.items():
+        shape = other.tensors[name].shape
+        if shape != entry.shape:
+            raise BadInput(
+                f"{other.label}: tensor {name} has shape {list(shape)} where {first.label} has {list(entry.shape)};"
+                " merge models of one architecture and vocabulary"
+            )
+    _check_vocabulary(first, other)
+
+
+def _check_vocabulary(first: Checkpoint, other: Checkpoint) -> None:
+    """Rows of the embedding are merged by id, so an id must mean the same token in both.
+
+    Special tokens may be named differently at one id: reserved ones are often put to use.
+    """
+    known = [_token_ids(checkpoint.path / _TOKENIZER) for checkpoint in (first, other)]
+    if None in known:
+        logging.warning(
+            "%s and %s: without %s in both, rows of the embedding are taken to mean the same tokens",
+            first.label,
+            other.label,
+            _TOKENIZER,
+        )
+        return
+    (one, one_special), (two, two_special) = known
+    moved = next((token for token in one if token in two and one[token] != two[token]), None)
+    if moved is not None:
+        raise BadInput(
+            f"{other.label}: token {moved!r} has id {two[moved]} in {other.path / _TOKENIZER} and {one[moved]} in"
+            f" {first.label}'s; merge models of one vocabulary"
+        )
+    by_id = {index: token for token, index in two.items()}
+    renamed = [(token, by_id[index]) for token, index in one.items() if by_id.get(index, token) != token]
+    for token, theirs in renamed:
+        if token not in one_special or theirs not in two_special:
+            raise BadInput(
+                f"{other.label}: id {one[token]} is {theirs!r} in {other.path / _TOKENIZER} and {token!r} in"
+                f" {first.label}'s; merge models of one vocabulary"
+            )
+    if renamed:
+        logging.warning("%s calls %s %s; the result calls it as %s does", other.label, *renamed[0], first.label)
+
+
+def _token_ids(path: pathlib.Path) -> tuple[dict[str, int], set[str]] | None:
+    """Id by token, and which tokens were added to the model's own (special ones among them); None without the file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        model = content["model"]["vocab"]
+        # Unigram models list [piece, score] in id order, BPE and WordPiece map piece to id.
+        ids = dict(model) if isinstance(model, dict) else {piece: index for index, (piece, _) in enumerate(model)}
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: is no tokenizer file ({error!r}); fetch it again") from error
+    return ids | added, set(added)
