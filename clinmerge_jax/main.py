@@ -4,6 +4,7 @@ Exit status: 0 done; 1 the run failed; 2 bad input, with one line that says what
 """
 
 import importlib
+import logging as python_logging
 import re
 import sys
 from collections.abc import Sequence
@@ -61,12 +62,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> None:
     """Runs the job that the config names."""
-    del argv
     config = _CONFIG.value
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
+    python_logging.getLogger("jax").setLevel("WARNING")  # which backends it looked for is of no interest
     try:
         if config.job not in JOBS:
             raise BadInput(f"config.job: {config.job!r} is unknown; there are {', '.join(JOBS)}")

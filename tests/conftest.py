@@ -11,6 +11,23 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 _ROOT = pathlib.Path(__file__).parents[1]
 
 
+_FIGURES: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def figures() -> list[str]:
+    """Lines that a test adds to be shown at the end of every run: what was measured, not only that it was enough."""
+    return _FIGURES
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Shows the figures."""
+    if _FIGURES:
+        terminalreporter.section("figures")
+        for line in _FIGURES:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def repository() -> pathlib.Path:
     """The root of the repository."""

@@ -136,7 +136,7 @@ def test_main_is_short_and_imports_no_jax(repository):
     assert len(text.splitlines()) <= 80
     nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     roots = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0] for node in nodes}
-    assert roots <= {"absl", "clinmerge_jax", "collections", "importlib", "ml_collections", "re", "sys"}
+    assert roots <= {"absl", "clinmerge_jax", "collections", "importlib", "logging", "ml_collections", "re", "sys"}
 
 
 def test_command_lines_in_config_files_name_existing_files(repository):

@@ -180,8 +180,8 @@ def _run_peer(python: str, method: str, folders: Sequence[pathlib.Path], work: p
         for model in models:
             model["parameters"] = {"weight": 0.5}
     path, output = work / "peer.yml", work / "peer"
-    path.write_text(yaml.safe_dump(recipe))
     with _removed(output, path):
+        path.write_text(yaml.safe_dump(recipe))
         return _watch([python, str(_PEER_RUNNER), str(path), str(output)])
 
 

@@ -63,10 +63,10 @@ def run(config: ConfigDict) -> None:
         else:
             _check_space(output, plan.nbytes)
         logging.info(
-            "%s merge of %d tensors into %.2f GB at %s",
+            "%s merge of %d tensors into %s at %s",
             recipe.method,
             len(plan.tensors),
-            plan.nbytes / 1e9,
+            _size(plan.nbytes),
             output.target,
         )
         with _bar(plan.nbytes, "merge", "B") as bar:
@@ -118,9 +118,13 @@ def _check_space(output: OutputFolder, nbytes: int) -> None:
     free = shutil.disk_usage(output.partial).free
     if free < nbytes:
         raise BadInput(
-            f"config.output: the result takes {nbytes / 1e9:.1f} GB and {output.target.parent} has {free / 1e9:.1f} GB"
+            f"config.output: the result takes {_size(nbytes)} and {output.target.parent} has {_size(free)}"
             " free; free some or name a folder elsewhere"
         )
+
+
+def _size(nbytes: int) -> str:
+    return tqdm.tqdm.format_sizeof(nbytes, "B")
 
 
 def _bar(total: int, label: str, unit: str) -> tqdm.tqdm:

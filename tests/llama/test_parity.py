@@ -230,16 +230,16 @@ def quiet_torch():
 
 
 @pytest.fixture(scope="module")
-def differences():
-    """Collects (largest difference, largest logit, configuration) and prints a summary when all have run."""
+def differences(figures):
+    """Collects (largest difference, largest logit, configuration) and adds a summary to the figures when all have run."""
     collected: list[tuple[float, float, Drawn]] = []
     yield collected
     if collected:
         worst, _, drawn = max(collected, key=lambda entry: entry[0])
         median = statistics.median(difference for difference, _, _ in collected)
         logits = sorted(largest for _, largest, _ in collected)
-        print(
-            f"\nparity: {len(collected)} configurations, max |logit| {logits[0]:.2f} to {logits[-1]:.2f},"
+        figures.append(
+            f"parity: {len(collected)} configurations, max |logit| {logits[0]:.2f} to {logits[-1]:.2f},"
             f" largest difference {worst:.3g}, median {median:.3g}; largest in {drawn}"
         )
 
@@ -314,7 +314,7 @@ BF16_SEEDS = (0, 9, 18, 27, 36, 45)
 
 
 @pytest.mark.parametrize("seed", BF16_SEEDS)
-def test_bfloat16_is_as_close_to_float32_as_torch_is(seed, tmp_path):
+def test_bfloat16_is_as_close_to_float32_as_torch_is(seed, tmp_path, figures):
     """Both round the same bf16 weights' activations to bf16 along the way, in places that may differ.
 
     The measure is therefore the distance to the float32 logits of those same weights: root mean square at
@@ -333,8 +333,8 @@ def test_bfloat16_is_as_close_to_float32_as_torch_is(seed, tmp_path):
     our_error, torch_error = ours - truth, torch_bf16 - truth
     our_rms, torch_rms = np.sqrt(np.mean(our_error**2)), np.sqrt(np.mean(torch_error**2))
     our_max, torch_max = np.abs(our_error).max(), np.abs(torch_error).max()
-    print(
-        f"\nbf16, configuration {seed}: rms {our_rms:.3g} (torch {torch_rms:.3g}),"
+    figures.append(
+        f"bf16, configuration {seed}: rms {our_rms:.3g} (torch {torch_rms:.3g}),"
         f" max {our_max:.3g} (torch {torch_max:.3g})"
     )
     assert our_rms <= 1.5 * torch_rms

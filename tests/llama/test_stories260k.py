@@ -75,7 +75,7 @@ def test_greedy_decoding_gives_the_published_text(folder, greedy, published):
     assert tokenizer.decode(greedy[1:].tolist()) == published
 
 
-def test_logits_on_that_text_equal_those_of_torch(folder, loaded, greedy):
+def test_logits_on_that_text_equal_those_of_torch(folder, loaded, greedy, figures):
     """The bound is relative to the largest logit, which is about 22 here: float32 keeps seven digits of it."""
     config, params = loaded
     transformers.utils.logging.disable_progress_bar()
@@ -90,8 +90,8 @@ def test_logits_on_that_text_equal_those_of_torch(folder, loaded, greedy):
     difference = np.abs(ours - theirs).max()
     largest = np.abs(exact).max()
     our_error, their_error = np.abs(ours - exact).max(), np.abs(theirs - exact).max()
-    print(
-        f"\nstories260K: {tokens_BT.shape[1]} tokens, max |logit| {largest:.1f}, difference {difference:.3g};"
+    figures.append(
+        f"stories260K: {tokens_BT.shape[1]} tokens, max |logit| {largest:.1f}, difference {difference:.3g};"
         f" from torch's float64: ours {our_error:.3g}, torch's float32 {their_error:.3g}"
     )
     assert difference <= 2e-6 * largest
