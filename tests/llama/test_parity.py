@@ -231,7 +231,7 @@ def quiet_torch():
 
 @pytest.fixture(scope="module")
 def differences(figures):
-    """Collects (largest difference, largest logit, configuration) and adds a summary to the figures when all have run."""
+    """Collects (largest difference, largest logit, configuration); the figures get a summary when all have run."""
     collected: list[tuple[float, float, Drawn]] = []
     yield collected
     if collected:
