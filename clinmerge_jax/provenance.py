@@ -66,7 +66,10 @@ def same_result(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> boo
     old, new = recorded["identity"].get("inputs", {}), identity["inputs"]
     if rest(recorded["identity"]) != rest(identity) or set(old) != set(new):
         return False
-    return all(_same_input(old[role], new[role], recorded["sha256"][role]) for role in new)
+    try:
+        return all(_same_input(old[role], new[role], recorded["sha256"][role]) for role in new)
+    except (KeyError, TypeError):  # written in another form, by another version
+        return False
 
 
 def _same_input(recorded: Mapping[str, Any], current: Mapping[str, Any], known: Mapping[str, str]) -> bool:

@@ -17,7 +17,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.output = f"runs/benchmark-{config.what}"
     config.methods = ("linear", "slerp")
     config.repeats = 3
-    config.keep = False  # the two made checkpoints
     config.peer_python = ""  # a Python with third_party/peers/requirements-mergekit.txt installed
     config.drift = 0.03  # relative size of the difference between the two
     # Llama-3.2-1B with an embedding and a head of their own: 1.5e9 parameters.

@@ -19,10 +19,11 @@ def get_config(arg: str = "") -> ConfigDict:
     variant = parse(arg, ("", "linear", "slerp", "biomistral"))
     config = ConfigDict()
     config.job = "merge"
-    # A folder, or miniature:NAME. The base is only measured, never merged; "" leaves it out.
+    # A folder, or miniature:NAME. The base is only measured, never merged: "auto" takes the miniature's
+    # for two miniatures and none otherwise, "" none.
     config.instruct = "miniature:instruct"
     config.clinical = "miniature:clinical"
-    config.base = "miniature:base"
+    config.base = "auto"
     config.method = "linear" if variant in ("", "linear") else "slerp"
     # 0 is instruct, 1 is clinical: a number, a list over depth ("0,0.5,1"), or such per module
     # ("self_attn=0,1; mlp=1,0; 0.5": the first filter that is part of the tensor's name wins).

@@ -66,3 +66,12 @@ def test_credentials_are_inherited(tmp_path):
 
 def test_the_environment_names_versions():
     assert environment()["packages"]["jax"] and environment()["python"]
+
+
+def test_a_record_in_another_form_is_another_result(tmp_path):
+    folder = write_llama(tmp_path / "one")
+    write_llama(tmp_path / "two", 1)
+    recorded = _recorded(folder)
+    assert not same_result({"identity": recorded["identity"]}, _identity(tmp_path / "two"))
+    del recorded["identity"]["inputs"]["instruct"]["files"]
+    assert not same_result(recorded, _identity(folder))

@@ -1,6 +1,7 @@
 """Model cards (README.md) of the checkpoints that jobs write."""
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,12 @@ def front_matter(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / "README.md"
     if not path.is_file():
         return {}
-    parts = path.read_text(encoding="utf-8", errors="replace").split(_FENCE, 2)
+    parts = re.split(r"(?m)^---\s*$", path.read_text(encoding="utf-8", errors="replace"), maxsplit=2)
     if len(parts) < 3 or parts[0].strip():
         return {}
     try:
         head = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}  # a damaged card of a parent is no reason to refuse its weights
     return head if isinstance(head, dict) else {}
 

@@ -20,6 +20,7 @@ PROVENANCE_FILE = "provenance.json"
 JOURNAL_FILE = ".journal.json"
 _IDENTITY_FILE = ".identity.json"
 _LOCK_FILE = ".lock"
+_LOCK_TRIES = 10  # each fails only if another process removes the folder at that very moment
 _COMMITTED_LAST = ("model.safetensors.index.json", "config.json")
 
 
@@ -50,12 +51,7 @@ class OutputFolder:
         overwrite: bool = False,
         same_result: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] | None = None,
     ):
-        if not str(target).strip():
-            raise BadInput("config.output: is empty; give the folder to write")
-        expanded = os.path.expanduser(target)
-        if expanded.startswith("~"):
-            raise BadInput(f"config.output: {target} names the home of a user who does not exist; name another folder")
-        self.target = pathlib.Path(os.path.abspath(expanded))
+        self.target = result_path(target)
         if not self.target.name:
             raise BadInput(f"config.output: {self.target} is the root of the file system; name a folder in it")
         self.identity = json.loads(json.dumps(identity))
@@ -97,16 +93,14 @@ class OutputFolder:
           BadInput: as `finished`; or another process is writing there.
         """
         if self.finished() is not None:
+            self._remove_leftovers()
             return OutputState.FINISHED
-        for parent in reversed(self.target.parents):
-            if not os.path.exists(parent):
-                try:
-                    parent.mkdir()
-                except OSError as error:
-                    raise self._cannot("make", parent, error) from error
-                self._made_parents.append(parent)
-        while not self._take_lock():
-            pass
+        for _ in range(_LOCK_TRIES):
+            self._make_parents()
+            if self._take_lock():
+                break
+        else:
+            raise BadInput(f"config.output: cannot make {self.partial}; name another folder")
         if self.finished() is not None:  # by a process that let go of the lock just now
             self.discard()
             return OutputState.FINISHED
@@ -118,6 +112,24 @@ class OutputFolder:
                 _remove(path)
         self.write_text(_IDENTITY_FILE, json.dumps(self.identity))
         return OutputState.FRESH
+
+    def _make_parents(self) -> None:
+        for parent in reversed(self.target.parents):
+            if not os.path.exists(parent):
+                try:
+                    parent.mkdir(exist_ok=True)
+                except OSError as error:
+                    raise self._cannot("make", parent, error) from error
+                self._made_parents.append(parent)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a process killed right after putting the target in place did not come to remove."""
+        for name in (JOURNAL_FILE, _IDENTITY_FILE, _LOCK_FILE):
+            (self.target / name).unlink(missing_ok=True)
+        shutil.rmtree(self._replaced(), ignore_errors=True)
+
+    def _replaced(self) -> pathlib.Path:
+        return self.target.with_name(f".{self.target.name}.replaced")
 
     def _take_lock(self) -> bool:
         """Makes the hidden folder and locks it; False where it was put in place or removed meanwhile."""
@@ -134,6 +146,9 @@ class OutputFolder:
         except BlockingIOError as error:
             self.close()
             raise BadInput(f"config.output: another process is writing {self.target}; wait for it to end") from error
+        except OSError as error:
+            self.close()
+            raise self._cannot("lock", path, error) from error
         try:
             if os.path.samestat(os.fstat(self._lock), os.stat(path)):
                 return True
@@ -143,14 +158,17 @@ class OutputFolder:
         return False
 
     def refuse_overlap(self, inputs: Mapping[str, pathlib.Path]) -> None:
-        """Refuses a target that is or lies in one of the input folders, named by config field.
+        """Refuses a target that is, lies in or holds one of the input folders, named by config field.
 
         Raises:
           BadInput: naming the field.
         """
+        target = self.target.resolve()
         for field, folder in inputs.items():
-            if folder.resolve() in (self.target.resolve(), *self.target.resolve().parents):
+            if folder.resolve() in (target, *target.parents):
                 raise BadInput(f"config.output: {self.target} lies in the folder of {field}; name another folder")
+            if target in folder.resolve().parents:
+                raise BadInput(f"config.output: {self.target} holds the folder of {field}; name another folder")
 
     @staticmethod
     def _cannot(do: str, path: pathlib.Path, error: OSError) -> BadInput:
@@ -179,15 +197,13 @@ class OutputFolder:
         for path in sorted(self.partial.rglob("*"), key=lambda path: path.name in _COMMITTED_LAST):
             sync(path)
         sync(self.partial)
-        replaced = self.target.with_name(f".{self.target.name}.replaced")
+        replaced = self._replaced()
         if os.path.lexists(self.target):
             _remove(replaced)
             self.target.rename(replaced)
         self.partial.rename(self.target)
-        for name in (JOURNAL_FILE, _IDENTITY_FILE, _LOCK_FILE):
-            (self.target / name).unlink(missing_ok=True)
         sync(self.target.parent)
-        _remove(replaced)
+        self._remove_leftovers()
         self.close()
 
     def discard(self) -> None:
@@ -218,6 +234,20 @@ class OutputFolder:
             self.close()
 
 
+def result_path(text: pathlib.Path | str) -> pathlib.Path:
+    """The absolute path that `config.output` names.
+
+    Raises:
+      BadInput: it is empty, or names the home of nobody.
+    """
+    if not str(text).strip():
+        raise BadInput("config.output: is empty; give the folder to write")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise BadInput(f"config.output: {text} names the home of a user who does not exist; name another folder")
+    return pathlib.Path(os.path.abspath(expanded))
+
+
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
     """Writes a file under a temporary name, syncs it and renames it."""
     temporary = path.with_name(path.name + ".part")
@@ -243,7 +273,7 @@ def _read_provenance(path: pathlib.Path) -> dict[str, Any] | None:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and "identity" in content else None
+    return content if isinstance(content, dict) and isinstance(content.get("identity"), dict) else None
 
 
 def _remove(path: pathlib.Path) -> None:

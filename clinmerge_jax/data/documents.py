@@ -155,7 +155,7 @@ def check_vocabulary(encoded: Sequence[Encoded], vocab_size: int, field: str) ->
     highest = max((int(document.tokens.max()) for document in encoded), default=0)
     if highest >= vocab_size:
         raise BadInput(
-            f"{field}: its tokenizer gives token id {highest}, but vocab_size in config.json is {vocab_size};"
+            f"{field}: the tokenizer gives token id {highest}, but vocab_size in its config.json is {vocab_size};"
             " tokenizer and weights belong to different models"
         )
 

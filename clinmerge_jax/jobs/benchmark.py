@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.folder import INDEX_FILE
+from clinmerge_jax.checkpoint.output import result_path
 from clinmerge_jax.checkpoint.params import index_json, split_into_shards
 from clinmerge_jax.checkpoint.safetensors import header_bytes
 from clinmerge_jax.errors import BadInput
@@ -39,7 +40,6 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _PEER_RUNNER = _ROOT / "third_party" / "peers" / "merge_with_mergekit.py"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _NOISE_ENTRIES = 1 << 24
-_DRIFT = "benchmark_drift"  # a field of the made config.json that no reader minds
 _METHODS = ("linear", "slerp")
 
 
@@ -51,25 +51,24 @@ def run(config: ConfigDict) -> None:
 def _merge(config: ConfigDict) -> None:
     llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
     nbytes = 2 * count_parameters(llama)
-    work = pathlib.Path(config.output)
+    place = result_path(config.output)
     unknown = [method for method in config.methods if method not in _METHODS]
     if unknown or not config.methods or config.repeats < 1:
         raise BadInput(
             f"config.methods: {config.methods}, config.repeats: {config.repeats}; give of {_METHODS}, 1 or more"
         )
-    work.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(work).free < 3.2 * nbytes:
-        raise BadInput(f"config.output: {work} needs {3.2 * nbytes / 1e9:.0f} GB free; name a folder elsewhere")
-    folders = [work / "instruct", work / "clinical"]
-    with _removed(*folders, keep=config.keep):
+    place.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(place).free < 3.2 * nbytes:
+        raise BadInput(f"config.output: {place} needs {3.2 * nbytes / 1e9:.0f} GB free; name a folder elsewhere")
+    measured: dict[str, list[dict[str, float]]] = {}
+    # A folder of its own: what the benchmark removes is only what it made.
+    with tempfile.TemporaryDirectory(prefix="merge-", dir=place) as temporary:
+        work = pathlib.Path(temporary)
+        folders = [work / "instruct", work / "clinical"]
         for seed, folder in enumerate(folders):
-            drift = seed * config.drift
-            if not _is_made(folder, config.model.to_dict(), drift):
-                shutil.rmtree(folder, ignore_errors=True)
-                logging.info("making %s: %.2fe9 parameters, %.1f GB", folder, nbytes / 2e9, nbytes / 1e9)
-                make_checkpoint(folder, config.model.to_dict(), llama, drift)
+            logging.info("making %s: %.2fe9 parameters, %.1f GB", folder, nbytes / 2e9, nbytes / 1e9)
+            make_checkpoint(folder, config.model.to_dict(), llama, seed * config.drift)
         inputs = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-        measured: dict[str, list[dict[str, float]]] = {}
         for repeat in range(config.repeats):
             for name, job in _jobs(config, folders, inputs, nbytes, work):
                 drop_cache(inputs)
@@ -77,9 +76,9 @@ def _merge(config: ConfigDict) -> None:
                 logging.info("repeat %d, %s: %s", repeat + 1, name, measured[name][-1])
     result = {**provenance.environment(), "cores": os.cpu_count(), "processor": _processor(), "bytes": nbytes}
     result["measured"] = measured
-    (work / "merge.json").write_text(json.dumps(result, indent=1) + "\n")
+    (place / "merge.json").write_text(json.dumps(result, indent=1) + "\n")
     print(_report(measured, nbytes, config.repeats))
-    print(f"\nThe figures of every run are in {work / 'merge.json'}.")
+    print(f"\nThe figures of every run are in {place / 'merge.json'}.")
 
 
 def _jobs(
@@ -121,13 +120,7 @@ def make_checkpoint(folder: pathlib.Path, raw: dict[str, Any], llama: LlamaConfi
     index = index_json(shards, 2 * sum(sizes.values()))
     if index:
         (folder / INDEX_FILE).write_text(index)
-    (folder / "config.json").write_text(json.dumps({**raw, _DRIFT: drift}, indent=1) + "\n")
-
-
-def _is_made(folder: pathlib.Path, raw: dict[str, Any], drift: float) -> bool:
-    """Whether the folder holds what `make_checkpoint` would write; config.json is its last file."""
-    path = folder / "config.json"
-    return path.is_file() and json.loads(path.read_bytes()) == {**raw, _DRIFT: drift}
+    (folder / "config.json").write_text(json.dumps(raw, indent=1) + "\n")
 
 
 def drop_cache(files: Sequence[pathlib.Path]) -> None:
@@ -165,10 +158,11 @@ def _run_ours(method: str, folders: Sequence[pathlib.Path], output: pathlib.Path
     command = [
         sys.executable, "-m", "clinmerge_jax.main", f"--config={_ROOT / 'configs' / 'merge.py'}:{method}",
         f"--config.instruct={folders[0]}", f"--config.clinical={folders[1]}", "--config.base=",
-        f"--config.output={output}", "--config.evaluate=", "--config.overwrite=True",
+        f"--config.output={output}", "--config.evaluate=",
     ]  # fmt: skip
-    with _removed(output):
-        return _watch(command)
+    measured = _watch(command)
+    shutil.rmtree(output)
+    return measured
 
 
 def _run_peer(python: str, method: str, folders: Sequence[pathlib.Path], work: pathlib.Path) -> dict[str, float]:
@@ -180,9 +174,10 @@ def _run_peer(python: str, method: str, folders: Sequence[pathlib.Path], work: p
         for model in models:
             model["parameters"] = {"weight": 0.5}
     path, output = work / "peer.yml", work / "peer"
-    with _removed(output, path):
-        path.write_text(yaml.safe_dump(recipe))
-        return _watch([python, str(_PEER_RUNNER), str(path), str(output)])
+    path.write_text(yaml.safe_dump(recipe))
+    measured = _watch([python, str(_PEER_RUNNER), str(path), str(output)])
+    shutil.rmtree(output)
+    return measured
 
 
 def _watch(command: Sequence[str]) -> dict[str, float]:
@@ -201,27 +196,6 @@ def _watch(command: Sequence[str]) -> dict[str, float]:
             log.seek(0)
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read()[-2000:]}")
     return {"seconds": seconds, "peak_bytes": peak}
-
-
-@contextlib.contextmanager
-def _removed(*paths: pathlib.Path, keep: bool = False) -> Iterator[None]:
-    """Removes files or folders when done, and before that what a killed run may have left."""
-    if not keep:
-        _remove(paths)
-    try:
-        yield
-    finally:
-        if not keep:
-            _remove(paths)
-
-
-def _remove(paths: Iterable[pathlib.Path]) -> None:
-    for path in paths:
-        for place in (path, path.with_name(f".{path.name}.partial")):
-            if place.is_dir():
-                shutil.rmtree(place)
-            else:
-                place.unlink(missing_ok=True)
 
 
 def _processor() -> str:

@@ -20,6 +20,7 @@ from clinmerge_jax.checkpoint.params import llama_config
 from clinmerge_jax.data.documents import check_vocabulary, load_tokenizer
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, encode_sets, held_out_sets, measure
+from clinmerge_jax.merging.compatibility import check_same_tokens
 from clinmerge_jax.merging.diagnostics import TensorDifference, by_module
 from clinmerge_jax.merging.recipe import interpolation
 from clinmerge_jax.merging.streaming import plan_merge, run_merge
@@ -29,15 +30,16 @@ from clinmerge_jax.report.tables import table
 def run(config: ConfigDict) -> None:
     """Runs the merge that the config describes; see configs/merge.py for its fields."""
     parents = {role: open_checkpoint(config[role], f"config.{role}") for role in ("instruct", "clinical")}
-    base = open_checkpoint(config.base, "config.base") if config.base else None
+    miniature = all(config[role].startswith("miniature:") for role in parents)
+    base = config.base if config.base != "auto" else "miniature:base" * miniature
     recipe = interpolation(config.method, config.instruct, config.clinical, config.t, config.dtype)
     plan = plan_merge(recipe, list(parents.values()), _shard_bytes(config))
-    models = {"base": base, "clinical": parents["clinical"], "instruct": parents["instruct"]}
-    models = {name: checkpoint for name, checkpoint in models.items() if checkpoint}
+    models = {"base": open_checkpoint(base, "config.base")} if base else {}
+    models |= {"clinical": parents["clinical"], "instruct": parents["instruct"]}
     for checkpoint in models.values():
         if checkpoint.config.get("model_type") == "llama":  # others merge by their tensors alone
             llama_config(checkpoint)
-    held_out_text = held_out_sets(config.evaluate, all(config[role].startswith("miniature:") for role in models))
+    held_out_text = held_out_sets(config.evaluate, miniature)
     sets = _encode(held_out_text, models)
     credentialed = provenance.is_credentialed(config.credentialed, models.values())
 
@@ -109,8 +111,10 @@ def _encode(held_out_text: Sequence[HeldOut], models: Mapping[str, Checkpoint]) 
     configs = [llama_config(checkpoint) for checkpoint in models.values()]
     context = min(llama.max_position_embeddings for llama in configs)
     encoded = encode_sets(held_out_text, load_tokenizer(models["instruct"].path, "config.instruct"), context)
-    for held_out in encoded:
-        check_vocabulary(held_out.documents, min(llama.vocab_size for llama in configs), "config.instruct")
+    for role, checkpoint in models.items():
+        check_same_tokens(models["instruct"], checkpoint)  # all are scored on instruct's tokens
+        for held_out in encoded:
+            check_vocabulary(held_out.documents, llama_config(checkpoint).vocab_size, f"config.{role}")
     return encoded
 
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import SINGLE_FILE, open_checkpoint
-from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
+from clinmerge_jax.checkpoint.output import OutputFolder, OutputState, result_path
 from clinmerge_jax.checkpoint.params import load_params, save_params
 from clinmerge_jax.data.documents import encode, load_tokenizer, pack
 from clinmerge_jax.llama.config import LlamaConfig
@@ -40,7 +40,7 @@ real medicine and is of no use outside tests and demonstrations.
 
 def run(config: ConfigDict) -> None:
     """Trains what is not there yet: `output`/base, /clinical and /instruct, in bfloat16."""
-    output = pathlib.Path(config.output)
+    output = result_path(config.output)
     base = output / "base"
     _make(config, "base", start=None)
     _make(config, "clinical", start=base)
@@ -57,7 +57,7 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
     identity = {"job": "miniature", "model": name, "config": settings_of}
     if start is not None:
         identity["start"] = sha256(start / SINGLE_FILE)
-    with OutputFolder(pathlib.Path(config.output) / name, identity, config.overwrite) as folder:
+    with OutputFolder(result_path(config.output) / name, identity, config.overwrite) as folder:
         if folder.open() is OutputState.FINISHED:
             logging.info("%s is trained already", folder.target)
             return

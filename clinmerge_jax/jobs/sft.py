@@ -1,6 +1,7 @@
 """Continues a checkpoint on a user's own text with the plain loop of `training.loop`."""
 
 import dataclasses
+import math
 import pathlib
 
 import jax
@@ -27,8 +28,8 @@ def run(config: ConfigDict) -> None:
     llama = llama_config(checkpoint)
     if config.steps < 0:
         raise BadInput(f"config.steps: is {config.steps}; give a number over 0, or 0 for as many as the epochs take")
-    for field in ("epochs", "batch_size", "length", "learning_rate"):
-        if not config[field] > 0:
+    for field in ("epochs", "batch_size", "length", "learning_rate", "final_learning_rate"):
+        if not 0 < config[field] < math.inf:
             raise BadInput(f"config.{field}: is {config[field]}; give a number over 0")
     if config.length > llama.max_position_embeddings:
         raise BadInput(f"config.length: {config.length} is over the model's context of {llama.max_position_embeddings}")
@@ -80,6 +81,8 @@ def run(config: ConfigDict) -> None:
                 bar.update(step - bar.n)
 
             params = train(params, llama, windows, settings, progress)
+        if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+            raise BadInput(f"config.learning_rate: {config.learning_rate} made the weights diverge; give a lower one")
         (dtype,) = dtypes
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         save_params(params, llama, checkpoint.config, output, carried=checkpoint.carried_files())

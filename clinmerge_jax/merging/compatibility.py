@@ -44,18 +44,21 @@ def check_compatible(first: Checkpoint, other: Checkpoint) -> None:
                 f"{other.label}: tensor {name} has shape {list(shape)} where {first.label} has {list(entry.shape)};"
                 " merge models of one architecture and vocabulary"
             )
-    _check_vocabulary(first, other)
+    check_same_tokens(first, other)
 
 
-def _check_vocabulary(first: Checkpoint, other: Checkpoint) -> None:
-    """Rows of the embedding are merged by id, so an id must mean the same token in both.
+def check_same_tokens(first: Checkpoint, other: Checkpoint) -> None:
+    """Refuses two tokenizers in which an id means different tokens; says so where one has none to look at.
 
     Special tokens may be named differently at one id: reserved ones are often put to use.
+
+    Raises:
+      BadInput: naming a token and its ids.
     """
     known = [_token_ids(checkpoint.path / _TOKENIZER) for checkpoint in (first, other)]
     if None in known:
         logging.warning(
-            "%s and %s: without %s in both, rows of the embedding are taken to mean the same tokens",
+            "%s and %s: without %s in both, ids are taken to mean the same tokens",
             first.label,
             other.label,
             _TOKENIZER,

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from absl import logging
+
 from clinmerge_jax.checkpoint.safetensors import DTYPES
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.methods import METHODS
@@ -197,6 +199,9 @@ def interpolation(method: str, instruct: str, clinical: str, t: Any, dtype: str 
       BadInput: t is malformed or the method unknown.
     """
     schedule = Schedule.parse(t, "config.t")
+    beyond = [number for _, numbers in schedule.clauses for number in numbers if not 0.0 <= number <= 1.0]
+    if beyond:
+        logging.warning("config.t: %g lies outside 0..1, so the merge extrapolates beyond a parent", beyond[0])
     if method == "linear":
         sources = (
             Source(instruct, {"weight": schedule.complement()}),

@@ -16,8 +16,16 @@ def _parent(folder, card=None):
 
 def test_front_matter_is_read_and_its_absence_is_no_error(tmp_path):
     assert front_matter(_parent(tmp_path / "a", "---\nlicense: llama3.1\n---\n# A\n")) == {"license": "llama3.1"}
-    for name, card in {"b": None, "c": "# no head", "d": "---\n{broken\n---\n", "e": "---\n- list\n---\n"}.items():
-        assert front_matter(_parent(tmp_path / name, card)) == {}
+    dashes = _parent(tmp_path / "dashes", "---\nname: a---b\nlicense: mit\n---\n")
+    assert front_matter(dashes) == {"name": "a---b", "license": "mit"}
+    for name, card in {
+        "b": None,
+        "c": "# no head",
+        "d": "---\n{broken\n---\n",
+        "e": "---\n- list\n---\n",
+        "f": "---\ndate: 2024-13-45\n---\n",
+    }.items():
+        assert front_matter(_parent(tmp_path / str(name), card)) == {}
 
 
 def test_licences_of_the_parents_are_inherited(tmp_path):

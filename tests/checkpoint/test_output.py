@@ -287,3 +287,27 @@ def test_pieces_in_order_are_not_read_again(tmp_path, monkeypatch):
     whole.read_header()
     whole.update(len(data) - 1200, memoryview(data)[-1200:])
     assert whole.finish() == hashlib.sha256(data).hexdigest() and reads == []
+
+
+def test_what_a_process_killed_after_the_rename_left_is_removed(tmp_path):
+    with OutputFolder(tmp_path / "out", {"t": 1}) as output:
+        output.open()
+        output.commit({})
+    (tmp_path / "out" / ".lock").write_text("")
+    (tmp_path / ".out.replaced").mkdir()
+    with OutputFolder(tmp_path / "out", {"t": 1}) as output:
+        assert output.open() is OutputState.FINISHED
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["provenance.json"]
+
+
+def test_a_target_that_holds_an_input_is_refused(tmp_path):
+    (tmp_path / "out" / "parent").mkdir(parents=True)
+    with pytest.raises(BadInput, match="holds the folder of config.model"):
+        OutputFolder(tmp_path / "out", {}).refuse_overlap({"config.model": tmp_path / "out" / "parent"})
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system in which folders cannot be made")
+def test_a_place_where_no_folder_can_be_made_is_refused():
+    with pytest.raises(BadInput, match="config.output: cannot make"):
+        OutputFolder("/proc/result", {}).open()

@@ -151,5 +151,5 @@ def test_line_separators_inside_json_text_do_not_split_it(tmp_path):
 def test_token_ids_beyond_the_embedding_are_refused():
     documents = [Encoded(np.array([1, 99], np.int32), np.array([False, True]))]
     check_vocabulary(documents, 100, "config.model")
-    with pytest.raises(BadInput, match="config.model: its tokenizer gives token id 99"):
+    with pytest.raises(BadInput, match="config.model: the tokenizer gives token id 99"):
         check_vocabulary(documents, 99, "config.model")

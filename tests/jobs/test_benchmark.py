@@ -26,6 +26,9 @@ def test_made_checkpoints_are_siblings(tmp_path):
 
 
 def test_the_benchmark_reports_time_over_the_floor_and_memory(repository, tmp_path):
+    mine = tmp_path / "bench" / "instruct" / "model.safetensors"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
     fields = [f"--config.model.{key}={value}" for key, value in SMALL.items()]
     options = [
         "--config=configs/benchmark.py:merge",
@@ -39,7 +42,8 @@ def test_the_benchmark_reports_time_over_the_floor_and_memory(repository, tmp_pa
     (ours,) = result["measured"]["clinmerge_jax slerp"]
     assert ours["seconds"] > 0 and ours["peak_bytes"] > 10**7
     assert "over the floor" in process.stdout
-    assert sorted(path.name for path in (tmp_path / "bench").iterdir()) == ["merge.json"]
+    assert sorted(path.name for path in (tmp_path / "bench").iterdir()) == ["instruct", "merge.json"]
+    assert mine.read_text() == "mine"
 
 
 @pytest.mark.slow

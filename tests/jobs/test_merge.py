@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from support import run_command, run_process, write_llama, write_tokenizer
+from support import WORDS, run_command, run_process, write_llama, write_tokenizer
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.params import load_params
@@ -176,3 +176,22 @@ def test_own_held_out_text_is_measured(repository, tmp_path):
     assert "barn: 12 documents" in process.stdout
     assert "Derived from credentialed data" in (output / "README.md").read_text()
     assert "self_attn=0,0.5,0.3,0.7,1" in (output / "README.md").read_text()
+
+
+def test_the_base_is_the_miniatures_for_miniatures_only_and_must_share_the_vocabulary(repository, tmp_path, capsys):
+    folders = [write_llama(tmp_path / name, seed) for seed, name in enumerate(("one", "two", "base"))]
+    for folder in folders:
+        write_tokenizer(folder)
+    text = tmp_path / "held.jsonl"
+    text.write_text('{"text": "the patient has a fever"}\n{"text": "a cough and a fever"}\n')
+    common = [
+        f"--config={repository / 'configs' / 'merge.py'}",
+        f"--config.instruct={folders[0]}",
+        f"--config.clinical={folders[1]}",
+        f"--config.evaluate=notes={text}",
+    ]
+    assert run_command(*common, f"--config.output={tmp_path / 'merged'}") == 0
+    assert "| base" not in capsys.readouterr().out
+    write_tokenizer(folders[2], [*reversed(WORDS)])
+    status = run_command(*common, f"--config.base={folders[2]}", f"--config.output={tmp_path / 'other'}")
+    assert status == 2 and "config.base: token" in capsys.readouterr().err

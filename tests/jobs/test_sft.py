@@ -56,6 +56,7 @@ def test_training_lowers_the_loss_and_writes_a_checkpoint(repository, small_mini
         ("--config.length=100000", "config.length"),
         ("--config.batch_size=0", "config.batch_size"),
         ("--config.steps=-3", "config.steps"),
+        ("--config.epochs=inf", "config.epochs"),
         ("--config.model=nowhere", "config.model"),
     ],
 )

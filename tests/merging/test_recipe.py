@@ -118,3 +118,10 @@ def test_layers_are_read_from_tensor_names():
     assert layer_of("model.layers.17.mlp.up_proj.weight") == 17
     assert layer_of("layers.3.attention.wq.weight") == 3
     assert layer_of("model.embed_tokens.weight") is None
+
+
+def test_extrapolation_is_said(caplog):
+    interpolation("linear", "a", "b", "0,1")
+    assert not caplog.records
+    interpolation("linear", "a", "b", "0.5,1.5")
+    assert "1.5 lies outside 0..1" in caplog.text
