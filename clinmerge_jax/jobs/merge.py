@@ -26,6 +26,12 @@ from clinmerge_jax.merging.recipe import interpolation
 from clinmerge_jax.merging.streaming import plan_merge, run_merge
 from clinmerge_jax.report.tables import table
 
+_NEXT_STEP = (
+    "Next: another balance with --config.t=0.3 (0 is instruct, 1 is clinical) or over depth with"
+    " --config.t='self_attn=0,1; mlp=1,0; 0.5', into another --config.output;\nyour own models with"
+    " --config.instruct=DIR --config.clinical=DIR, your own text with --config.evaluate=NAME=FILE.jsonl."
+)
+
 
 def run(config: ConfigDict) -> None:
     """Runs the merge that the config describes; see configs/merge.py for its fields."""
@@ -95,7 +101,7 @@ def run(config: ConfigDict) -> None:
     for heading, text in tables:
         print(f"\n{heading}\n{text}")
     print(f"\nThe merged checkpoint is {output.target} (loads in transformers as it is).")
-    print(_next_step(config))
+    print(_NEXT_STEP)
 
 
 def _shard_bytes(config: ConfigDict) -> int:
@@ -108,13 +114,13 @@ def _encode(held_out_text: Sequence[HeldOut], models: Mapping[str, Checkpoint]) 
     """The held-out text, tokenized: done before the merge, so that what is wrong with it is said at once."""
     if not held_out_text:
         return []
-    configs = [llama_config(checkpoint) for checkpoint in models.values()]
-    context = min(llama.max_position_embeddings for llama in configs)
+    configs = {role: llama_config(checkpoint) for role, checkpoint in models.items()}
+    context = min(llama.max_position_embeddings for llama in configs.values())
     encoded = encode_sets(held_out_text, load_tokenizer(models["instruct"].path, "config.instruct"), context)
     for role, checkpoint in models.items():
         check_same_tokens(models["instruct"], checkpoint)  # all are scored on instruct's tokens
         for held_out in encoded:
-            check_vocabulary(held_out.documents, llama_config(checkpoint).vocab_size, f"config.{role}")
+            check_vocabulary(held_out.documents, configs[role].vocab_size, f"config.{role}")
     return encoded
 
 
@@ -161,11 +167,3 @@ def _difference_text(differences: list[TensorDifference]) -> str:
         " slerp merges along the straight line, as linear does."
     )
     return f"{table(header, rows)}\n{note}"
-
-
-def _next_step(config: ConfigDict) -> str:
-    return (
-        "Next: another balance with --config.t=0.3 (0 is instruct, 1 is clinical) or over depth with"
-        " --config.t='self_attn=0,1; mlp=1,0; 0.5', into another --config.output;\nyour own models with"
-        " --config.instruct=DIR --config.clinical=DIR, your own text with --config.evaluate=NAME=FILE.jsonl."
-    )
