@@ -1,5 +1,6 @@
 """What produced a result: the program, the packages, the inputs."""
 
+import concurrent.futures
 import importlib.metadata
 import pathlib
 import platform
@@ -44,7 +45,9 @@ def digests(checkpoint: Checkpoint, known: Mapping[str, str]) -> dict[str, str]:
       checkpoint: the files are read where nothing is known of them.
       known: SHA-256 by path.
     """
-    return {path.name: known.get(str(path)) or sha256(path) for path in _large_files(checkpoint)}
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        jobs = {path: pool.submit(sha256, path) for path in _large_files(checkpoint) if str(path) not in known}
+        return {path.name: known.get(str(path)) or jobs[path].result() for path in _large_files(checkpoint)}
 
 
 def _large_files(checkpoint: Checkpoint) -> list[pathlib.Path]:

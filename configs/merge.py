@@ -29,6 +29,11 @@ def get_config(arg: str = "") -> ConfigDict:
     # ("self_attn=0,1; mlp=1,0; 0.5": the first filter that is part of the tensor's name wins).
     config.t = BIOMISTRAL if variant == "biomistral" else "0.5"
     config.dtype = ""  # float32, bfloat16, float16; "" keeps instruct's
+    # "streaming": piece by piece in bounded memory, on one device. "mesh": both models and the result in the memory
+    # of all devices, of all processes under --distributed; the same bytes.
+    config.engine = "streaming"
+    # Devices along each axis, for the mesh engine and for the evaluation; 0 leaves an axis to be picked.
+    config.mesh = ConfigDict({"data": 0, "fsdp": 0, "tensor": 0})
     config.output = f"runs/merge-{variant or 'linear'}"
     config.overwrite = False
     config.max_shard_gb = 5.0

@@ -17,7 +17,7 @@ import tokenizers
 from absl import flags
 from absl.testing import flagsaver
 
-from clinmerge_jax import main
+from clinmerge_jax import command_line, main
 from clinmerge_jax.llama.config import LlamaConfig
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -183,7 +183,7 @@ def run_command(*arguments: str) -> int:
     argv = ["clinmerge_jax.main", *arguments]
     with _fresh_flags(argv):
         try:
-            main.main(main._parse_flags(argv))
+            main.main(command_line.parse_flags(argv))
         except SystemExit as stop:
             return stop.code
     return 0

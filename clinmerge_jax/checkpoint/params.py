@@ -1,26 +1,36 @@
-"""Checkpoint to Params and back, by the parameter table, bit for bit."""
+"""Checkpoint to Params and back, by the parameter table, bit for bit, on one device or cut over a mesh."""
 
 import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
-from clinmerge_jax.checkpoint.folder import INDEX_FILE, SINGLE_FILE, Checkpoint
-from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.safetensors import header_bytes, read_tensor
+from clinmerge_jax.checkpoint.blocks import BLOCK_BYTES, Blocks, WeightReader, ahead, place, take, write
+from clinmerge_jax.checkpoint.folder import INDEX_FILE, Checkpoint
+from clinmerge_jax.checkpoint.output import OutputFolder, sync
+from clinmerge_jax.checkpoint.safetensors import TensorEntry, header_bytes
+from clinmerge_jax.checkpoint.weight_files import (
+    DEFAULT_SHARD_BYTES,
+    config_with_dtype,
+    index_json,
+    split_into_shards,
+)
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.llama.parameters import Params, build_params, iterate_params, parameters
+from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iterate_params, parameters
+from clinmerge_jax.parallel import distributed
+from clinmerge_jax.parallel.layout import Layout, one_device
 
 # Old conversions store RoPE's frequencies, which config.json determines; they are recomputed.
 _DERIVED_SUFFIX = ".rotary_emb.inv_freq"
-
-DEFAULT_SHARD_BYTES = 5_000_000_000
+_SYNC_BYTES = 256 << 20  # written data is pushed to the disk this often, so that it does not all wait for the end
 
 
 def llama_config(checkpoint: Checkpoint) -> LlamaConfig:
@@ -55,70 +65,192 @@ def llama_config(checkpoint: Checkpoint) -> LlamaConfig:
     return config
 
 
-def load_params(checkpoint: Checkpoint, dtype: Any = None) -> tuple[LlamaConfig, Params]:
-    """Reads a whole Checkpoint into Params on the default device, one stacked leaf at a time.
+def _silent(nbytes: int) -> None:
+    """The progress of a transfer that nobody watches."""
+
+
+def load_params(
+    checkpoint: Checkpoint,
+    dtype: Any = None,
+    *,
+    mesh: Mesh | None = None,
+    progress: Callable[[int], None] = _silent,
+) -> tuple[LlamaConfig, Params]:
+    """Reads a Checkpoint into Params, cut over a mesh as `Layout` says.
+
+    Weight files are read in their order and each byte once; every process reads what its own devices hold, a few
+    blocks (`blocks.BLOCK_BYTES`) at a time, so the host needs little memory whatever the model.
 
     Args:
       checkpoint: an opened folder.
       dtype: converts every leaf; None keeps the stored bits.
+      mesh: the devices; None takes the first one of this process.
+      progress: called with the bytes of tensors placed since the last call.
 
     Raises:
-      BadInput: as `llama_config`; or the layers of one parameter differ in dtype and no dtype is given.
+      BadInput: as `llama_config` and `Layout`; or the layers of one parameter differ in dtype and no dtype is given.
     """
     config = llama_config(checkpoint)
+    layout = one_device(config) if mesh is None else Layout(mesh, config)
+    leaves: dict[tuple[str, ...], jax.Array] = {}
+    in_blocks: dict[str, tuple[Parameter, int, Blocks]] = {}
+    with WeightReader(checkpoint.files) as reader:
+        for row in parameters(config):
+            entries = [checkpoint.tensors[name] for name in row.names(config)]
+            wanted = _leaf_dtype(entries, dtype)
+            if sum(entry.nbytes for entry in entries) <= BLOCK_BYTES:
+                leaves[row.path] = _load_whole(row, entries, layout, reader, wanted)
+                progress(sum(entry.nbytes for entry in entries))
+            else:
+                leaves[row.path] = jnp.zeros(layout.shape(row), wanted, device=layout.sharding(row))
+                blocks = Blocks(row, layout, max(entries[0].dtype.itemsize, wanted.itemsize))
+                in_blocks |= {entry.name: (row, layer, blocks) for layer, entry in enumerate(entries)}
 
-    def leaf(row) -> jax.Array:
-        entries = [checkpoint.tensors[name] for name in row.names(config)]
-        odd = next((entry for entry in entries if entry.dtype != entries[0].dtype), None)
-        if odd is not None and dtype is None:
-            raise BadInput(
-                f"{odd.file}: tensor {odd.name} is {odd.dtype} where its sister layers are {entries[0].dtype};"
-                " save the checkpoint in one dtype"
+        def read(step: tuple[TensorEntry, int]) -> dict:
+            entry, start = step
+            row, _, blocks = in_blocks[entry.name]
+            return reader.read(entry, blocks, start, leaves[row.path].dtype)
+
+        in_order = [entry for name, entry in checkpoint.tensors.items() if name in in_blocks]
+        steps = ((entry, start) for entry in in_order for start in in_blocks[entry.name][2].starts)
+        for (entry, start), parts in ahead(read, steps):
+            row, layer, blocks = in_blocks[entry.name]
+            block = jax.make_array_from_callback(
+                blocks.shape,
+                blocks.sharding,
+                lambda index, blocks=blocks, parts=parts, start=start: parts[blocks.part(index, start)],
             )
-        wanted = entries[0].dtype if dtype is None else np.dtype(dtype)
-        values = np.empty(row.stacked_shape(config), wanted)
-        for layer, entry in enumerate(entries):
-            values[layer if row.stacked else ...] = read_tensor(entry).astype(wanted, copy=False)
-        return jnp.asarray(values)
+            leaves[row.path] = place(
+                leaves[row.path],
+                block,
+                np.int32(layer),
+                np.int32(start),
+                leaf_sharding=blocks.leaf_sharding,
+                sharding=blocks.sharding,
+            ).block_until_ready()  # no more blocks at a time than were read ahead
+            progress(entry.nbytes // len(blocks.starts))
+    return config, build_params(config, lambda row: leaves[row.path])
 
-    return config, build_params(config, leaf)
+
+def _leaf_dtype(entries: Sequence[TensorEntry], dtype: Any) -> np.dtype:
+    odd = next((entry for entry in entries if entry.dtype != entries[0].dtype), None)
+    if odd is not None and dtype is None:
+        raise BadInput(
+            f"{odd.file}: tensor {odd.name} is {odd.dtype} where its sister layers are {entries[0].dtype};"
+            " save the checkpoint in one dtype"
+        )
+    return entries[0].dtype if dtype is None else np.dtype(dtype)
 
 
-def split_into_shards(tensors: Sequence[tuple[str, int]], shard_bytes: int) -> dict[str, list[str]]:
-    """Assigns tensors to weight files in the order given, each file filled up to a size.
+def _load_whole(
+    row: Parameter, entries: Sequence[TensorEntry], layout: Layout, reader: WeightReader, dtype: np.dtype
+) -> jax.Array:
+    """A leaf that fits in one block, all its layers together."""
+    blocks = Blocks(row, layout, max(entries[0].dtype.itemsize, dtype.itemsize))
+    layers = [reader.read(entry, blocks, 0, dtype) for entry in entries]
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        part = blocks.part(index[row.stacked :], 0)
+        # Memory of its own for each device: on CPUs the device array may be this very memory.
+        return np.stack([layer[part] for layer in layers]) if row.stacked else layers[0][part].copy()
+
+    return jax.make_array_from_callback(layout.shape(row), layout.sharding(row), shard)
+
+
+def write_weights(
+    params: Params,
+    layout: Layout,
+    files: Mapping[str, Sequence[str]],
+    output: OutputFolder,
+    progress: Callable[[int], None] = _silent,
+) -> None:
+    """Writes the weight files of a Hugging Face folder; every process writes what its own devices hold.
 
     Args:
-      tensors: name and bytes of each.
-      shard_bytes: the most one file may hold; a larger tensor gets a file of its own.
+      params: leaves in float32, bfloat16 or float16, written as they are.
+      layout: how they are cut; leaves that lie otherwise are moved.
+      files: from `split_into_shards`.
+      output: an open folder that all processes see.
+      progress: called with the bytes of tensors written since the last call.
 
-    Returns:
-      File name (as Hugging Face names them) to tensor names.
+    Raises:
+      OSError: writing failed.
     """
-    groups: list[list[str]] = []
-    filled = 0
-    for name, nbytes in tensors:
-        if not groups or filled + nbytes > shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += nbytes
-    if len(groups) == 1:
-        return {SINGLE_FILE: groups[0]}
-    return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": names for n, names in enumerate(groups, start=1)}
+    leaves = {}
+    for row, leaf in iterate_params(params, layout.config):
+        leaf = jax.device_put(leaf, layout.sharding(row))
+        blocks = Blocks(row, layout, leaf.dtype.itemsize)
+        leaves |= {name: (row, layer, leaf, blocks) for layer, name in enumerate(row.names(layout.config))}
+    entries: dict[str, list[TensorEntry]] = {}
+    for file_name, names in files.items():
+        path = output.path(file_name + ".part")
+        shapes = [(name, np.dtype(leaves[name][2].dtype), leaves[name][0].shape(layout.config)) for name in names]
+        header = header_bytes(shapes)
+        entries[file_name] = []
+        end = len(header)
+        for name, dtype, shape in shapes:
+            entries[file_name].append(TensorEntry(name, dtype, shape, path, end))
+            end += entries[file_name][-1].nbytes
+        if distributed.is_first():
+            with path.open("wb") as file:
+                file.write(header)
+                file.truncate(end)
+    distributed.barrier("weight files made")
+    for file_name in files:
+        _write_file(output.path(file_name + ".part"), entries[file_name], leaves, progress)
+    distributed.barrier("weight files written")
+    if distributed.is_first():
+        for file_name in files:
+            output.path(file_name + ".part").rename(output.path(file_name))
+        sync(output.partial)
 
 
-def index_json(shards: Mapping[str, Sequence[str]], total_bytes: int) -> str | None:
-    """The text of model.safetensors.index.json; None where one file holds everything."""
-    if list(shards) == [SINGLE_FILE]:
-        return None
-    weight_map = {name: file for file, names in shards.items() for name in names}
-    return json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=1) + "\n"
+def _write_file(path: pathlib.Path, entries: Sequence[TensorEntry], leaves: Mapping, progress: Callable) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY)
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"config.output: process {jax.process_index()} does not see {path}, which process 0 made; name a folder"
+            " that all processes share"
+        ) from error
+
+    def steps() -> Iterator[tuple[TensorEntry, Blocks, dict]]:
+        for entry in entries:
+            row, layer, leaf, blocks = leaves[entry.name]
+            for start in blocks.starts:
+                yield entry, blocks, _fetch(row, leaf, layer, start, blocks)
+
+    unsynced = 0
+    try:
+        for (entry, blocks, _), nbytes in ahead(lambda step: write(descriptor, *step), steps()):
+            progress(entry.nbytes // len(blocks.starts))
+            unsynced += nbytes
+            if unsynced >= _SYNC_BYTES:
+                os.fdatasync(descriptor)
+                unsynced = 0
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def config_with_dtype(config: Mapping[str, Any], dtype: np.dtype) -> dict[str, Any]:
-    """config.json with its dtype field set, in the spelling that it used (transformers 4: torch_dtype)."""
-    keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
-    return {**config, **dict.fromkeys(keys, str(dtype))}
+def _fetch(row: Parameter, leaf: jax.Array, layer: int, start: int, blocks: Blocks) -> dict:
+    """The parts of one block that this process's devices hold, one of each set of replicas, on the host."""
+    if blocks.one_step and leaf.nbytes <= BLOCK_BYTES:
+        shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+        return {
+            blocks.part(shard.index[row.stacked :], start): np.asarray(shard.data)[layer if row.stacked else ...]
+            for shard in shards
+        }
+    block = take(
+        leaf,
+        np.int32(layer),
+        np.int32(start),
+        size=blocks.size,
+        leaf_sharding=blocks.leaf_sharding,
+        sharding=blocks.sharding,
+    )
+    shards = [shard for shard in block.addressable_shards if shard.replica_id == 0]
+    return {blocks.part(shard.index, start): np.asarray(shard.data) for shard in shards}
 
 
 def save_params(
@@ -140,25 +272,16 @@ def save_params(
       carried: tokenizer and licence files to copy.
       shard_bytes: the most bytes of tensors in one weight file.
     """
-    where = {}
-    for row, leaf in iterate_params(params, config):
-        for layer, name in enumerate(row.names(config)):
-            where[name] = (leaf, layer if row.stacked else None, np.dtype(leaf.dtype), row.shape(config))
-    sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, (_, _, dtype, shape) in where.items()}
-    shards = split_into_shards(list(sizes.items()), shard_bytes)
-    for file_name, names in shards.items():
-        temporary = output.path(file_name + ".part")
-        with temporary.open("wb") as file:
-            file.write(header_bytes((name, where[name][2], where[name][3]) for name in names))
-            for name in names:
-                leaf, layer, _, _ = where[name]
-                values = np.asarray(leaf)  # the whole leaf: slicing on the device would compile for each shape
-                values = np.ascontiguousarray(values if layer is None else values[layer])
-                file.write(memoryview(values.reshape(-1).view(np.uint8)))
-        temporary.rename(output.path(file_name))
+    sizes = {
+        name: int(np.prod(row.shape(config))) * leaf.dtype.itemsize
+        for row, leaf in iterate_params(params, config)
+        for name in row.names(config)
+    }
+    files = split_into_shards(list(sizes.items()), shard_bytes)
+    write_weights(params, one_device(config), files, output)
     for path in carried:
         output.copy(path)
-    index = index_json(shards, sum(sizes.values()))
+    index = index_json(files, sum(sizes.values()))
     if index:
         output.write_text(INDEX_FILE, index)
     dtype = np.dtype(params["embed_tokens"]["weight"].dtype)

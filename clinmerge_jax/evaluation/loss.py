@@ -9,21 +9,21 @@ import numpy as np
 import optax
 
 from clinmerge_jax.data.documents import Encoded
-from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import Params
+from clinmerge_jax.parallel.layout import Layout
 
 _LENGTH_STEP = 64  # lengths are rounded up to a multiple, so few programs are compiled
 _MAX_LOGITS = 1 << 26  # entries of [B, T, V] at a time
 _MAX_ROWS = 32
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _losses(params: Params, tokens_BT: jax.Array, targets_BT: jax.Array, config: LlamaConfig) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="layout")
+def _losses(params: Params, tokens_BT: jax.Array, targets_BT: jax.Array, layout: Layout) -> jax.Array:
     with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round float32 products otherwise
-        logits = forward(params, tokens_BT, config, dtype=jnp.float32)[:, :-1]
+        logits = forward(params, tokens_BT, layout.config, dtype=jnp.float32, constrain=layout.constrain)[:, :-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BT[:, 1:])
-    return jnp.sum(losses, axis=1, where=targets_BT[:, 1:])
+    return layout.constrain(jnp.sum(losses, axis=1, where=targets_BT[:, 1:]), None)  # whole on every process
 
 
 def truncate(documents: Sequence[Encoded], length: int) -> tuple[list[Encoded], int]:
@@ -34,7 +34,7 @@ def truncate(documents: Sequence[Encoded], length: int) -> tuple[list[Encoded], 
 
 def document_losses(
     params: Params,
-    config: LlamaConfig,
+    layout: Layout,
     documents: Sequence[Encoded],
     progress: Callable[[int], None] = lambda documents: None,
 ) -> np.ndarray:
@@ -42,10 +42,11 @@ def document_losses(
 
     Args:
       params: in any floating dtype.
-      config: the architecture.
+      layout: how they lie.
       documents: no longer than the model's context.
       progress: called with the number of documents finished since the last call.
     """
+    config = layout.config
     totals = np.zeros(len(documents))
     by_length: dict[int, list[int]] = {}
     for index, document in enumerate(documents):
@@ -54,6 +55,7 @@ def document_losses(
         by_length.setdefault(min(rounded, config.max_position_embeddings), []).append(index)
     for length, indices in sorted(by_length.items()):
         rows = int(np.clip(_MAX_LOGITS // (length * config.vocab_size), 1, _MAX_ROWS))
+        rows = -(-rows // layout.parts("batch")) * layout.parts("batch")
         for start in range(0, len(indices), rows):
             chosen = indices[start : start + rows]
             tokens = np.zeros((rows, length), np.int32)  # padding: right of every scored token, and never scored
@@ -62,7 +64,9 @@ def document_losses(
                 size = len(documents[index].tokens)
                 tokens[row, :size] = documents[index].tokens
                 targets[row, :size] = documents[index].targets
-            losses = _losses(params, tokens, targets, config)
+            losses = _losses(
+                params, layout.put(tokens, "batch", None), layout.put(targets, "batch", None), layout=layout
+            )
             totals[chosen] = np.asarray(losses)[: len(chosen)]
             progress(len(chosen))
     return totals

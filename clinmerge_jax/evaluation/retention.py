@@ -11,12 +11,14 @@ import numpy as np
 from absl import logging
 
 from clinmerge_jax.checkpoint.folder import Checkpoint
-from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.checkpoint.params import llama_config, load_params
 from clinmerge_jax.data.documents import Document, Encoded, encode, read_documents
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.loss import document_losses, truncate
 from clinmerge_jax.evaluation.statistics import Interval, bootstrap
 from clinmerge_jax.miniature.corpus import corpus
+from clinmerge_jax.parallel.layout import make_layout
+from clinmerge_jax.parallel.mesh import MeshShape
 from clinmerge_jax.report.tables import table
 
 _MINIATURE_DOCUMENTS = 200  # of each set
@@ -174,17 +176,24 @@ class Retention:
         return "\n".join(lines) + "\n"
 
 
-def measure(models: Mapping[str, Checkpoint], sets: Sequence[EncodedSet], progress: Callable[[int], None]) -> Retention:
+def measure(
+    models: Mapping[str, Checkpoint],
+    sets: Sequence[EncodedSet],
+    mesh_shape: MeshShape,
+    progress: Callable[[int], None],
+) -> Retention:
     """Loads one model after another and takes its losses on every set.
 
     Args:
       models: by the name that the table shows.
       sets: tokenized with a vocabulary that all models share.
+      mesh_shape: how the models are cut; axes at 0 are picked for each.
       progress: called with the number of documents finished since the last call.
     """
     totals = {}
     for name, checkpoint in models.items():
-        config, params = load_params(checkpoint, jnp.float32)
-        totals[name] = [document_losses(params, config, held_out.documents, progress) for held_out in sets]
+        layout = make_layout(llama_config(checkpoint), mesh_shape)
+        _, params = load_params(checkpoint, jnp.float32, mesh=layout.mesh)
+        totals[name] = [document_losses(params, layout, held_out.documents, progress) for held_out in sets]
         del params  # before the next model is loaded
     return Retention(sets, totals)

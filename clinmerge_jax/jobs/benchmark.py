@@ -28,8 +28,8 @@ from ml_collections import ConfigDict
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.folder import INDEX_FILE
 from clinmerge_jax.checkpoint.output import result_path
-from clinmerge_jax.checkpoint.params import index_json, split_into_shards
 from clinmerge_jax.checkpoint.safetensors import header_bytes
+from clinmerge_jax.checkpoint.weight_files import index_json, split_into_shards
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters, parameters

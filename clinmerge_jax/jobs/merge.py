@@ -1,13 +1,14 @@
 """Merges an instruct and a clinical checkpoint, and measures what the merge keeps.
 
-Check everything, merge piece by piece, evaluate the parents and the result on held-out text, and
-only then put the finished folder in place.
+Check everything, merge (piece by piece in this process, or on the mesh of all processes), evaluate
+the parents and the result on held-out text, and only then put the finished folder in place.
 """
 
 import math
 import shutil
 from collections.abc import Mapping, Sequence
 
+import jax
 import tqdm
 from absl import logging
 from ml_collections import ConfigDict
@@ -16,14 +17,20 @@ from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.card import merge_card
 from clinmerge_jax.checkpoint.folder import LICENCE_FILES, Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
-from clinmerge_jax.checkpoint.params import llama_config
+from clinmerge_jax.checkpoint.params import llama_config, load_params, write_weights
 from clinmerge_jax.data.documents import check_vocabulary, load_tokenizer
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, encode_sets, held_out_sets, measure
+from clinmerge_jax.llama.parameters import parameters
 from clinmerge_jax.merging.compatibility import check_same_tokens
 from clinmerge_jax.merging.diagnostics import TensorDifference, by_module
+from clinmerge_jax.merging.on_device import OnDeviceMerge
+from clinmerge_jax.merging.plan import MergePlan, plan_merge
 from clinmerge_jax.merging.recipe import interpolation
-from clinmerge_jax.merging.streaming import plan_merge, run_merge
+from clinmerge_jax.merging.streaming import run_merge
+from clinmerge_jax.parallel import distributed
+from clinmerge_jax.parallel.layout import Layout, make_layout
+from clinmerge_jax.parallel.mesh import MeshShape
 from clinmerge_jax.report.tables import table
 
 _NEXT_STEP = (
@@ -45,8 +52,10 @@ def run(config: ConfigDict) -> None:
     for checkpoint in models.values():
         if checkpoint.config.get("model_type") == "llama":  # others merge by their tensors alone
             llama_config(checkpoint)
+    mesh_shape = MeshShape(**config.mesh)
+    layout = _mesh_layout(config.engine, plan, mesh_shape)
     held_out_text = held_out_sets(config.evaluate, miniature)
-    sets = _encode(held_out_text, models)
+    sets = _encode(held_out_text, models, mesh_shape)
     credentialed = provenance.is_credentialed(config.credentialed, models.values())
 
     inputs = {role: provenance.fingerprint(checkpoint) for role, checkpoint in models.items()}
@@ -61,14 +70,15 @@ def run(config: ConfigDict) -> None:
     }
     with OutputFolder(config.output, identity, config.overwrite, provenance.same_result) as output:
         output.refuse_overlap({f"config.{role}": checkpoint.path for role, checkpoint in models.items()})
-        state = output.open()
+        state = OutputState(distributed.on_first(lambda: output.open().value))
         if state is OutputState.FINISHED:
-            print(f"{output.target} is finished already: same recipe, same inputs, nothing to do.")
-            print("To make it again: --config.overwrite=True. Its tables are in README.md there.")
+            if distributed.is_first():
+                print(f"{output.target} is finished already: same recipe, same inputs, nothing to do.")
+                print("To make it again: --config.overwrite=True. Its tables are in README.md there.")
             return
         if state is OutputState.RESUMED:
             logging.info("continuing the interrupted run in %s", output.partial)
-        else:
+        elif distributed.is_first():
             _check_space(output, plan.nbytes)
         logging.info(
             "%s merge of %d tensors into %s at %s",
@@ -77,8 +87,14 @@ def run(config: ConfigDict) -> None:
             _size(plan.nbytes),
             output.target,
         )
-        with _bar(plan.nbytes, "merge", "B") as bar:
-            differences, digests = run_merge(plan, output, progress=bar.update)
+        if layout is None:
+            with _bar(plan.nbytes, "merge", "B") as bar:
+                differences, digests = run_merge(plan, output, progress=bar.update)
+        else:
+            differences, digests = _merge_on_mesh(plan, layout, output), {}
+        retention = _evaluate(models, sets, mesh_shape, output) if sets else None
+        if not distributed.is_first():
+            return
         tables = [("How much the parents differ", _difference_text(differences))]
         record = {
             **provenance.environment(),
@@ -86,8 +102,7 @@ def run(config: ConfigDict) -> None:
             "sha256": {role: provenance.digests(checkpoint, digests) for role, checkpoint in models.items()},
             "credentialed": credentialed,
         }
-        if sets:
-            retention = _evaluate(models, sets, output)
+        if retention:
             tables.append(("What the merge keeps", retention.text()))
             output.write_text("results.jsonl", retention.json_lines(record))
         for pattern in LICENCE_FILES:  # the clinical parent's terms hold too; instruct's were carried
@@ -104,17 +119,58 @@ def run(config: ConfigDict) -> None:
     print(_NEXT_STEP)
 
 
+def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | None:
+    """Where the mesh engine puts the models; None for the streaming engine.
+
+    Raises:
+      BadInput: the engine is unknown or cannot do this merge, or the mesh does not fit.
+    """
+    if engine == "streaming":
+        if jax.process_count() > 1:
+            raise BadInput("config.engine: streaming merges in one process; give mesh, or leave out --distributed")
+        return None
+    if engine != "mesh":
+        raise BadInput(f"config.engine: {engine!r} is unknown; there are streaming, mesh")
+    config = llama_config(plan.sources[0])
+    for other in plan.sources[1:]:
+        llama_config(other)
+    names = {name for row in parameters(config) for name in row.names(config)}
+    extra = next((name for name in plan.tensors if name not in names), None)
+    if extra is not None:  # RoPE buffers of old conversions
+        raise BadInput(f"config.engine: mesh does not carry {plan.sources[0].label}'s tensor {extra}; give streaming")
+    return make_layout(config, wanted)
+
+
+def _merge_on_mesh(plan: MergePlan, layout: Layout, output: OutputFolder) -> list[TensorDifference]:
+    """Loads the parents cut over the mesh, merges them there, and writes the result from there."""
+    with _bar(sum(source.nbytes for source in plan.sources), "load", "B") as bar:
+        sources = [load_params(source, mesh=layout.mesh, progress=bar.update)[1] for source in plan.sources]
+    engine = OnDeviceMerge(layout, sources, [str(source.path) for source in plan.sources])
+    differences = engine.differences(plan.recipe)
+    merged = engine.merge(plan.recipe)
+    with _bar(plan.nbytes, "write", "B") as bar:
+        write_weights(merged, layout, plan.files, output, bar.update)
+    if distributed.is_first():
+        plan.write_small_files(output)
+    distributed.barrier("merged")
+    return [differences[name] for names in plan.files.values() for name in names]
+
+
 def _shard_bytes(config: ConfigDict) -> int:
     if not 0 < config.max_shard_gb < math.inf:
         raise BadInput(f"config.max_shard_gb: is {config.max_shard_gb}; give a size over 0, such as 5.0")
     return int(config.max_shard_gb * 1e9)
 
 
-def _encode(held_out_text: Sequence[HeldOut], models: Mapping[str, Checkpoint]) -> list[EncodedSet]:
+def _encode(
+    held_out_text: Sequence[HeldOut], models: Mapping[str, Checkpoint], mesh_shape: MeshShape
+) -> list[EncodedSet]:
     """The held-out text, tokenized: done before the merge, so that what is wrong with it is said at once."""
     if not held_out_text:
         return []
     configs = {role: llama_config(checkpoint) for role, checkpoint in models.items()}
+    for llama in configs.values():
+        make_layout(llama, mesh_shape)
     context = min(llama.max_position_embeddings for llama in configs.values())
     encoded = encode_sets(held_out_text, load_tokenizer(models["instruct"].path, "config.instruct"), context)
     for role, checkpoint in models.items():
@@ -138,14 +194,24 @@ def _size(nbytes: int) -> str:
 
 
 def _bar(total: int, label: str, unit: str) -> tqdm.tqdm:
-    return tqdm.tqdm(total=total, desc=label, unit=unit, unit_scale=unit == "B", mininterval=0.5, leave=False)
+    return tqdm.tqdm(
+        total=total,
+        desc=label,
+        unit=unit,
+        unit_scale=unit == "B",
+        mininterval=0.5,
+        leave=False,
+        disable=not distributed.is_first(),
+    )
 
 
-def _evaluate(models: Mapping[str, Checkpoint], sets: list[EncodedSet], output: OutputFolder) -> Retention:
+def _evaluate(
+    models: Mapping[str, Checkpoint], sets: list[EncodedSet], mesh_shape: MeshShape, output: OutputFolder
+) -> Retention:
     merged = open_checkpoint(str(output.partial), "config.output")
     models = {**models, "merged": merged}
     with _bar(len(models) * sum(len(held_out.documents) for held_out in sets), "evaluate", "doc") as bar:
-        return measure(models, sets, bar.update)
+        return measure(models, sets, mesh_shape, bar.update)
 
 
 def _difference_text(differences: list[TensorDifference]) -> str:

@@ -5,6 +5,7 @@ Params stay plain pytrees outside; the Block is merged with one layer's paramete
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -106,8 +107,22 @@ def abstract_block(config: LlamaConfig) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: Block(config)))
 
 
-def forward(params: Params, tokens_BT: jax.Array, config: LlamaConfig, *, dtype=None) -> jax.Array:
+def _leave(x: jax.Array, *axes: str | None) -> jax.Array:
+    return x
+
+
+def forward(
+    params: Params,
+    tokens_BT: jax.Array,
+    config: LlamaConfig,
+    *,
+    dtype=None,
+    constrain: Callable[..., jax.Array] = _leave,
+) -> jax.Array:
     """Next-token logits of every position, [B, T, V], each row attending to itself and what precedes it.
+
+    Where the embedding and the head are padded with rows beyond the vocabulary (a mesh may ask for it), V counts
+    them too, and their logits are -inf.
 
     Args:
       params: the parameters, in any floating dtype.
@@ -116,20 +131,25 @@ def forward(params: Params, tokens_BT: jax.Array, config: LlamaConfig, *, dtype=
       config: the architecture (static under jit).
       dtype: the dtype of activations and weights in the computation; None leaves the parameters'
         own. Norms and softmax are computed in float32 at least.
+      constrain: is given an activation and its logical axes, and fixes how it is cut over a mesh
+        (`parallel.layout.Layout.constrain`); static under jit.
     """
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     embedding_VD = params["embed_tokens"]["weight"]
-    x_BTD = embedding_VD[tokens_BT]
+    x_BTD = constrain(embedding_VD[tokens_BT], "batch", None, None)
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     rotations = rope.rotations(config, positions_BT)
     graphdef, _ = abstract_block(config)
 
     def layer(x_BTD, layer_params):
-        return nnx.merge(graphdef, layer_params)(x_BTD, rotations), None
+        return constrain(nnx.merge(graphdef, layer_params)(x_BTD, rotations), "batch", None, None), None
 
     x_BTD, _ = jax.lax.scan(layer, x_BTD, params["layers"])
     x_BTD = rms_norm(x_BTD, params["norm"]["weight"], config.rms_norm_eps)
     head_VD = embedding_VD if config.tie_word_embeddings else params["lm_head"]["weight"]
     with jax.named_scope("lm_head"):
-        return jnp.einsum("btd,vd->btv", x_BTD, head_VD)
+        logits_BTV = constrain(jnp.einsum("btd,vd->btv", x_BTD, head_VD), "batch", None, "vocab")
+    if head_VD.shape[0] > config.vocab_size:
+        logits_BTV = jnp.where(jnp.arange(head_VD.shape[0]) < config.vocab_size, logits_BTV, -jnp.inf)
+    return logits_BTV

@@ -10,18 +10,19 @@ A product is exact because its factors have 12 significant bits at most: bfloat1
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 _PIECE_BITS = 12
-_TILE = 512  # columns summed before tiles are; a shard of whole tiles sums them without communication
+TILE = 256  # columns summed before tiles are; a shard of whole tiles sums them without communication
 
 
-def split_coefficients(coefficients: Sequence[float]) -> np.ndarray:
-    """Cuts float64 coefficients into three float32 pieces of 12 bits each, [N, 3]; their sum is within 2^-36."""
+def split_coefficients(coefficients: ArrayLike) -> np.ndarray:
+    """Cuts float64 coefficients [..., N] into three float32 pieces of 12 bits, [..., N, 3], within 2^-36."""
     rest = np.asarray(coefficients, np.float64)
     pieces = []
     for _ in range(3):
@@ -47,7 +48,7 @@ def weighted_sum(tensors: Sequence[jax.Array], coefficients_N3: jax.Array, dtype
 
     Args:
       tensors: N arrays of equal shape in bfloat16, float16 or float32.
-      coefficients_N3: from `split_coefficients`, traced.
+      coefficients_N3: from `split_coefficients`, traced; further axes spread over those of the tensors.
       dtype: of the result.
     """
     levels: list[jax.Array | None] = [None, None, None]
@@ -85,20 +86,33 @@ def _halving_sum(x: jax.Array) -> jax.Array:
     return x[..., 0]
 
 
-def row_sums(x_RC: jax.Array) -> jax.Array:
-    """The sum of each row, [R]: tiles of 512 columns, zero-padded, each folded in half repeatedly, then the tiles."""
+Gather = Callable[[jax.Array], jax.Array]
+
+
+def alone(x: jax.Array) -> jax.Array:
+    """The `Gather` of a device that has whole rows."""
+    return x
+
+
+def row_sums(x_RC: jax.Array, gather: Gather = alone) -> jax.Array:
+    """The sum of each row, [R]: tiles of 256 columns, zero-padded, each folded in half repeatedly, then the tiles.
+
+    Args:
+      x_RC: whole rows, or whole tiles of rows whose other tiles lie on other devices.
+      gather: joins the tiles' sums [R, tiles] of all devices that share the rows.
+    """
     rows, columns = x_RC.shape
-    tile = min(_TILE, columns)
+    tile = min(TILE, columns)
     x_RC = jnp.pad(x_RC, ((0, 0), (0, -columns % tile)))
-    return _halving_sum(_halving_sum(x_RC.reshape(rows, -1, tile)))
+    return _halving_sum(gather(_halving_sum(x_RC.reshape(rows, -1, tile))))
 
 
-def pair_sums(a_RC: jax.Array, b_RC: jax.Array) -> jax.Array:
-    """Per row |a|^2, |b|^2 and |a - b|^2, [R, 3] in float32."""
+def pair_sums(a_RC: jax.Array, b_RC: jax.Array, gather: Gather = alone) -> jax.Array:
+    """Per row |a|^2, |b|^2 and |a - b|^2, [R, 3] in float32; `gather` as in `row_sums`."""
     a, b = a_RC.astype(jnp.float32), b_RC.astype(jnp.float32)
     exact = jnp.float32 not in (a_RC.dtype, b_RC.dtype)
     squares = (a * a, b * b) if exact else (_square(a), _square(b))
-    return jnp.stack([row_sums(x) for x in (*squares, _square(a - b))], axis=-1)
+    return jnp.stack([row_sums(x, gather) for x in (*squares, _square(a - b))], axis=-1)
 
 
 def total(sums: Sequence[np.ndarray]) -> np.ndarray:

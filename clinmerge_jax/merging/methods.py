@@ -57,9 +57,14 @@ class WeightedSum:
     """The two device halves of every method whose result is a sum of the sources times factors."""
 
     @staticmethod
-    def statistics(pieces: Sequence[jax.Array]) -> list[jax.Array]:
-        """Per row |a|^2, |b|^2 and |a - b|^2 of the first source with each other one: N - 1 arrays [R, 3]."""
-        return [exact.pair_sums(pieces[0], other) for other in pieces[1:]]
+    def statistics(pieces: Sequence[jax.Array], gather: exact.Gather = exact.alone) -> list[jax.Array]:
+        """Per row |a|^2, |b|^2 and |a - b|^2 of the first source with each other one: N - 1 arrays [R, 3].
+
+        Args:
+          pieces: whole rows of each source, or whole tiles of them.
+          gather: as in `exact.row_sums`.
+        """
+        return [exact.pair_sums(pieces[0], other, gather) for other in pieces[1:]]
 
     @staticmethod
     def apply(pieces: Sequence[jax.Array], coefficients_N3: jax.Array, dtype) -> jax.Array:

@@ -15,95 +15,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from clinmerge_jax.checkpoint.digest import FileDigest
-from clinmerge_jax.checkpoint.folder import INDEX_FILE, Checkpoint
 from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder, sync
-from clinmerge_jax.checkpoint.params import DEFAULT_SHARD_BYTES, config_with_dtype, index_json, split_into_shards
 from clinmerge_jax.checkpoint.safetensors import TensorEntry, header_bytes, read_into
-from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging import exact
-from clinmerge_jax.merging.compatibility import check_compatible
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.methods import METHODS, PairTotals
-from clinmerge_jax.merging.recipe import Recipe
+from clinmerge_jax.merging.plan import MergePlan, PlannedTensor, pair_totals
 
 PIECE_BYTES = 16 << 20  # of one source; small enough for caches and bounded memory, large enough for the disk
 HELD_BYTES = 256 << 20  # of all sources of one tensor that waits for its totals on the device
 _QUEUED_PIECES = 2
 _SYNC_BYTES = 256 << 20  # written data is pushed to the disk this often, so that it does not all wait for the end
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """The plan for one tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype  # of the result
-    entries: tuple[TensorEntry, ...]  # one per source
-    values: dict[str, float]
-    source_values: list[dict[str, float]]
-
-    @property
-    def columns(self) -> int:
-        return self.shape[-1] if self.shape else 1
-
-    @property
-    def rows(self) -> int:
-        return self.entries[0].size // max(self.columns, 1)
-
-    @property
-    def nbytes(self) -> int:
-        return self.entries[0].size * self.dtype.itemsize
-
-    def pieces(self, piece_bytes: int) -> list[tuple[int, int]]:
-        """(first row, rows) of each piece; at least one row, however long."""
-        widest = max(entry.dtype.itemsize for entry in self.entries)
-        step = max(1, piece_bytes // max(1, self.columns * widest))
-        return [(row, min(step, self.rows - row)) for row in range(0, self.rows, step)]
-
-
-@dataclasses.dataclass(frozen=True)
-class MergePlan:
-    """A checked merge, ready to run."""
-
-    recipe: Recipe
-    sources: tuple[Checkpoint, ...]
-    tensors: dict[str, _Tensor]
-    shards: dict[str, list[str]]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of tensors that the result will have."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-
-def plan_merge(recipe: Recipe, sources: Sequence[Checkpoint], shard_bytes: int = DEFAULT_SHARD_BYTES) -> MergePlan:
-    """Checks that the sources fit together and resolves every coefficient; reads no weights.
-
-    Raises:
-      BadInput: the sources differ in tensors, shapes, architecture or vocabulary, or a filter of
-        the recipe fits nothing.
-    """
-    first = sources[0]
-    for other in sources[1:]:
-        check_compatible(first, other)
-    layers = first.num_hidden_layers
-    for schedule in recipe.schedules():
-        schedule.check_filters(first.tensors)
-    tensors = {}
-    for name, entry in first.tensors.items():
-        if entry.size == 0:
-            raise BadInput(f"{entry.file}: tensor {name} has no entries (shape {list(entry.shape)}); remove it")
-        dtype = np.dtype(getattr(ml_dtypes, recipe.dtype, recipe.dtype)) if recipe.dtype else entry.dtype
-        values, source_values = recipe.values_at(name, layers)
-        entries = tuple(source.tensors[name] for source in sources)
-        tensors[name] = _Tensor(name, entry.shape, dtype, entries, values, source_values)
-    shards = split_into_shards([(name, tensor.nbytes) for name, tensor in tensors.items()], shard_bytes)
-    return MergePlan(recipe, tuple(sources), tensors, shards)
 
 
 class _Stopped(Exception):
@@ -187,7 +112,7 @@ def _write_shards(
     for file_name in todo:
         temporary = output.path(file_name + ".part")
         with temporary.open("wb", buffering=0) as file:
-            tensors = (plan.tensors[name] for name in plan.shards[file_name])
+            tensors = (plan.tensors[name] for name in plan.files[file_name])
             file.write(header_bytes((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
             unsynced = 0
             while not isinstance(item := channel.get(), _EndOfShard):
@@ -211,6 +136,7 @@ class _Computation:
     """What happens to the pieces of one tensor on the device."""
 
     def __init__(self, plan: MergePlan, channels: Sequence[_Channel], piece_bytes: int, held_bytes: int):
+        self.plan = plan
         self.method = METHODS[plan.recipe.method]
         self.statistics = jax.jit(self.method.statistics)
         self.apply = jax.jit(self.method.apply, static_argnames="dtype")
@@ -218,17 +144,30 @@ class _Computation:
         self.piece_bytes = piece_bytes
         self.held_bytes = held_bytes
 
-    def read_twice(self, tensor: _Tensor) -> bool:
+    def entries(self, tensor: PlannedTensor) -> list[TensorEntry]:
+        """Where each source's bytes lie."""
+        return [source.tensors[tensor.name] for source in self.plan.sources]
+
+    def pieces(self, tensor: PlannedTensor) -> list[tuple[int, int]]:
+        """(first row, rows) of each piece; at least one row, however long."""
+        columns = tensor.shape[-1] if tensor.shape else 1
+        rows = tensor.size // columns
+        widest = max(entry.dtype.itemsize for entry in self.entries(tensor))
+        step = max(1, self.piece_bytes // (columns * widest))
+        return [(row, min(step, rows - row)) for row in range(0, rows, step)]
+
+    def read_twice(self, tensor: PlannedTensor) -> bool:
         """Whether the pieces are read again for the second half instead of being held."""
-        return self.method.needs_totals and sum(entry.nbytes for entry in tensor.entries) > self.held_bytes
+        return self.method.needs_totals and sum(entry.nbytes for entry in self.entries(tensor)) > self.held_bytes
 
-    def steps(self, tensor: _Tensor, source: int) -> Iterator[tuple[TensorEntry, int, int, int]]:
+    def steps(self, tensor: PlannedTensor, source: int) -> Iterator[tuple[TensorEntry, int, int, int]]:
         """The reads of one source for this tensor, in the order `merge` takes them."""
+        entry = self.entries(tensor)[source]
         for _ in range(2 if self.read_twice(tensor) else 1):
-            for first_row, rows in tensor.pieces(self.piece_bytes):
-                yield tensor.entries[source], tensor.columns, first_row, rows
+            for first_row, rows in self.pieces(tensor):
+                yield entry, entry.shape[-1] if entry.shape else 1, first_row, rows
 
-    def merge(self, tensor: _Tensor, send: Callable[[jax.Array], None]) -> Callable[[], TensorDifference]:
+    def merge(self, tensor: PlannedTensor, send: Callable[[jax.Array], None]) -> Callable[[], TensorDifference]:
         """Merges one tensor and sends its pieces in order.
 
         Returns:
@@ -236,14 +175,14 @@ class _Computation:
         """
         sums: list[list[jax.Array]] = []
         held: list[list[jax.Array]] = []
-        count = len(tensor.pieces(self.piece_bytes))
+        count = len(self.pieces(tensor))
         if not self.method.needs_totals:
-            coefficients = self._coefficients(tensor, [])
+            coefficients = tensor.coefficients([])
             for _ in range(count):
                 piece = [channel.get() for channel in self.channels]
                 sums.append(self.statistics(piece))
                 send(self._apply(piece, coefficients, tensor))
-            return lambda: self._record(tensor, self._totals(tensor, sums), coefficients)
+            return lambda: tensor.difference(self._totals(tensor, sums), coefficients)
         again = self.read_twice(tensor)
         for _ in range(count):
             piece = [channel.get() for channel in self.channels]
@@ -251,46 +190,22 @@ class _Computation:
             if not again:
                 held.append(piece)
         totals = self._totals(tensor, sums)
-        coefficients = self._coefficients(tensor, totals)
+        coefficients = tensor.coefficients(totals)
         for index in range(count):
             if again:
                 piece = [channel.get() for channel in self.channels]
             else:
                 piece, held[index] = held[index], []
             send(self._apply(piece, coefficients, tensor))
-        return lambda: self._record(tensor, totals, coefficients)
-
-    def _totals(self, tensor: _Tensor, sums: list[list[jax.Array]]) -> list[PairTotals]:
-        pairs = []
-        for index, per_piece in enumerate(zip(*sums), start=1):
-            totals = exact.total([np.asarray(rows) for rows in per_piece])
-            if not np.isfinite(totals).all():
-                raise BadInput(_not_finite(tensor, index))
-            pairs.append(PairTotals.from_array(totals))
-        return pairs
-
-    def _coefficients(self, tensor: _Tensor, totals: list[PairTotals]) -> list[float]:
-        try:
-            return self.method.coefficients(tensor.values, tensor.source_values, totals)
-        except ValueError as error:
-            raise BadInput(f"tensor {tensor.name}: {error}") from error
-
-    def _apply(self, piece: Sequence[jax.Array], coefficients: Sequence[float], tensor: _Tensor) -> jax.Array:
-        return self.apply(piece, exact.split_coefficients(coefficients), dtype=tensor.dtype)
+        return lambda: tensor.difference(totals, coefficients)
 
     @staticmethod
-    def _record(tensor: _Tensor, totals: list[PairTotals], coefficients: Sequence[float]) -> TensorDifference:
-        largest = max(max(pair.a_squared, pair.b_squared) for pair in totals) ** 0.5
-        if tensor.dtype == np.float16 and largest * sum(map(abs, coefficients)) > float(np.finfo(np.float16).max):
-            raise BadInput(f"config.dtype: tensor {tensor.name} may hold values over float16's 65504; use bfloat16")
-        return TensorDifference(tensor.name, tensor.entries[0].size, totals[0], tuple(coefficients))
+    def _totals(tensor: PlannedTensor, sums: list[list[jax.Array]]) -> list[PairTotals]:
+        per_pair = [[np.asarray(rows) for rows in per_piece] for per_piece in zip(*sums)]
+        return pair_totals(tensor.name, tensor.origins, per_pair)
 
-
-def _not_finite(tensor: _Tensor, index: int) -> str:
-    files = " or ".join(str(tensor.entries[i].file) for i in (0, index))
-    return (
-        f"{files}: tensor {tensor.name} holds NaN, infinity or values over 1e19; fetch or train that checkpoint again"
-    )
+    def _apply(self, piece: Sequence[jax.Array], coefficients: Sequence[float], tensor: PlannedTensor) -> jax.Array:
+        return self.apply(piece, exact.split_coefficients(coefficients), dtype=tensor.dtype)
 
 
 def run_merge(
@@ -325,9 +240,9 @@ def run_merge(
     journal = json.loads(journal_path.read_bytes()) if journal_path.is_file() else {}
     journal = {name: records for name, records in journal.items() if output.path(name).is_file()}
     for file_name in journal:
-        progress(sum(plan.tensors[name].nbytes for name in plan.shards[file_name]))
-    todo = [file_name for file_name in plan.shards if file_name not in journal]
-    ordered = [plan.tensors[name] for file_name in todo for name in plan.shards[file_name]]
+        progress(sum(plan.tensors[name].nbytes for name in plan.files[file_name]))
+    todo = [file_name for file_name in plan.files if file_name not in journal]
+    ordered = [plan.tensors[name] for file_name in todo for name in plan.files[file_name]]
 
     stop = threading.Event()
     channels = [_Channel(stop, _QUEUED_PIECES) for _ in plan.sources]
@@ -348,7 +263,7 @@ def run_merge(
     try:
         for file_name in todo:
             # Totals of one tensor are waited for while the next is under way.
-            pending = [computation.merge(plan.tensors[name], writing.put) for name in plan.shards[file_name]]
+            pending = [computation.merge(plan.tensors[name], writing.put) for name in plan.files[file_name]]
             writing.put(_EndOfShard([record() for record in pending]))
     except _Stopped:
         pass  # the worker that failed is found below
@@ -363,23 +278,10 @@ def run_merge(
             raise worker.error
 
     sha256 = _finish_digests([digest for per_source in digests for digest in per_source.values()])
-    _write_rest(plan, output)
-    records = [TensorDifference.from_json(record) for name in plan.shards for record in journal[name]]
+    plan.write_small_files(output)
+    records = [TensorDifference.from_json(record) for name in plan.files for record in journal[name]]
     return records, sha256
 
 
 def _finish_digests(digests: Sequence[FileDigest]) -> dict[str, str]:
     return {str(digest.path): digest.finish() for digest in digests}
-
-
-def _write_rest(plan: MergePlan, output: OutputFolder) -> None:
-    first = plan.sources[0]
-    for path in first.carried_files():
-        output.copy(path)
-    index = index_json(plan.shards, plan.nbytes)
-    if index:
-        output.write_text(INDEX_FILE, index)
-    config = dict(first.config)
-    if plan.recipe.dtype:
-        config = config_with_dtype(config, np.dtype(getattr(ml_dtypes, plan.recipe.dtype, plan.recipe.dtype)))
-    output.write_text("config.json", json.dumps(config, indent=1) + "\n")

@@ -10,6 +10,7 @@ from clinmerge_jax.evaluation import loss
 from clinmerge_jax.llama.config import RopeConfig
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import init_params
+from clinmerge_jax.parallel.layout import one_device
 
 CONFIG = tiny_config()
 
@@ -27,7 +28,7 @@ def test_batches_and_padding_do_not_change_a_documents_loss():
     params = init_params(CONFIG, jax.random.key(0))
     documents = _documents(40)
     finished = []
-    totals = loss.document_losses(params, CONFIG, documents, finished.append)
+    totals = loss.document_losses(params, one_device(CONFIG), documents, finished.append)
     assert sum(finished) == 40
     one_row = jax.jit(forward, static_argnames="config")
     for document, total in zip(documents, totals):
@@ -43,7 +44,7 @@ def test_padding_does_not_stretch_dynamic_rope():
     config = tiny_config(max_position_embeddings=100, rope=RopeConfig("dynamic", 10000.0, 8.0), initializer_range=0.5)
     params = init_params(config, jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, 32, 100).astype(np.int32)
-    (total,) = loss.document_losses(params, config, [Encoded(tokens, np.arange(100) > 0)])
+    (total,) = loss.document_losses(params, one_device(config), [Encoded(tokens, np.arange(100) > 0)])
     log_probabilities = jax.nn.log_softmax(forward(params, tokens[None], config)[0])
     expected = -np.asarray(log_probabilities)[np.arange(99), tokens[1:]].sum()
     assert total == pytest.approx(expected, rel=1e-5)

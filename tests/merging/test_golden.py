@@ -10,8 +10,9 @@ from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.safetensors import read_header, read_tensor
 from clinmerge_jax.merging.methods import COLLINEAR_COSINE
+from clinmerge_jax.merging.plan import plan_merge
 from clinmerge_jax.merging.recipe import Recipe, Schedule, Source, interpolation
-from clinmerge_jax.merging.streaming import plan_merge, run_merge
+from clinmerge_jax.merging.streaming import run_merge
 
 LINEAR = {
     "linear_0.6_0.4": {"ft1": Fraction(6, 10), "ft2": Fraction(4, 10)},

@@ -18,8 +18,9 @@ from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.safetensors import read_tensor
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging import streaming
+from clinmerge_jax.merging.plan import plan_merge
 from clinmerge_jax.merging.recipe import Recipe, Schedule, Source, interpolation
-from clinmerge_jax.merging.streaming import plan_merge, run_merge
+from clinmerge_jax.merging.streaming import run_merge
 
 SCHEDULE = "self_attn=0,1; mlp=1,0.25; 0.5"
 
@@ -140,7 +141,8 @@ import os, signal, sys
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.merging.recipe import interpolation
-from clinmerge_jax.merging.streaming import plan_merge, run_merge
+from clinmerge_jax.merging.plan import plan_merge
+from clinmerge_jax.merging.streaming import run_merge
 one, two, target, limit = sys.argv[1:]
 recipe = interpolation("slerp", one, two, 0.5)
 plan = plan_merge(recipe, [open_checkpoint(path, "x") for path in (one, two)], 600)
@@ -234,7 +236,8 @@ import pathlib, sys
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.merging.recipe import interpolation
-from clinmerge_jax.merging.streaming import plan_merge, run_merge
+from clinmerge_jax.merging.plan import plan_merge
+from clinmerge_jax.merging.streaming import run_merge
 def peak():
     return int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 def merge(one, two, target):

@@ -1,0 +1,1 @@
+"""Device meshes, sharding rules, and start-up of several processes."""

@@ -1,0 +1,100 @@
+"""The device mesh: its three axes, how it is picked and built.
+
+data replicates the model, fsdp cuts its parameters (ZeRO-3, Rajbhandari et al. 2020, arXiv 1910.02054), tensor cuts
+its matrices by heads and MLP width (Shoeybi et al. 2019, arXiv 1909.08053).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.config import LlamaConfig
+
+AXES = ("data", "fsdp", "tensor")
+_MOST_TENSOR = 8  # a wider tensor axis leaves the fast links of one host on most machines
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Devices along each axis; 0 leaves an axis to `pick_shape`."""
+
+    data: int = 0
+    fsdp: int = 0
+    tensor: int = 0
+
+    @property
+    def size(self) -> int:
+        """The number of devices."""
+        return self.data * self.fsdp * self.tensor
+
+    def __str__(self) -> str:
+        return f"data {self.data} x fsdp {self.fsdp} x tensor {self.tensor}"
+
+
+def pick_shape(config: LlamaConfig, devices: int, wanted: MeshShape | None = None) -> tuple[MeshShape, str]:
+    """Fills the axes that are left open, for a model on so many devices.
+
+    An open tensor axis takes the largest power of two, eight at most, that divides the heads, the key-value heads and
+    the MLP width; an open fsdp axis all that is left, as far as it divides the hidden size; an open data axis the rest.
+
+    Args:
+      config: the model.
+      devices: how many there are, of all processes.
+      wanted: what the user fixed.
+
+    Returns:
+      The shape, and the reason in one line.
+
+    Raises:
+      BadInput: no shape with the fixed axes uses each device once.
+    """
+    wanted = wanted or MeshShape()
+    for axis, size in dataclasses.asdict(wanted).items():
+        if size < 0:
+            raise BadInput(f"config.mesh.{axis}: is {size}; give a number of devices, or 0 to have it picked")
+    fixed = math.prod(size for size in dataclasses.astuple(wanted) if size)
+    if devices % fixed:
+        raise _does_not_fit(wanted, devices)
+    left, reasons = devices // fixed, []
+    data, fsdp, tensor = dataclasses.astuple(wanted)
+    if not tensor:
+        limit = math.gcd(config.num_attention_heads, config.num_key_value_heads, config.intermediate_size)
+        tensor = math.gcd(left, limit, _MOST_TENSOR)
+        left //= tensor
+        reasons.append(
+            f"tensor {tensor} divides {config.num_attention_heads} heads, {config.num_key_value_heads} key-value heads"
+            f" and MLP width {config.intermediate_size}"
+        )
+    if not fsdp:
+        fsdp = math.gcd(left, config.hidden_size)
+        left //= fsdp
+        reasons.append(f"fsdp {fsdp} divides hidden size {config.hidden_size}")
+    if not data:
+        data, left = left, 1
+        reasons.append(f"data {data} is what is left")
+    if left != 1:
+        raise _does_not_fit(wanted, devices)
+    return MeshShape(data, fsdp, tensor), "; ".join(reasons) or "as the config says"
+
+
+def _does_not_fit(wanted: MeshShape, devices: int) -> BadInput:
+    return BadInput(
+        f"config.mesh: {wanted} does not use each of {devices} devices once; make the product {devices}, or leave an"
+        " axis at 0 to have it picked"
+    )
+
+
+def build_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the given devices, by default all of every process.
+
+    Args:
+      shape: from `pick_shape`.
+      devices: as many as the shape asks for.
+    """
+    devices = jax.devices() if devices is None else devices
+    axis_types = (AxisType.Auto,) * len(AXES)  # shardings are given by hand, and propagated between those
+    return jax.make_mesh(dataclasses.astuple(shape), AXES, axis_types=axis_types, devices=devices)
