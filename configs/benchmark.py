@@ -1,42 +1,57 @@
 """Measure against the floor and the peer.
 
-python -m clinmerge_jax.main --config=configs/benchmark.py:merge \
+python -m clinmerge_jax.main --config=configs/benchmark.py[:merge|:merge_on_device|:merge_on_device_8b|:load] \
     [--config.peer_python=PYTHON_WITH_MERGEKIT] [--config.output=FOLDER_ON_THE_DISK_TO_MEASURE]
+
+merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_on_device: two such models in device
+memory, one t after another; merge_on_device_8b: the same in Llama-3.1-8B's shape. load: an 8B-shaped checkpoint (16 GB)
+onto eight devices and back to disk.
 """
 
 from ml_collections import ConfigDict
 
 from clinmerge_jax.config_argument import parse
 
+# Llama-3.1-8B's shape.
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+# Llama-3.2-1B's with an embedding and a head of their own: 1.5e9 parameters.
+LLAMA_1B = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Strict: "merge" (the default) is the one benchmark."""
+    """Strict: "merge" (the default), "merge_on_device", "merge_on_device_8b" or "load"."""
+    variant = parse(arg, ("", "merge", "merge_on_device", "merge_on_device_8b", "load")) or "merge"
     config = ConfigDict()
     config.job = "benchmark"
-    config.what = parse(arg, ("", "merge")) or "merge"
-    config.output = f"runs/benchmark-{config.what}"
-    config.methods = ("linear", "slerp")
+    config.what = variant.removesuffix("_8b")
+    config.output = f"runs/benchmark-{variant}"
     config.repeats = 3
-    config.peer_python = ""  # a Python with third_party/peers/requirements-mergekit.txt installed
-    config.drift = 0.03  # relative size of the difference between the two
-    # Llama-3.2-1B with an embedding and a head of their own: 1.5e9 parameters.
-    config.model = ConfigDict(
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": 128256,
-            "hidden_size": 2048,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 64,
-            "hidden_act": "silu",
-            "max_position_embeddings": 131072,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 500000.0,
-            "tie_word_embeddings": False,
-            "torch_dtype": "bfloat16",
-        }
-    )
+    config.model = ConfigDict(LLAMA_8B if variant in ("merge_on_device_8b", "load") else LLAMA_1B)
+    if config.what != "load":
+        config.methods = ("linear", "slerp")
+        config.drift = 0.03  # relative size of the difference between the two
+    if config.what != "merge":
+        config.mesh = ConfigDict({"data": 0, "fsdp": 0, "tensor": 0})
+    if config.what == "merge":
+        config.peer_python = ""  # a Python with third_party/peers/requirements-mergekit.txt installed
+    if config.what == "merge_on_device":
+        config.points = 7  # values of t in each repeat
+    if config.what == "load":
+        config.cpu_devices = 8  # fake devices on the processor; 0 takes the accelerators that are there
     return config

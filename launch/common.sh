@@ -26,7 +26,7 @@ prepare_environment() {
     }
   fi
   local stamp
-  stamp=.venv/installed-$name-$(cat pyproject.toml launch/constraints-*.txt | sha256sum | cut -c1-16)
+  stamp=.venv/installed-$name-${EXTRAS:-none}-$(cat pyproject.toml launch/constraints-*.txt | sha256sum | cut -c1-16)
   if [ ! -e "$stamp" ]; then
     echo "installing ($name)" >&2
     "$@"
@@ -43,13 +43,14 @@ constraints() {
   fi
 }
 
+# EXTRAS=tpu or EXTRAS=gpu in the environment adds what JAX needs for that accelerator.
 install_package() {
-  .venv/bin/python -m pip install --quiet --editable . -c "$(constraints)"
+  .venv/bin/python -m pip install --quiet --editable ".${EXTRAS:+[$EXTRAS]}" -c "$(constraints)"
 }
 
 # torch, the reference of the tests, first and alone. Where the package index has no CPU build for the platform, its
 # default build brings CUDA libraries of some gigabytes; a torch that is there already and fits the pin is kept.
 install_tests() {
   .venv/bin/python -m pip install --quiet torch -c "$(constraints)" &&
-    .venv/bin/python -m pip install --quiet --editable '.[test]' -c "$(constraints)"
+    .venv/bin/python -m pip install --quiet --editable ".[test${EXTRAS:+,$EXTRAS}]" -c "$(constraints)"
 }

@@ -1,4 +1,4 @@
-"""Shared by all tests: strict numerics, and the places of files that only some machines have."""
+"""Shared by all tests: strict numerics, eight CPU devices, and the places of files that only some machines have."""
 
 import os
 import pathlib
@@ -7,6 +7,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_num_cpu_devices", 8)
 
 _ROOT = pathlib.Path(__file__).parents[1]
 

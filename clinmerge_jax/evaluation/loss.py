@@ -54,7 +54,7 @@ def document_losses(
         # Not beyond the context: dynamic RoPE would stretch by the padding.
         by_length.setdefault(min(rounded, config.max_position_embeddings), []).append(index)
     for length, indices in sorted(by_length.items()):
-        rows = int(np.clip(_MAX_LOGITS // (length * config.vocab_size), 1, _MAX_ROWS))
+        rows = int(np.clip(_MAX_LOGITS // (length * layout.vocab_rows), 1, _MAX_ROWS))
         rows = -(-rows // layout.parts("batch")) * layout.parts("batch")
         for start in range(0, len(indices), rows):
             chosen = indices[start : start + rows]

@@ -41,8 +41,13 @@ class OnDeviceMerge:
         self.origins = tuple(origins)
         self._totals: dict[str, list[PairTotals]] | None = None
 
-    def merge(self, recipe: Recipe) -> Params:
+    def merge(self, recipe: Recipe, *, into: Params | None = None) -> Params:
         """The merged Params, cut as the sources are; does not wait for the devices.
+
+        Args:
+          recipe: what to do with the sources.
+          into: an earlier result of the same dtype that is no longer needed: its memory is taken over, so that a
+            sweep allocates nothing after its first point.
 
         Raises:
           BadInput: a source holds values that are not finite and the method looks at them, or the recipe has no
@@ -63,8 +68,8 @@ class OnDeviceMerge:
             result_dtype(recipe, np.dtype(array.dtype))
             for _, array in iterate_params(self.sources[0], self.layout.config)
         )
-        apply = _compiled_apply(self.layout, recipe.method, dtypes)
-        return apply(self.sources, build_params(self.layout.config, leaf))
+        apply = apply_program(self.layout, recipe.method, dtypes)
+        return apply(self.sources, build_params(self.layout.config, leaf), into)
 
     def totals(self) -> dict[str, list[PairTotals]]:
         """What the statistics of every tensor come to; taken at the first call.
@@ -101,7 +106,7 @@ class OnDeviceMerge:
 
     def _measure(self) -> dict[str, list[PairTotals]]:
         totals = {}
-        for row, pairs in iterate_params(_compiled_statistics(self.layout)(self.sources), self.layout.config):
+        for row, pairs in iterate_params(statistics_program(self.layout)(self.sources), self.layout.config):
             names = row.names(self.layout.config)
             by_layer = (np.split(np.asarray(pair), len(names)) for pair in pairs)
             for name, *sums in zip(names, *by_layer):
@@ -110,10 +115,17 @@ class OnDeviceMerge:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled_apply(layout: Layout, method: str, dtypes: tuple[np.dtype, ...]) -> Callable:
-    """(sources, coefficients) -> merged Params."""
+def apply_program(layout: Layout, method: str, dtypes: tuple[np.dtype, ...]) -> Callable:
+    """The jitted second half: (sources, coefficients, Params whose memory is taken over or None) -> merged Params.
 
-    def apply(sources: Sequence[Params], coefficients: Params) -> Params:
+    Args:
+      layout: of sources and result.
+      method: a name in `METHODS`.
+      dtypes: of the result's leaves, in the order of the parameter table.
+    """
+
+    def apply(sources: Sequence[Params], coefficients: Params, into: Params | None) -> Params:
+        del into  # donated: only its memory counts
         rows = [iterate_params(tree, layout.config) for tree in (*sources, coefficients)]
         merged = {}
         for dtype, aligned in zip(dtypes, zip(*rows)):
@@ -121,12 +133,12 @@ def _compiled_apply(layout: Layout, method: str, dtypes: tuple[np.dtype, ...]) -
             merged[aligned[0][0].path] = METHODS[method].apply(leaves, factors, dtype)
         return build_params(layout.config, lambda row: merged[row.path])
 
-    return jax.jit(apply, out_shardings=layout.shardings())
+    return jax.jit(apply, out_shardings=layout.shardings(), donate_argnums=2, keep_unused=True)
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled_statistics(layout: Layout) -> Callable:
-    """sources -> Params-shaped tree of the N - 1 arrays [L R, 3], whole on every process."""
+def statistics_program(layout: Layout) -> Callable:
+    """The jitted first half: sources -> Params-shaped tree of N - 1 arrays [L R, 3], whole on every process."""
 
     def statistics(sources: Sequence[Params]) -> Params:
         trees = [{row.path: leaf for row, leaf in iterate_params(tree, layout.config)} for tree in sources]

@@ -59,18 +59,18 @@ class Layout:
     config: LlamaConfig
 
     def __post_init__(self):
-        counted = {
-            "heads": "num_attention_heads",
-            "kv_heads": "num_key_value_heads",
-            "mlp": "intermediate_size",
-            "embed": "hidden_size",
+        cut = {
+            "tensor": ("num_attention_heads", "num_key_value_heads", "intermediate_size"),
+            "fsdp": ("hidden_size",),
         }
-        for axis, field in counted.items():
-            count, parts = getattr(self.config, field), self.parts(axis)
-            if count % parts:
+        for axis, fields in cut.items():
+            counts = {field: getattr(self.config, field) for field in fields}
+            parts = self.mesh.shape[axis]
+            odd = next((field for field, count in counts.items() if count % parts), None)
+            if odd is not None:
                 raise BadInput(
-                    f"config.mesh.{RULES[axis][0]}: {parts} does not divide the model's {field} ({count}); give a"
-                    f" divisor of {count}, or 0 to have one picked"
+                    f"config.mesh.{axis}: {parts} does not divide the model's {odd} ({counts[odd]}); give a divisor of"
+                    f" {math.gcd(*counts.values())}, or 0 to have one picked"
                 )
 
     def parts(self, axis: str) -> int:

@@ -38,8 +38,9 @@ class MeshShape:
 def pick_shape(config: LlamaConfig, devices: int, wanted: MeshShape | None = None) -> tuple[MeshShape, str]:
     """Fills the axes that are left open, for a model on so many devices.
 
-    An open tensor axis takes the largest power of two, eight at most, that divides the heads, the key-value heads and
-    the MLP width; an open fsdp axis all that is left, as far as it divides the hidden size; an open data axis the rest.
+    An open tensor axis takes the largest power of two, eight at most, that divides the devices, the heads, the
+    key-value heads and the MLP width; an open fsdp axis all that is left, as far as it divides the hidden size; an open
+    data axis the rest.
 
     Args:
       config: the model.
@@ -57,8 +58,12 @@ def pick_shape(config: LlamaConfig, devices: int, wanted: MeshShape | None = Non
         if size < 0:
             raise BadInput(f"config.mesh.{axis}: is {size}; give a number of devices, or 0 to have it picked")
     fixed = math.prod(size for size in dataclasses.astuple(wanted) if size)
-    if devices % fixed:
-        raise _does_not_fit(wanted, devices)
+    open_axes = 0 in dataclasses.astuple(wanted)
+    if devices % fixed or (fixed != devices and not open_axes):
+        raise BadInput(
+            f"config.mesh: {wanted} does not use each of {devices} devices once; give axes whose product"
+            f" {'divides' if open_axes else 'is'} {devices}, or 0 to have one picked"
+        )
     left, reasons = devices // fixed, []
     data, fsdp, tensor = dataclasses.astuple(wanted)
     if not tensor:
@@ -77,15 +82,13 @@ def pick_shape(config: LlamaConfig, devices: int, wanted: MeshShape | None = Non
         data, left = left, 1
         reasons.append(f"data {data} is what is left")
     if left != 1:
-        raise _does_not_fit(wanted, devices)
+        found = MeshShape(data, fsdp, tensor)
+        raise BadInput(
+            f"config.mesh: {wanted} leaves the model {found}, {found.size} of {devices} devices, as its heads"
+            f" ({config.num_attention_heads}, {config.num_key_value_heads} for keys), MLP width"
+            f" {config.intermediate_size} and hidden size {config.hidden_size} take no more; leave data at 0"
+        )
     return MeshShape(data, fsdp, tensor), "; ".join(reasons) or "as the config says"
-
-
-def _does_not_fit(wanted: MeshShape, devices: int) -> BadInput:
-    return BadInput(
-        f"config.mesh: {wanted} does not use each of {devices} devices once; make the product {devices}, or leave an"
-        " axis at 0 to have it picked"
-    )
 
 
 def build_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -3,14 +3,17 @@
 import jax
 import numpy as np
 import pytest
-from support import tiny_config
+from support import tiny_config, write_llama
 
+from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.params import load_params
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.evaluation import loss
 from clinmerge_jax.llama.config import RopeConfig
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import init_params
-from clinmerge_jax.parallel.layout import one_device
+from clinmerge_jax.parallel.layout import Layout, one_device
+from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
 
 CONFIG = tiny_config()
 
@@ -48,6 +51,25 @@ def test_padding_does_not_stretch_dynamic_rope():
     log_probabilities = jax.nn.log_softmax(forward(params, tokens[None], config)[0])
     expected = -np.asarray(log_probabilities)[np.arange(99), tokens[1:]].sum()
     assert total == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (8, 1, 1)], ids=str)
+def test_a_mesh_does_not_change_a_documents_loss(shape, tmp_path, monkeypatch, figures):
+    monkeypatch.setattr(loss, "_MAX_ROWS", 3)  # no multiple of the parts that either mesh cuts a batch into
+    folder = write_llama(tmp_path / "model", dtype=np.float32, vocab_size=51, max_position_embeddings=256)
+    checkpoint = open_checkpoint(str(folder), "test")
+    documents, _ = loss.truncate(_documents(20), 60)
+    config, params = load_params(checkpoint)
+    expected = loss.document_losses(params, one_device(config), documents)
+    layout = Layout(build_mesh(MeshShape(*shape)), config)
+    finished = []
+    losses = loss.document_losses(load_params(checkpoint, mesh=layout.mesh)[1], layout, documents, finished.append)
+    assert sum(finished) == 20 and (expected > 1).all()
+    figures.append(
+        f"losses on {' x '.join(map(str, shape))}: largest relative difference to one device"
+        f" {np.abs(losses / expected - 1).max():.2g}"
+    )
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
 def test_long_documents_are_cut_and_counted():

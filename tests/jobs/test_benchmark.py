@@ -1,13 +1,14 @@
-"""The merge benchmark measures what it says, here on a small model."""
+"""The benchmarks measure what they say, here on small models."""
 
 import json
 
 import pytest
-from support import run_process
+from support import run_command, run_process
 
+from clinmerge_jax.benchmark.checkpoints import make_checkpoint
+from clinmerge_jax.benchmark.load import check_same_tensors
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.safetensors import read_tensor
-from clinmerge_jax.jobs.benchmark import make_checkpoint
 from clinmerge_jax.llama.config import LlamaConfig
 from configs import benchmark
 
@@ -44,6 +45,56 @@ def test_the_benchmark_reports_time_over_the_floor_and_memory(repository, tmp_pa
     assert "over the floor" in process.stdout
     assert sorted(path.name for path in (tmp_path / "bench").iterdir()) == ["instruct", "merge.json"]
     assert mine.read_text() == "mine"
+
+
+def _small(what, folder, *more):
+    fields = [f"--config.model.{key}={value}" for key, value in SMALL.items()]
+    return [f"--config=configs/benchmark.py:{what}", "--config.repeats=1", f"--config.output={folder}", *fields, *more]
+
+
+def test_points_on_the_devices_are_measured_against_a_copy(repository, tmp_path):
+    more = ["--config.points=2", "--config.mesh.tensor=1"]
+    process = run_process(repository, *_small("merge_on_device", tmp_path, *more))
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "merge_on_device.json").read_text())
+    assert result["mesh"]["tensor"] == 1
+    names = ["three models at a copy's bandwidth", "linear", "slerp", "slerp's statistics, once"]
+    assert list(result["measured"]) == names
+    assert all(runs[0]["seconds"] > 0 for runs in result["measured"].values())
+    assert all(f"| {name} " in process.stdout for name in names)
+
+
+def test_a_checkpoint_goes_onto_eight_devices_and_back(repository, tmp_path):
+    process = run_process(repository, *_small("load", tmp_path))
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "load.json").read_text())
+    assert result["mesh"] == {"data": 1, "fsdp": 1, "tensor": 8}
+    assert result["measured"]["save from the devices"][0]["peak_bytes"] > 10**7
+    assert [path.name for path in tmp_path.iterdir()] == ["load.json"]
+
+
+def test_a_copy_that_differs_in_one_bit_is_noticed(tmp_path):
+    raw = {**benchmark.get_config().model.to_dict(), **SMALL}
+    for name in ("one", "two"):
+        make_checkpoint(tmp_path / name, raw, LlamaConfig.from_json(raw, "config.model"), 0.0)
+    check_same_tensors(tmp_path / "one", tmp_path / "two")
+    path = tmp_path / "two" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RuntimeError, match="tensor lm_head.weight"):
+        check_same_tensors(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("what", "field"),
+    [("merge", "repeats=0"), ("load", "repeats=0"), ("merge_on_device", "methods=('ties',)"), ("merge", "methods=()")],
+)
+def test_what_cannot_be_measured_is_refused(repository, tmp_path, capfd, what, field):
+    arguments = [f"--config={repository}/configs/benchmark.py:{what}", f"--config.{field}"]
+    assert run_command(*arguments, f"--config.output={tmp_path / 'bench'}") == 2
+    assert capfd.readouterr().err.startswith(f"error: config.{field.split('=')[0]}: ")
+    assert not (tmp_path / "bench").exists()
 
 
 @pytest.mark.slow

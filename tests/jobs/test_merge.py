@@ -1,14 +1,16 @@
 """The merge job from end to end, on the miniature as it ships."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
-from support import WORDS, run_command, run_process, write_llama, write_tokenizer
+from support import TINY, WORDS, llama_tensors, run_command, run_process, write_llama, write_tokenizer
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.jobs import merge as merge_job
 from clinmerge_jax.llama.model import forward
 
 
@@ -195,3 +197,165 @@ def test_the_base_is_the_miniatures_for_miniatures_only_and_must_share_the_vocab
     write_tokenizer(folders[2], [*reversed(WORDS)])
     status = run_command(*common, f"--config.base={folders[2]}", f"--config.output={tmp_path / 'other'}")
     assert status == 2 and "config.base: token" in capsys.readouterr().err
+
+
+ENGINES = {
+    "streaming": ["--config.engine=streaming"],
+    "mesh": ["--config.engine=mesh", *(f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor"))],
+}
+SCHEDULE = "--config.t=self_attn=0,1; mlp=1,0.25; 0.5"
+
+
+@pytest.fixture
+def command(repository, tmp_path):
+    """The start of a command line, for parents with tokenizers and licences in a few weight files each."""
+    for seed, name in enumerate(("one", "two")):
+        folder = write_llama(tmp_path / name, seed, shards=3)
+        write_tokenizer(folder)
+        (folder / "LICENSE").write_text(f"terms of {name}")
+    return [
+        f"--config={repository / 'configs' / 'merge.py'}:slerp",
+        f"--config.instruct={tmp_path / 'one'}",
+        f"--config.clinical={tmp_path / 'two'}",
+        "--config.base=",
+        "--config.evaluate=",
+        "--config.max_shard_gb=0.000001",
+        SCHEDULE,
+    ]
+
+
+def _files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("method", ["slerp", "linear"])
+def test_both_engines_make_the_same_folder(command, method, tmp_path):
+    results = []
+    for engine, arguments in ENGINES.items():
+        output = tmp_path / engine / "merged"
+        assert run_command(*command, *arguments, f"--config.method={method}", f"--config.output={output}") == 0
+        results.append(_files(output))
+    streaming, mesh = results
+    records = [json.loads(files.pop("provenance.json")) for files in results]
+    assert len([name for name in mesh if name.endswith(".safetensors")]) > 1
+    assert mesh == streaming
+    assert records[0] == records[1] and len(records[0]["differences"]) == 21
+
+
+@pytest.mark.parametrize("first, second", [("streaming", "mesh"), ("mesh", "streaming")])
+def test_the_result_of_one_engine_is_finished_for_the_other(command, first, second, tmp_path, capsys):
+    output = tmp_path / "merged"
+    assert run_command(*command, *ENGINES[first], f"--config.output={output}") == 0
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert "finished already" not in capsys.readouterr().out
+    assert run_command(*command, *ENGINES[second], f"--config.output={output}") == 0
+    assert "finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
+
+
+@pytest.mark.parametrize("first, second", [("streaming", "mesh"), ("mesh", "streaming"), ("mesh", "mesh")])
+def test_an_interrupted_run_of_one_engine_is_finished_by_the_other(command, first, second, tmp_path, monkeypatch):
+    undisturbed, output = tmp_path / "undisturbed" / "merged", tmp_path / "merged"
+    assert run_command(*command, *ENGINES["streaming"], f"--config.output={undisturbed}") == 0
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(merge_job, "merge_card", interrupted)  # the weights are written by then
+        run_command(*command, *ENGINES[first], f"--config.output={output}")
+    assert not output.exists() and (tmp_path / ".merged.partial" / "config.json").exists()
+    assert run_command(*command, *ENGINES[second], f"--config.output={output}") == 0
+    assert {**_files(output), "provenance.json": b""} == {**_files(undisturbed), "provenance.json": b""}
+
+
+def _inv_freq(folder: pathlib.Path, seed: int) -> None:
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(1, np.float32)}
+    write_llama(folder, tensors={**llama_tensors(TINY, seed), **buffer})
+
+
+REFUSED = {
+    "unknown engine": (["--config.engine=fast"], ["config.engine: 'fast'", "streaming, mesh"], write_llama),
+    "mesh that does not use every device": (
+        ["--config.engine=mesh", "--config.mesh.data=3"],
+        ["config.mesh: data 3", "does not use each of 8 devices once"],
+        write_llama,
+    ),
+    "mesh of fewer devices": (
+        [
+            "--config.engine=mesh",
+            *(f"--config.mesh.{axis}={n}" for axis, n in (("data", 2), ("fsdp", 2), ("tensor", 1))),
+        ],
+        ["config.mesh: data 2 x fsdp 2 x tensor 1", "does not use each of 8 devices once"],
+        write_llama,
+    ),
+    "mesh of a negative size": (
+        ["--config.engine=mesh", "--config.mesh.fsdp=-2"],
+        ["config.mesh.fsdp: is -2"],
+        write_llama,
+    ),
+    "mesh for which the model is too small": (
+        ["--config.engine=mesh", "--config.mesh.data=1"],
+        ["config.mesh: data 1 x fsdp 0 x tensor 0", "data 1 x fsdp 2 x tensor 2, 4 of 8 devices", "hidden size 6"],
+        lambda folder, seed: write_llama(folder, seed, hidden_size=6, head_dim=2),
+    ),
+    "mesh that cuts within a head": (
+        ["--config.engine=mesh", "--config.mesh.tensor=4"],
+        ["config.mesh.tensor: 4", "num_key_value_heads (2)"],
+        write_llama,
+    ),
+    "mesh that does not divide the hidden size": (
+        ["--config.engine=mesh", "--config.mesh.fsdp=8"],
+        ["config.mesh.fsdp: 8", "hidden_size (12)"],
+        lambda folder, seed: write_llama(folder, seed, hidden_size=12, head_dim=2),
+    ),
+    "mesh engine for another architecture": (
+        ["--config.engine=mesh"],
+        ["one/config.json: model_type", "'mistral'"],
+        lambda folder, seed: write_llama(folder, seed, model_type="mistral"),
+    ),
+    "mesh engine with a buffer that Params do not hold": (
+        ["--config.engine=mesh"],
+        ["config.engine: ", "config.instruct's tensor model.layers.0.self_attn.rotary_emb.inv_freq", "give streaming"],
+        _inv_freq,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_mesh_engine_cannot_do_is_refused_before_anything_is_written(case, repository, tmp_path, capfd):
+    arguments, says, write = REFUSED[case]
+    for seed, name in enumerate(("one", "two")):
+        write(tmp_path / name, seed)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    capfd.readouterr()
+    status = run_command(
+        f"--config={repository / 'configs' / 'merge.py'}",
+        f"--config.instruct={tmp_path / 'one'}",
+        f"--config.clinical={tmp_path / 'two'}",
+        "--config.base=",
+        "--config.evaluate=",
+        f"--config.output={runs / 'merged'}",
+        *arguments,
+    )
+    text = capfd.readouterr().err
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert status == 2 and "Traceback" not in text and all(part in line for part in says), text
+    assert list(runs.iterdir()) == []
+    where, _, rest = line.removeprefix("error: ").partition(": ")
+    assert where and "; " in rest, "the line says where, what, and how to mend it"
+
+
+def test_what_only_the_mesh_engine_refuses_streams(repository, tmp_path):
+    for seed, name in enumerate(("one", "two")):
+        _inv_freq(tmp_path / name, seed)
+    status = run_command(
+        f"--config={repository / 'configs' / 'merge.py'}",
+        f"--config.instruct={tmp_path / 'one'}",
+        f"--config.clinical={tmp_path / 'two'}",
+        "--config.base=",
+        f"--config.output={tmp_path / 'merged'}",
+    )
+    merged = open_checkpoint(str(tmp_path / "merged"), "x")
+    assert status == 0 and "model.layers.0.self_attn.rotary_emb.inv_freq" in merged.tensors

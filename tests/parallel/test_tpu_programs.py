@@ -1,0 +1,125 @@
+"""Llama-3.1-8B's programs compile ahead of time for TPU pods and fit their memory; needs the tpu extra, no TPU."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clinmerge_jax.llama.config import LlamaConfig, RopeConfig
+from clinmerge_jax.llama.model import forward
+from clinmerge_jax.llama.parameters import build_params, iterate_params
+from clinmerge_jax.merging import on_device
+from clinmerge_jax.parallel.layout import Layout
+from clinmerge_jax.parallel.mesh import build_mesh, pick_shape
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install clinmerge_jax[tpu]"
+)
+
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=131072,
+    rope=RopeConfig("llama3", 500000.0, 8.0, 1.0, 4.0, 8192),
+)
+BATCH, LENGTH = 16, 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Pod:
+    """A topology and the memory of one of its chips."""
+
+    topology: str
+    chip_bytes: int
+
+
+PODS = (Pod("v5e:4x4", 16 * 10**9), Pod("v5p:2x2x4", 95 * 10**9))
+
+
+@pytest.fixture(scope="module", params=PODS, ids=lambda pod: pod.topology)
+def pod(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def layout(pod):
+    from jax.experimental import topologies
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "TPU_SKIP_MDS_QUERY": "1",  # no machine to ask what it is
+            "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+        }.items():
+            patch.setenv(name, value)
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
+        shape, _ = pick_shape(LLAMA_8B, len(devices))
+        return Layout(build_mesh(shape, devices), LLAMA_8B)
+
+
+@pytest.fixture(scope="module")
+def params(layout):
+    return layout.abstract_params(jnp.bfloat16)
+
+
+@pytest.fixture
+def measure(pod, layout, figures):
+    """Compiles, notes the bytes per device, and holds them against the chip's memory."""
+
+    def run(label, lowered):
+        compiled = lowered.compile()
+        memory = compiled.memory_analysis()
+        sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes
+        shape = " x ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
+        argument, temporary, output = (f"{size / 1e9:.3f}" for size in sizes)
+        figures.append(
+            f"{pod.topology}, {shape}, {label}: argument {argument}, temporary {temporary}, output {output} GB a device"
+        )
+        assert sum(sizes) < pod.chip_bytes
+        return compiled, sizes
+
+    return run
+
+
+def test_forward_pass_fits_and_gathers_weights_within_the_scan(layout, params, measure):
+    tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32, sharding=layout.named("batch", None))
+    program = jax.jit(forward, static_argnames=("config", "constrain"))
+    lowered = program.lower(params, tokens, config=LLAMA_8B, constrain=layout.constrain)
+    compiled, (argument, temporary, output) = measure(f"forward of {BATCH} x {LENGTH} tokens", lowered)
+    weights = sum(leaf.size * 2 for leaf in jax.tree.leaves(params)) / layout.mesh.size
+    assert weights <= argument < 1.01 * weights  # nothing is replicated
+    assert output == BATCH * LENGTH * LLAMA_8B.vocab_size * 2 // layout.mesh.size
+    assert temporary < weights  # a stack gathered whole, all layers at once, would be at least as much again
+    assert "all-gather" in compiled.as_text()
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp"])
+def test_merges_take_no_temporaries_and_no_communication(layout, params, measure, method):
+    dtypes = tuple(np.dtype(leaf.dtype) for _, leaf in iterate_params(params, LLAMA_8B))
+    layers = LLAMA_8B.num_hidden_layers
+    factors = build_params(
+        LLAMA_8B,
+        lambda row: jax.ShapeDtypeStruct((2, 3, *((layers,) + (1,) * len(row.axes)) * row.stacked), jnp.float32),
+    )
+    lowered = on_device.apply_program(layout, method, dtypes).lower((params, params), factors, None)
+    compiled, (argument, temporary, output) = measure(f"{method} merge", lowered)
+    assert 2 * output <= argument < 2.01 * output
+    assert temporary < 0.01 * output
+    assert not any(name in compiled.as_text() for name in ("all-gather", "all-reduce", "all-to-all", "permute"))
+
+
+def test_statistics_take_little_beside_the_parents(layout, params, measure):
+    _, (argument, temporary, output) = measure(
+        "statistics", on_device.statistics_program(layout).lower((params, params))
+    )
+    assert temporary + output < 0.1 * argument
