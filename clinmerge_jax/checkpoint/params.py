@@ -98,12 +98,12 @@ def load_params(
         for row in parameters(config):
             entries = [checkpoint.tensors[name] for name in row.names(config)]
             wanted = _leaf_dtype(entries, dtype)
-            if sum(entry.nbytes for entry in entries) <= BLOCK_BYTES:
-                leaves[row.path] = _load_whole(row, entries, layout, reader, wanted)
+            blocks = Blocks(row, layout, max(entries[0].dtype.itemsize, wanted.itemsize))
+            if blocks.one_step and sum(entry.nbytes for entry in entries) <= BLOCK_BYTES:
+                leaves[row.path] = _load_whole(row, entries, layout, blocks, reader, wanted)
                 progress(sum(entry.nbytes for entry in entries))
             else:
                 leaves[row.path] = jnp.zeros(layout.shape(row), wanted, device=layout.sharding(row))
-                blocks = Blocks(row, layout, max(entries[0].dtype.itemsize, wanted.itemsize))
                 in_blocks |= {entry.name: (row, layer, blocks) for layer, entry in enumerate(entries)}
 
         def read(step: tuple[TensorEntry, int]) -> dict:
@@ -143,10 +143,14 @@ def _leaf_dtype(entries: Sequence[TensorEntry], dtype: Any) -> np.dtype:
 
 
 def _load_whole(
-    row: Parameter, entries: Sequence[TensorEntry], layout: Layout, reader: WeightReader, dtype: np.dtype
+    row: Parameter,
+    entries: Sequence[TensorEntry],
+    layout: Layout,
+    blocks: Blocks,
+    reader: WeightReader,
+    dtype: np.dtype,
 ) -> jax.Array:
     """A leaf that fits in one block, all its layers together."""
-    blocks = Blocks(row, layout, max(entries[0].dtype.itemsize, dtype.itemsize))
     layers = [reader.read(entry, blocks, 0, dtype) for entry in entries]
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:

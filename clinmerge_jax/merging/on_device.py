@@ -2,18 +2,20 @@
 
 Coefficients are traced, so another t compiles nothing and costs one pass over memory: each leaf is one fused
 elementwise kernel without temporaries or communication. Statistics do not depend on t and are taken once, row block by
-row block. Both halves give the streaming engine's bits, whatever the mesh.
+row block, each block a call of its own (in a loop within one program a CPU would use one thread). Both halves give the
+streaming engine's bits, whatever the mesh.
 N sources, L layers, R rows, C columns.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iterate_params
+from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iterate_params, parameters
 from clinmerge_jax.merging import exact
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.methods import METHODS, PairTotals, WeightedSum
@@ -106,9 +108,9 @@ class OnDeviceMerge:
 
     def _measure(self) -> dict[str, list[PairTotals]]:
         totals = {}
-        for row, pairs in iterate_params(statistics_program(self.layout)(self.sources), self.layout.config):
+        for row in parameters(self.layout.config):
             names = row.names(self.layout.config)
-            by_layer = (np.split(np.asarray(pair), len(names)) for pair in pairs)
+            by_layer = (np.split(pair, len(names)) for pair in row_statistics(row, self.layout, self.sources))
             for name, *sums in zip(names, *by_layer):
                 totals[name] = pair_totals(name, self.origins, [[rows] for rows in sums])
         return totals
@@ -136,62 +138,67 @@ def apply_program(layout: Layout, method: str, dtypes: tuple[np.dtype, ...]) -> 
     return jax.jit(apply, out_shardings=layout.shardings(), donate_argnums=2, keep_unused=True)
 
 
-@functools.lru_cache(maxsize=16)
-def statistics_program(layout: Layout) -> Callable:
-    """The jitted first half: sources -> Params-shaped tree of N - 1 arrays [L R, 3], whole on every process."""
+def row_statistics(row: Parameter, layout: Layout, sources: Sequence[Params]) -> list[np.ndarray]:
+    """The statistics of one leaf: N - 1 arrays [L R, 3], the same on every process.
 
-    def statistics(sources: Sequence[Params]) -> Params:
-        trees = [{row.path: leaf for row, leaf in iterate_params(tree, layout.config)} for tree in sources]
-        return build_params(layout.config, lambda row: _statistics(row, layout, [tree[row.path] for tree in trees]))
+    Every device goes through the rows of its own shards, a block at a time.
+    """
+    leaves = [dict(_by_path(tree, layout))[row.path] for tree in sources]
+    sharding = layout.sharding(row)
+    *outer, columns = sharding.shard_shape(leaves[0].shape)
+    rows = math.prod(outer)
+    size = max(1, min(rows, _BLOCK_BYTES // (4 * columns)))
+    starts = [min(start, rows - size) for start in range(0, rows, size)]  # the last block covers some rows twice
+    blocks = [block_statistics(leaves, np.int32(start), size=size, sharding=sharding) for start in starts]
+    parts = blocks[0][0].shape[0] // size
+    results = []
+    for per_pair in zip(*blocks):
+        sums = np.empty((parts, rows, 3), np.float32)
+        for start, block in zip(starts, per_pair):
+            sums[:, start : start + size] = np.asarray(block).reshape(parts, size, 3)
+        # Each part holds its rows of all layers; a layer's rows belong together.
+        layers = leaves[0].shape[0] if row.stacked else 1
+        results.append(sums.reshape(parts, layers, -1, 3).swapaxes(0, 1).reshape(-1, 3))
+    return results
 
-    return jax.jit(statistics, out_shardings=layout.named())
+
+def _by_path(tree: Params, layout: Layout) -> Iterator[tuple[tuple[str, ...], jax.Array]]:
+    return ((row.path, leaf) for row, leaf in iterate_params(tree, layout.config))
 
 
-def _statistics(row: Parameter, layout: Layout, leaves: Sequence[jax.Array]) -> list[jax.Array]:
-    """The statistics of one leaf, each device on its own shards: N - 1 arrays [L R, 3]."""
-    *row_axes, column_axis = layout.sharding(row).spec
-    parts = layout.parts(row.axes[-1])
+@functools.partial(jax.jit, static_argnames=("size", "sharding"))
+def block_statistics(
+    leaves: Sequence[jax.Array], start: np.int32, *, size: int, sharding: NamedSharding
+) -> list[jax.Array]:
+    """The statistics of `size` rows of every device's shard, from one row on: N - 1 arrays [parts size, 3].
+
+    Args:
+      leaves: one of each source.
+      start: the row, counted within a shard flattened to a matrix; traced.
+      size: how many rows; static.
+      sharding: of the leaves; static.
+    """
+    *outer_axes, column_axis = sharding.spec
+    row_axis = next((axis for axis in outer_axes if axis is not None), None)
+    parts = sharding.mesh.shape[column_axis] if column_axis is not None else 1
     whole_tiles = leaves[0].shape[-1] // parts % exact.TILE == 0
 
     def gather(x: jax.Array) -> jax.Array:
         return jax.lax.all_gather(x, column_axis, axis=1, tiled=True) if parts > 1 else x
 
-    def sums(pieces: Sequence[jax.Array]) -> list[jax.Array]:
+    def local(start: jax.Array, *shards: jax.Array) -> list[jax.Array]:
+        matrices = (shard.reshape(-1, shard.shape[-1]) for shard in shards)
+        pieces = [jax.lax.dynamic_slice_in_dim(matrix, start, size) for matrix in matrices]
         if whole_tiles:
             return WeightedSum.statistics(pieces, gather)
         return WeightedSum.statistics([gather(piece) for piece in pieces])  # a tile lies on two devices
 
-    def local(*shards: jax.Array) -> list[jax.Array]:
-        matrices = [shard.reshape(-1, shard.shape[-1]) for shard in shards]
-        return [one.reshape(*shards[0].shape[:-1], 3) for one in _by_blocks(sums, matrices)]
-
-    # The sums are the same on all devices that share the rows, which the checker cannot see through a gather.
     mapped = jax.shard_map(
         local,
-        mesh=layout.mesh,
-        in_specs=layout.sharding(row).spec,
-        out_specs=jax.P(*row_axes, None),
-        check_vma=False,
+        mesh=sharding.mesh,
+        in_specs=(jax.P(), *[sharding.spec] * len(leaves)),
+        out_specs=jax.P(row_axis, None),
+        check_vma=False,  # sums are the same on all devices that share the rows: the checker cannot see it
     )
-    return [one.reshape(-1, 3) for one in mapped(*leaves)]
-
-
-def _by_blocks(function: Callable, matrices: Sequence[jax.Array]) -> list[jax.Array]:
-    """Applies a function of rows to blocks of them, one after the other."""
-    rows, columns = matrices[0].shape
-    size = max(1, min(rows, _BLOCK_BYTES // (4 * columns)))
-    if size == rows:
-        return function(matrices)
-    shapes = jax.eval_shape(function, [matrix[:size] for matrix in matrices])
-
-    def step(index: jax.Array, results: list[jax.Array]) -> list[jax.Array]:
-        start = jnp.minimum(index * size, rows - size)  # the last block covers some rows twice
-        pieces = [jax.lax.dynamic_slice_in_dim(matrix, start, size) for matrix in matrices]
-        return [
-            jax.lax.dynamic_update_slice_in_dim(result, sums, start, 0)
-            for result, sums in zip(results, function(pieces))
-        ]
-
-    return jax.lax.fori_loop(
-        0, -(-rows // size), step, [jnp.zeros((rows, *shape.shape[1:]), shape.dtype) for shape in shapes]
-    )
+    whole = NamedSharding(sharding.mesh, jax.P())
+    return [jax.lax.with_sharding_constraint(sums, whole) for sums in mapped(start, *leaves)]

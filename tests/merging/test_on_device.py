@@ -14,6 +14,7 @@ from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.params import llama_config, load_params, write_weights
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.parameters import parameters
 from clinmerge_jax.merging import exact, on_device
 from clinmerge_jax.merging.on_device import OnDeviceMerge
 from clinmerge_jax.merging.plan import plan_merge
@@ -222,15 +223,20 @@ def test_the_ends_are_the_parents(method, small_engine):
 
 
 def test_statistics_are_taken_once_and_linear_takes_none(small, monkeypatch):
-    calls, real = [], on_device.statistics_program
-    monkeypatch.setattr(on_device, "statistics_program", lambda layout: calls.append(layout) or real(layout))
+    calls, real = [], on_device.row_statistics
+
+    def record(row, *rest):
+        calls.append(row)
+        return real(row, *rest)
+
+    monkeypatch.setattr(on_device, "row_statistics", record)
     engine = _engine(small, (2, 2, 2))
     engine.merge(_recipe("linear"))
     assert calls == []
     for t in (0.2, 0.4):
         engine.merge(_recipe("slerp", t))
         engine.differences(_recipe("linear", t))
-    assert calls == [engine.layout]
+    assert calls == parameters(engine.layout.config)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1), (8, 1, 1)])
@@ -325,18 +331,10 @@ def test_weights_that_add_up_to_zero_are_refused_by_tensor(small_engine):
         small_engine.merge(recipe)
 
 
-@pytest.fixture
-def few_rows(monkeypatch):
-    """Statistics in blocks of a few rows, which do not divide the shards."""
-    on_device.statistics_program.cache_clear()
-    yield lambda nbytes: monkeypatch.setattr(on_device, "_BLOCK_BYTES", nbytes)
-    on_device.statistics_program.cache_clear()
-
-
-# Last, as they drop the compiled statistics that the tests above share.
 @pytest.mark.parametrize("size, nbytes", [("small", 200), ("wide", 20_000)])
-def test_statistics_in_row_blocks_come_to_the_same(size, nbytes, few_rows, make_parents, streamed):
-    few_rows(nbytes)
+def test_statistics_in_row_blocks_come_to_the_same(size, nbytes, monkeypatch, make_parents, streamed):
+    """Blocks of a few rows, which do not divide the shards."""
+    monkeypatch.setattr(on_device, "_BLOCK_BYTES", nbytes)
     _, expected = streamed(size, "bfloat16", "slerp")
     totals = _engine(make_parents(size, "bfloat16"), (2, 2, 2)).totals()
     assert totals == {name: [difference.totals] for name, difference in expected.items()}
