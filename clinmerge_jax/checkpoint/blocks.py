@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -120,8 +121,9 @@ class WeightReader:
         """The parts of one block that this process's devices hold; rows beyond the tensor's (padding) are zero."""
         found = {}
         for row, (low, high), line in runs(blocks.parts(start)):
-            values = np.zeros((blocks.size, high - low), entry.dtype)
+            values = np.empty((blocks.size, high - low), entry.dtype)
             present = max(0, min(blocks.size, blocks.rows - row))
+            values[present:] = 0
             raw = memoryview(values[:present].reshape(-1).view(np.uint8))
             descriptor = self._descriptors[entry.file]
             for offset, begin, end in _pieces(entry, row, present, (low, high), blocks.columns):
@@ -178,7 +180,7 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], threads: int = 2
 
 
 def _begin(leaf: jax.Array, block: jax.Array, layer: jax.Array, start: jax.Array) -> tuple[jax.Array, ...]:
-    rest = (jax.numpy.zeros_like(start),) * (block.ndim - 1)
+    rest = (jnp.zeros_like(start),) * (block.ndim - 1)
     return (*((layer,) * (leaf.ndim - block.ndim)), start, *rest)
 
 
@@ -186,9 +188,16 @@ def _begin(leaf: jax.Array, block: jax.Array, layer: jax.Array, start: jax.Array
 def place(leaf: jax.Array, block: jax.Array, layer: np.int32, start: np.int32, *, leaf_sharding, sharding) -> jax.Array:
     """The leaf with one block in its place; the given leaf's memory is taken over."""
 
+    dtype = leaf.dtype
+    # On CPUs XLA would widen the whole bfloat16 leaf to float32 and back for every block.
+    as_bits = dtype == jnp.bfloat16 and sharding.mesh.devices.flat[0].platform == "cpu"
+
     def local(leaf, block, layer, start):
         begin = _begin(leaf, block, layer, start)
-        return jax.lax.dynamic_update_slice(leaf, block.reshape((1,) * (leaf.ndim - block.ndim) + block.shape), begin)
+        block = block.reshape((1,) * (leaf.ndim - block.ndim) + block.shape)
+        if as_bits:
+            leaf, block = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (leaf, block))
+        return jax.lax.bitcast_convert_type(jax.lax.dynamic_update_slice(leaf, block, begin), dtype)
 
     specs = (leaf_sharding.spec, sharding.spec, jax.P(), jax.P())
     mapped = jax.shard_map(local, mesh=sharding.mesh, in_specs=specs, out_specs=leaf_sharding.spec)

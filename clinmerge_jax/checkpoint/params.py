@@ -93,7 +93,7 @@ def load_params(
     config = llama_config(checkpoint)
     layout = one_device(config) if mesh is None else Layout(mesh, config)
     leaves: dict[tuple[str, ...], jax.Array] = {}
-    in_blocks: dict[str, tuple[Parameter, int, Blocks]] = {}
+    in_blocks: dict[str, tuple[Parameter, int, np.dtype, Blocks]] = {}
     with WeightReader(checkpoint.files) as reader:
         for row in parameters(config):
             entries = [checkpoint.tensors[name] for name in row.names(config)]
@@ -103,18 +103,19 @@ def load_params(
                 leaves[row.path] = _load_whole(row, entries, layout, blocks, reader, wanted)
                 progress(sum(entry.nbytes for entry in entries))
             else:
-                leaves[row.path] = jnp.zeros(layout.shape(row), wanted, device=layout.sharding(row))
-                in_blocks |= {entry.name: (row, layer, blocks) for layer, entry in enumerate(entries)}
+                in_blocks |= {entry.name: (row, layer, wanted, blocks) for layer, entry in enumerate(entries)}
 
         def read(step: tuple[TensorEntry, int]) -> dict:
             entry, start = step
-            row, _, blocks = in_blocks[entry.name]
-            return reader.read(entry, blocks, start, leaves[row.path].dtype)
+            _, _, wanted, blocks = in_blocks[entry.name]
+            return reader.read(entry, blocks, start, wanted)
 
         in_order = [entry for name, entry in checkpoint.tensors.items() if name in in_blocks]
-        steps = ((entry, start) for entry in in_order for start in in_blocks[entry.name][2].starts)
+        steps = ((entry, start) for entry in in_order for start in in_blocks[entry.name][3].starts)
         for (entry, start), parts in ahead(read, steps):
-            row, layer, blocks = in_blocks[entry.name]
+            row, layer, wanted, blocks = in_blocks[entry.name]
+            if row.path not in leaves:
+                leaves[row.path] = jnp.zeros(layout.shape(row), wanted, device=layout.sharding(row))
             block = jax.make_array_from_callback(
                 blocks.shape,
                 blocks.sharding,

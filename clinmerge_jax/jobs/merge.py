@@ -68,7 +68,11 @@ def run(config: ConfigDict) -> None:
         "environment": provenance.environment(),
         "inputs": inputs,
     }
+    distributed.refuse_difference("the config", config.to_dict())
+    sizes = {role: [{n: f["bytes"] for n, f in i["files"].items()}, i["carried"]] for role, i in inputs.items()}
+    distributed.refuse_difference("what lies in the folder", sizes)
     with OutputFolder(config.output, identity, config.overwrite, provenance.same_result) as output:
+        distributed.at_bad_input(output.discard)
         output.refuse_overlap({f"config.{role}": checkpoint.path for role, checkpoint in models.items()})
         state = OutputState(distributed.on_first(lambda: output.open().value))
         if state is OutputState.FINISHED:

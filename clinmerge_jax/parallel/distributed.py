@@ -8,14 +8,17 @@ import contextlib
 import itertools
 import json
 import os
+import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
 import jax
+import tqdm
+from absl import logging
 from jax._src import distributed as _jax_distributed
 
 from clinmerge_jax.errors import BadInput
@@ -23,12 +26,14 @@ from clinmerge_jax.errors import BadInput
 HEARTBEAT_SECONDS = 20  # a process that has been silent for so long counts as dead
 _FOREVER_MS = 7 * 24 * 3600 * 1000  # others may be loading, writing or compiling; a dead one is noticed all the same
 _POLL_MS = 60_000
-_FAREWELL_SECONDS = 5  # the first process waits so long for the others to hear of an error
+_FAREWELL_SECONDS = 5  # so long the first process waits for the others to print their last line,
+_LAST_SECONDS = 1  # and for them to be gone after that
 _OUTCOME = "clinmerge_jax/outcome"  # the error that ends all, or that there was none
-_HEARD = "clinmerge_jax/heard"
+_DONE = "clinmerge_jax/done"  # of a process that has nothing left to print
 
 _count = itertools.count()
 _ending = threading.Lock()  # held by whichever thread ends this process
+_at_bad_input: list[Callable[[], None]] = []
 
 
 def is_first() -> bool:
@@ -64,13 +69,40 @@ def on_first(function: Callable[[], Any]) -> Any:
     return json.loads(_client().blocking_key_value_get(key, _FOREVER_MS))
 
 
+def refuse_difference(what: str, value: Mapping[str, Any]) -> None:
+    """Makes sure that every process is about to do the same.
+
+    Args:
+      what: the value's name for the message.
+      value: JSON-serialisable, with the same keys everywhere.
+
+    Raises:
+      BadInput: it is not that of the first process.
+    """
+    value = json.loads(json.dumps(value))
+    first = on_first(lambda: value)
+    if value != first:
+        where = next(key for key in value if value[key] != first.get(key))
+        raise BadInput(
+            f"--distributed: {what} ({where}) of process {jax.process_index()} is not that of process 0; run the same"
+            " command in every process"
+        )
+    barrier(f"{what} compared")  # nobody begins to write where another one is about to refuse
+
+
+def at_bad_input(function: Callable[[], None]) -> None:
+    """Has something undone where another process's bad input ends this one, which then unwinds nothing."""
+    if jax.process_count() > 1:
+        _at_bad_input.append(function)
+
+
 @contextlib.contextmanager
 def session(where: str, processes: int | None = None, index: int | None = None) -> Iterator[None]:
     """Runs its body in this process as one of several.
 
     An error in one ends all: the one prints its line or traceback, the others print the line with its process, and
     all exit with its status, 2 for `BadInput` and 1 otherwise. A process that is killed ends the others within
-    a minute.
+    a minute, with status 1 or, where JAX's own runtime notices first, an abort (134) that says so.
 
     Args:
       where: "" for one process alone; "auto" to have JAX find a TPU pod, SLURM, MPI or Kubernetes job; or HOST:PORT
@@ -102,7 +134,8 @@ def session(where: str, processes: int | None = None, index: int | None = None) 
         _end(f"error: {error}", 2)
     except BaseException as error:
         traceback.print_exc()
-        hint = " (where no other process shows an error of its own, one was killed)" * isinstance(error, RuntimeError)
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        hint = " (where no other process shows an error of its own, one was killed)" * lost
         _end(f"error: {type(error).__name__}: {error}{hint}", 1)
 
 
@@ -120,7 +153,11 @@ def _initialize(where: str, processes: int | None, index: int | None) -> None:
                 f"--distributed: {where} needs --num_processes=N and --process_id=I with 0 <= I < N, the same N"
                 " everywhere"
             )
+        if index == 0:
+            _refuse_taken_port(where, int(port))
         arguments = {"coordinator_address": where, "num_processes": processes, "process_id": index}
+        logging.info("process %d of %d: waiting for the others at %s, up to 5 minutes", index, processes, where)
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments)
     except ValueError as error:
@@ -128,6 +165,16 @@ def _initialize(where: str, processes: int | None, index: int | None) -> None:
             f"--distributed={where}: no cluster is found ({error}); start on every worker of a TPU pod or with srun, or"
             " give HOST:PORT with --num_processes and --process_id"
         ) from error
+
+
+def _refuse_taken_port(where: str, port: int) -> None:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise BadInput(
+                f"--distributed: {where}: the port cannot be used ({error.strerror}); give another"
+            ) from error
 
 
 def _listen() -> None:
@@ -138,46 +185,49 @@ def _listen() -> None:
         except Exception as error:  # jaxlib raises its own RuntimeErrors, told apart by their text
             if "DEADLINE_EXCEEDED" in str(error):
                 continue
-            _exit(f"error: another process is gone: {_first_line(error)}", 1)
-            return
+            record = {"process": -1, "line": f"error: another process is gone: {_first_line(error)}", "status": 1}
         if record["process"] in (None, jax.process_index()):
             return
         if _ending.acquire(blocking=False):
-            with contextlib.suppress(Exception):
-                _client().key_value_set(f"{_HEARD}/{jax.process_index()}", "")
-            print(f"process {record['process']}: {record['line']}", file=sys.stderr)
+            source = f"process {record['process']}: " if record["process"] >= 0 else ""
+            tqdm.tqdm.write(source + record["line"], file=sys.stderr)  # not into the middle of a progress bar
+            if record["status"] == 2:
+                for function in _at_bad_input:
+                    function()
             _leave(record["status"])
         return
 
 
-def _exit(line: str, status: int) -> None:
-    if _ending.acquire(blocking=False):
-        print(line, file=sys.stderr)
-        _leave(status)
-
-
-def _leave(status: int) -> None:
-    """Ends the process at once: JAX's orderly shutdown would wait for the others."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _end(line: str, status: int) -> None:
-    """Tells the others and ends."""
+def _end(line: str, status: int) -> NoReturn:
+    """Prints the error, tells the others and ends."""
     line = " ".join(line.splitlines())
     if not _ending.acquire(blocking=False):  # the listener is about to end this process with another one's error
-        time.sleep(_FAREWELL_SECONDS)
+        time.sleep(_POLL_MS / 1000)
     print(line, file=sys.stderr)
+    with contextlib.suppress(Exception):  # the first error counts, and nobody may be left to tell
+        record = {"process": jax.process_index(), "line": line, "status": status}
+        _client().key_value_set(_OUTCOME, json.dumps(record))
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends this process at once, as JAX's orderly shutdown would wait for the others; the first process goes last.
+
+    It hosts the store, and XLA aborts whoever is still connected when that is gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
     client = _client()
-    with contextlib.suppress(Exception):  # nobody may be left to tell; the first error counts
-        client.key_value_set(_OUTCOME, json.dumps({"process": jax.process_index(), "line": line, "status": status}))
-        if is_first():  # it hosts the store, so it goes last
+    with contextlib.suppress(Exception):
+        client.key_value_set(f"{_DONE}/{jax.process_index()}", "")
+        if is_first():
             deadline = time.monotonic() + _FAREWELL_SECONDS
             for other in range(1, jax.process_count()):
                 left = max(0.0, deadline - time.monotonic())
-                client.blocking_key_value_get(f"{_HEARD}/{other}", int(1000 * left))
-    _leave(status)
+                client.blocking_key_value_get(f"{_DONE}/{other}", int(1000 * left))
+    if is_first():
+        time.sleep(_LAST_SECONDS)
+    os._exit(status)
 
 
 def _first_line(error: Exception) -> str:

@@ -253,16 +253,64 @@ def test_bad_input_of_all_ends_all_with_the_line(start, parents, tmp_path):
     run = start(_main(*_merge(parents, tmp_path / "merged", engine="streaming"))).end()
     assert [ended.status for ended in run] == [2, 2], run
     for ended in run:
-        assert re.fullmatch(r"(process [01]: )?error: config.engine: streaming merges in one process; .+\n", ended.err)
+        *before, line = ended.err.splitlines()
+        assert re.fullmatch(r"(process [01]: )?error: config.engine: streaming merges in one process; .+", line)
+        assert all("waiting for the others" in other for other in before)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_folder_that_the_other_process_does_not_see_is_refused(start, parents, tmp_path):
-    only = [[], [f"--config.output={tmp_path / 'elsewhere'}"]]
-    run = start(_main(*_merge(parents, tmp_path / "merged"), only=only)).end()
+@pytest.mark.parametrize(
+    ("field", "value"), [("t", "0.3"), ("mesh.fsdp", "8"), ("dtype", "float32"), ("output", "elsewhere")]
+)
+def test_processes_with_different_configs_are_refused(start, parents, tmp_path, field, value):
+    run = start(_main(*_merge(parents, tmp_path / "merged"), only=[[], [f"--config.{field}={value}"]])).end()
     assert [ended.status for ended in run] == [2, 2], run
-    assert f"process 1: error: config.output: process 1 does not see {tmp_path}/.elsewhere.partial" in run[0].err
-    assert not (tmp_path / "merged").exists() and not (tmp_path / "elsewhere").exists()
+    line = f"error: --distributed: the config ({field.split('.')[0]}) of process 1 is not that of process 0"
+    assert line in run[1].err and f"process 1: {line}" in run[0].err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_with_different_parents_in_one_place_are_refused(start, parents, tmp_path):
+    """As on machines whose disks hold different models under one path."""
+    homes = [tmp_path / "home0", tmp_path / "home1"]
+    for home, parent in zip(homes, parents):
+        home.mkdir()
+        (home / "model").symlink_to(parent)
+    (tmp_path / "small").mkdir()
+    write_llama(tmp_path / "small" / "model", **{**SIZES, "num_hidden_layers": 2})
+    homes[1] = tmp_path / "small"
+    commands = _main(*_merge(["~/model", "~/model"], tmp_path / "merged"))
+    run = start(commands, [{"HOME": str(home)} for home in homes]).end()
+    assert [ended.status for ended in run] == [2, 2], run
+    assert "what lies in the folder (clinical) of process 1 is not that of process 0" in run[1].err
+
+
+def test_an_output_folder_that_the_other_process_does_not_see_is_refused(start, parents, tmp_path):
+    environments = [{"HOME": str(tmp_path / name)} for name in ("home0", "home1")]
+    run = start(_main(*_merge(parents, "~/merged")), environments).end()
+    assert [ended.status for ended in run] == [2, 2], run
+    line = f"process 1: error: config.output: process 1 does not see {tmp_path}/home1/.merged.partial"
+    assert line in run[0].err
+    assert not list(tmp_path.glob("*/merged")) and not list(tmp_path.glob("*/.merged.partial"))
+
+
+def test_a_run_ends_at_sigterm(start):
+    run = start(_workers("print('ready', flush=True)\ntime.sleep(100)"))
+    while not all("ready" in run.text(index, "out") for index in range(2)):
+        time.sleep(0.05)
+    for process in run.processes:
+        process.terminate()
+    assert [ended.status for ended in run.end()] == [-signal.SIGTERM] * 2
+
+
+def test_a_port_that_is_taken_is_refused(start):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        flags = [f"--distributed=127.0.0.1:{port}", "--num_processes=2", "--process_id=0"]
+        (ended,) = start([["-m", "clinmerge_jax.main", "--config=configs/merge.py", *flags]], [{}]).end()
+    assert ended.status == 2 and "the port cannot be used" in ended.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("failing", [0, 1])
