@@ -1,6 +1,7 @@
 """Helpers that several tests share: tiny checkpoints from an independent writer, and the command line in-process."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -18,7 +19,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from clinmerge_jax import command_line, main
-from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.config import LlamaConfig, RopeConfig
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -151,6 +152,23 @@ def _fresh_flags(argv: Sequence[str]):
                 yield
         finally:
             flags.FLAGS.unparse_flags()
+
+
+LLAMA_3_1_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=131072,
+    rope=RopeConfig("llama3", 500000.0, 8.0, 1.0, 4.0, 8192),
+)
+LLAMA_3_1_70B = dataclasses.replace(
+    LLAMA_3_1_8B, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64
+)
 
 
 def tiny_config(**fields: Any) -> LlamaConfig:

@@ -25,6 +25,7 @@ from clinmerge_jax.llama.parameters import Parameter
 from clinmerge_jax.parallel.layout import Layout
 
 BLOCK_BYTES = 64 << 20  # of one tensor, over all devices of a host
+_ALIGNMENT = 64  # bytes
 
 Columns = tuple[int, int]  # first, end
 
@@ -121,7 +122,7 @@ class WeightReader:
         """The parts of one block that this process's devices hold; rows beyond the tensor's (padding) are zero."""
         found = {}
         for row, (low, high), line in runs(blocks.parts(start)):
-            values = np.empty((blocks.size, high - low), entry.dtype)
+            values = _empty((blocks.size, high - low), entry.dtype)
             present = max(0, min(blocks.size, blocks.rows - row))
             values[present:] = 0
             raw = memoryview(values[:present].reshape(-1).view(np.uint8))
@@ -131,9 +132,20 @@ class WeightReader:
             values = values.astype(dtype, copy=False)
             for part in line:
                 first, end = part.columns
-                cut = values if len(line) == 1 else np.ascontiguousarray(values[:, first - low : end - low])
+                cut = values
+                if len(line) > 1:
+                    cut = _empty((blocks.size, end - first), values.dtype)
+                    cut[...] = values[:, first - low : end - low]
                 found[part] = cut.reshape(blocks.size, *blocks.shard[1:])
         return found
+
+
+def _empty(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """Memory that begins as JAX wants it: on CPUs it takes such an array over instead of copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _pieces(entry: TensorEntry, row: int, rows: int, columns: Columns, width: int) -> Iterator[tuple[int, int, int]]:

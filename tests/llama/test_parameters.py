@@ -11,8 +11,9 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from support import LLAMA_3_1_8B, LLAMA_3_1_70B
 
-from clinmerge_jax.llama.config import LlamaConfig, RopeConfig
+from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import abstract_block, forward
 from clinmerge_jax.llama.parameters import (
     abstract_params,
@@ -34,22 +35,6 @@ BASE = LlamaConfig(
     head_dim=8,
     rms_norm_eps=1e-5,
     max_position_embeddings=64,
-)
-LLAMA3_ROPE = RopeConfig("llama3", 500000.0, 8.0, 1.0, 4.0, 8192)
-LLAMA_3_1_8B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=131072,
-    rope=LLAMA3_ROPE,
-)
-LLAMA_3_1_70B = dataclasses.replace(
-    LLAMA_3_1_8B, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64
 )
 PUBLISHED_SIZES = {"8B": (LLAMA_3_1_8B, 8_030_261_248), "70B": (LLAMA_3_1_70B, 70_553_706_496)}
 VARIANTS = [

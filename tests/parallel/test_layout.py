@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from support import tiny_config
+from support import LLAMA_3_1_8B, LLAMA_3_1_70B, tiny_config
 
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
@@ -25,19 +25,7 @@ from clinmerge_jax.llama.parameters import (
 from clinmerge_jax.parallel.layout import RULES, Layout, make_layout, one_device, partition_spec
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
 
-LLAMA_3 = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 131072,
-    "tie_word_embeddings": False,
-}
-SIZES = {
-    "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
-}
-LLAMAS = {name: LlamaConfig.from_json({**LLAMA_3, **sizes}, name) for name, sizes in SIZES.items()}
+LLAMAS = {"8B": LLAMA_3_1_8B, "70B": LLAMA_3_1_70B}
 SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4), (4, 1, 2)]
 
 # Eight heads of eight, so that nothing but the field under test stops a mesh of eight.

@@ -3,14 +3,11 @@
 import jax
 import pytest
 from jax.sharding import AxisType
-from support import tiny_config
+from support import LLAMA_3_1_8B, tiny_config
 
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.parallel.mesh import AXES, MeshShape, build_mesh, pick_shape
 
-LLAMA_8B = tiny_config(
-    hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, head_dim=128
-)
 THREE_KV_HEADS = tiny_config(hidden_size=48, num_attention_heads=6, num_key_value_heads=3)
 
 
@@ -19,7 +16,7 @@ THREE_KV_HEADS = tiny_config(hidden_size=48, num_attention_heads=6, num_key_valu
     [(1, (1, 1, 1)), (8, (1, 1, 8)), (16, (1, 2, 8)), (24, (3, 1, 8)), (256, (1, 32, 8))],
 )
 def test_an_8b_model_is_cut_by_heads_first_then_by_hidden_size(devices, shape):
-    assert pick_shape(LLAMA_8B, devices)[0] == MeshShape(*shape)
+    assert pick_shape(LLAMA_3_1_8B, devices)[0] == MeshShape(*shape)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +62,10 @@ def test_an_open_tensor_axis_is_no_wider_than_eight_and_a_fixed_one_may_be():
     ids=str,
 )
 def test_fixed_axes_are_kept_and_the_others_filled(wanted, shape):
-    assert pick_shape(LLAMA_8B, 8, wanted)[0] == shape
+    assert pick_shape(LLAMA_3_1_8B, 8, wanted)[0] == shape
 
 
-@pytest.mark.parametrize("config", [LLAMA_8B, THREE_KV_HEADS, tiny_config()], ids=["8b", "three", "tiny"])
+@pytest.mark.parametrize("config", [LLAMA_3_1_8B, THREE_KV_HEADS, tiny_config()], ids=["8b", "three", "tiny"])
 def test_the_product_is_the_number_of_devices(config):
     for devices in (*range(1, 33), 48, 96, 100, 256, 1000, 4096):
         for wanted in (MeshShape(), MeshShape(fsdp=1), MeshShape(tensor=1), MeshShape(fsdp=devices)):
@@ -77,21 +74,21 @@ def test_the_product_is_the_number_of_devices(config):
 
 
 def test_the_reason_names_the_numbers_of_every_axis_that_was_picked():
-    _, reason = pick_shape(LLAMA_8B, 16)
+    _, reason = pick_shape(LLAMA_3_1_8B, 16)
     assert reason == (
         "tensor 8 divides 32 heads, 8 key-value heads and MLP width 14336; fsdp 2 divides hidden size 4096;"
         " data 1 is what is left"
     )
-    _, reason = pick_shape(LLAMA_8B, 16, MeshShape(tensor=4))
+    _, reason = pick_shape(LLAMA_3_1_8B, 16, MeshShape(tensor=4))
     assert reason == "fsdp 4 divides hidden size 4096; data 1 is what is left"
-    _, reason = pick_shape(LLAMA_8B, 8, MeshShape(2, 2, 2))
+    _, reason = pick_shape(LLAMA_3_1_8B, 8, MeshShape(2, 2, 2))
     assert reason == "as the config says"
 
 
 @pytest.mark.parametrize("axis", AXES)
 def test_a_negative_axis_is_refused_by_its_field(axis):
     with pytest.raises(BadInput) as refusal:
-        pick_shape(LLAMA_8B, 8, MeshShape(**{axis: -2}))
+        pick_shape(LLAMA_3_1_8B, 8, MeshShape(**{axis: -2}))
     assert str(refusal.value).startswith(f"config.mesh.{axis}: is -2; ") and "\n" not in str(refusal.value)
 
 
@@ -102,7 +99,7 @@ def test_a_negative_axis_is_refused_by_its_field(axis):
 )
 def test_a_product_that_does_not_fit_is_refused_with_the_shape_and_the_devices(wanted):
     with pytest.raises(BadInput) as refusal:
-        pick_shape(LLAMA_8B, 8, wanted)
+        pick_shape(LLAMA_3_1_8B, 8, wanted)
     message = str(refusal.value)
     assert message.startswith(f"config.mesh: {wanted} does not use each of 8 devices once; ") and "\n" not in message
 

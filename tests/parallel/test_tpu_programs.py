@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import LLAMA_3_1_8B
 
-from clinmerge_jax.llama.config import LlamaConfig, RopeConfig
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import build_params, iterate_params
 from clinmerge_jax.merging import on_device
@@ -19,18 +19,6 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install clinmerge_jax[tpu]"
 )
 
-LLAMA_8B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=131072,
-    rope=RopeConfig("llama3", 500000.0, 8.0, 1.0, 4.0, 8192),
-)
 BATCH, LENGTH = 16, 2048
 
 
@@ -63,8 +51,8 @@ def layout(pod):
         }.items():
             patch.setenv(name, value)
         devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
-        shape, _ = pick_shape(LLAMA_8B, len(devices))
-        return Layout(build_mesh(shape, devices), LLAMA_8B)
+        shape, _ = pick_shape(LLAMA_3_1_8B, len(devices))
+        return Layout(build_mesh(shape, devices), LLAMA_3_1_8B)
 
 
 @pytest.fixture(scope="module")
@@ -94,21 +82,21 @@ def measure(pod, layout, figures):
 def test_forward_pass_fits_and_gathers_weights_within_the_scan(layout, params, measure):
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32, sharding=layout.named("batch", None))
     program = jax.jit(forward, static_argnames=("config", "constrain"))
-    lowered = program.lower(params, tokens, config=LLAMA_8B, constrain=layout.constrain)
+    lowered = program.lower(params, tokens, config=LLAMA_3_1_8B, constrain=layout.constrain)
     compiled, (argument, temporary, output) = measure(f"forward of {BATCH} x {LENGTH} tokens", lowered)
     weights = sum(leaf.size * 2 for leaf in jax.tree.leaves(params)) / layout.mesh.size
     assert weights <= argument < 1.01 * weights  # nothing is replicated
-    assert output == BATCH * LENGTH * LLAMA_8B.vocab_size * 2 // layout.mesh.size
+    assert output == BATCH * LENGTH * LLAMA_3_1_8B.vocab_size * 2 // layout.mesh.size
     assert temporary < weights  # a stack gathered whole, all layers at once, would be at least as much again
     assert "all-gather" in compiled.as_text()
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp"])
 def test_merges_take_no_temporaries_and_no_communication(layout, params, measure, method):
-    dtypes = tuple(np.dtype(leaf.dtype) for _, leaf in iterate_params(params, LLAMA_8B))
-    layers = LLAMA_8B.num_hidden_layers
+    dtypes = tuple(np.dtype(leaf.dtype) for _, leaf in iterate_params(params, LLAMA_3_1_8B))
+    layers = LLAMA_3_1_8B.num_hidden_layers
     factors = build_params(
-        LLAMA_8B,
+        LLAMA_3_1_8B,
         lambda row: jax.ShapeDtypeStruct((2, 3, *((layers,) + (1,) * len(row.axes)) * row.stacked), jnp.float32),
     )
     lowered = on_device.apply_program(layout, method, dtypes).lower((params, params), factors, None)
@@ -118,10 +106,10 @@ def test_merges_take_no_temporaries_and_no_communication(layout, params, measure
     assert not any(name in compiled.as_text() for name in ("all-gather", "all-reduce", "all-to-all", "permute"))
 
 
-def test_statistics_of_a_block_take_little_beside_the_largest_leaf(layout, params, measure):
+def test_statistics_take_the_memory_of_a_few_blocks(layout, params, measure):
     leaf = params["layers"]["mlp"]["gate_proj"]["weight"]
     rows = on_device._BLOCK_BYTES // (4 * leaf.sharding.shard_shape(leaf.shape)[-1])
     start = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = on_device.block_statistics.lower([leaf, leaf], start, size=rows, sharding=leaf.sharding)
-    _, (argument, temporary, output) = measure("statistics of a block of gate_proj's rows", lowered)
-    assert temporary + output < 0.2 * argument
+    _, (_, temporary, output) = measure("statistics of a block of gate_proj's rows", lowered)
+    assert temporary + output < 4 * on_device._BLOCK_BYTES
