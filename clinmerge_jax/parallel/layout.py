@@ -27,6 +27,14 @@ RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
 }
 
+# What must divide evenly: whole heads, not the rows of their matrices. The vocabulary is padded instead.
+_COUNTED = {
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "mlp": "intermediate_size",
+    "embed": "hidden_size",
+}
+
 
 def partition_spec(*axes: str | None) -> PartitionSpec:
     """How an array with these logical axes is cut; None stands for an axis that stays whole.
@@ -59,18 +67,14 @@ class Layout:
     config: LlamaConfig
 
     def __post_init__(self):
-        cut = {
-            "tensor": ("num_attention_heads", "num_key_value_heads", "intermediate_size"),
-            "fsdp": ("hidden_size",),
-        }
-        for axis, fields in cut.items():
-            counts = {field: getattr(self.config, field) for field in fields}
-            parts = self.mesh.shape[axis]
-            odd = next((field for field, count in counts.items() if count % parts), None)
+        for mesh_axis, parts in self.mesh.shape.items():
+            counts = {_COUNTED[axis]: self.parts(axis) for axis in _COUNTED if mesh_axis in RULES[axis]}
+            odd = next((field for field, cuts in counts.items() if getattr(self.config, field) % cuts), None)
             if odd is not None:
+                divisor = math.gcd(*(getattr(self.config, field) for field in counts))
                 raise BadInput(
-                    f"config.mesh.{axis}: {parts} does not divide the model's {odd} ({counts[odd]}); give a divisor of"
-                    f" {math.gcd(*counts.values())}, or 0 to have one picked"
+                    f"config.mesh.{mesh_axis}: {parts} does not divide the model's {odd} ({getattr(self.config, odd)});"
+                    f" give a divisor of {divisor}, or 0 to have one picked"
                 )
 
     def parts(self, axis: str) -> int:
