@@ -199,7 +199,6 @@ def _begin(leaf: jax.Array, block: jax.Array, layer: jax.Array, start: jax.Array
 @functools.partial(jax.jit, static_argnames=("leaf_sharding", "sharding"), donate_argnums=0)
 def place(leaf: jax.Array, block: jax.Array, layer: np.int32, start: np.int32, *, leaf_sharding, sharding) -> jax.Array:
     """The leaf with one block in its place; the given leaf's memory is taken over."""
-
     dtype = leaf.dtype
     # On CPUs XLA would widen the whole bfloat16 leaf to float32 and back for every block.
     as_bits = dtype == jnp.bfloat16 and sharding.mesh.devices.flat[0].platform == "cpu"

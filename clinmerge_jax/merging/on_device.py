@@ -9,13 +9,13 @@ N sources, L layers, R rows, C columns.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iterate_params, parameters
+from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iterate_params
 from clinmerge_jax.merging import exact
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.methods import METHODS, PairTotals, WeightedSum
@@ -108,9 +108,10 @@ class OnDeviceMerge:
 
     def _measure(self) -> dict[str, list[PairTotals]]:
         totals = {}
-        for row in parameters(self.layout.config):
+        for aligned in zip(*(iterate_params(tree, self.layout.config) for tree in self.sources)):
+            row, leaves = aligned[0][0], [leaf for _, leaf in aligned]
             names = row.names(self.layout.config)
-            by_layer = (np.split(pair, len(names)) for pair in row_statistics(row, self.layout, self.sources))
+            by_layer = (np.split(pair, len(names)) for pair in row_statistics(row, self.layout, leaves))
             for name, *sums in zip(names, *by_layer):
                 totals[name] = pair_totals(name, self.origins, [[rows] for rows in sums])
         return totals
@@ -138,12 +139,11 @@ def apply_program(layout: Layout, method: str, dtypes: tuple[np.dtype, ...]) -> 
     return jax.jit(apply, out_shardings=layout.shardings(), donate_argnums=2, keep_unused=True)
 
 
-def row_statistics(row: Parameter, layout: Layout, sources: Sequence[Params]) -> list[np.ndarray]:
-    """The statistics of one leaf: N - 1 arrays [L R, 3], the same on every process.
+def row_statistics(row: Parameter, layout: Layout, leaves: Sequence[jax.Array]) -> list[np.ndarray]:
+    """The statistics of one leaf of every source: N - 1 arrays [L R, 3], the same on every process.
 
     Every device goes through the rows of its own shards, a block at a time.
     """
-    leaves = [dict(_by_path(tree, layout))[row.path] for tree in sources]
     sharding = layout.sharding(row)
     *outer, columns = sharding.shard_shape(leaves[0].shape)
     rows = math.prod(outer)
@@ -160,10 +160,6 @@ def row_statistics(row: Parameter, layout: Layout, sources: Sequence[Params]) ->
         layers = leaves[0].shape[0] if row.stacked else 1
         results.append(sums.reshape(parts, layers, -1, 3).swapaxes(0, 1).reshape(-1, 3))
     return results
-
-
-def _by_path(tree: Params, layout: Layout) -> Iterator[tuple[tuple[str, ...], jax.Array]]:
-    return ((row.path, leaf) for row, leaf in iterate_params(tree, layout.config))
 
 
 @functools.partial(jax.jit, static_argnames=("size", "sharding"))
