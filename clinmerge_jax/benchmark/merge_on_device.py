@@ -41,7 +41,7 @@ def run(config: ConfigDict) -> None:
     engine = OnDeviceMerge(layout, parents, ["first", "second"])
     measured: dict[str, list[dict[str, float]]] = {}
     start = time.perf_counter()
-    engine.totals()
+    engine.differences(interpolation("slerp", "first", "second", 0.5))
     first_statistics = time.perf_counter() - start
     result = jax.block_until_ready(_copy(parents[0], None))
     for repeat in range(config.repeats + 1):  # the first one compiles and is not counted
@@ -56,7 +56,7 @@ def run(config: ConfigDict) -> None:
         jobs = {name: float(np.median(seconds)) for name, seconds in points.items()}
         fresh = OnDeviceMerge(layout, parents, ["first", "second"])
         start = time.perf_counter()
-        fresh.totals()
+        fresh.differences(interpolation("slerp", "first", "second", 0.5))
         jobs["slerp's statistics, once"] = time.perf_counter() - start
         for name, seconds in jobs.items() if repeat else ():
             measured.setdefault(name, []).append({"seconds": seconds})

@@ -21,6 +21,11 @@ class FileDigest:
         self._hash = hashlib.sha256()
         self._position = 0
 
+    @property
+    def position(self) -> int:
+        """Bytes digested so far."""
+        return self._position
+
     def update(self, offset: int, data: memoryview) -> None:
         """Offers the bytes that lie at `offset` of the file."""
         if offset == self._position:

@@ -24,7 +24,7 @@ from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, e
 from clinmerge_jax.llama.parameters import parameters
 from clinmerge_jax.merging.compatibility import check_same_tokens
 from clinmerge_jax.merging.diagnostics import TensorDifference, by_module
-from clinmerge_jax.merging.on_device import OnDeviceMerge
+from clinmerge_jax.merging.on_device import OnDeviceMerge, refuse_overflow
 from clinmerge_jax.merging.plan import MergePlan, plan_merge
 from clinmerge_jax.merging.recipe import interpolation
 from clinmerge_jax.merging.streaming import run_merge
@@ -135,23 +135,25 @@ def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | No
         return None
     if engine != "mesh":
         raise BadInput(f"config.engine: {engine!r} is unknown; there are streaming, mesh")
-    config = llama_config(plan.sources[0])
-    for other in plan.sources[1:]:
-        llama_config(other)
+    if plan.stacked:
+        raise BadInput("config.engine: mesh does not stack layers; give streaming")
+    config, *_ = [llama_config(source) for source in plan.sources.values()]
     names = {name for row in parameters(config) for name in row.names(config)}
     extra = next((name for name in plan.tensors if name not in names), None)
     if extra is not None:  # RoPE buffers of old conversions
-        raise BadInput(f"config.engine: mesh does not carry {plan.sources[0].label}'s tensor {extra}; give streaming")
+        raise BadInput(f"config.engine: mesh does not carry {plan.leading.label}'s tensor {extra}; give streaming")
     return make_layout(config, wanted)
 
 
 def _merge_on_mesh(plan: MergePlan, layout: Layout, output: OutputFolder) -> list[TensorDifference]:
     """Loads the parents cut over the mesh, merges them there, and writes the result from there."""
-    with _bar(sum(source.nbytes for source in plan.sources), "load", "B") as bar:
-        sources = [load_params(source, mesh=layout.mesh, progress=bar.update)[1] for source in plan.sources]
-    engine = OnDeviceMerge(layout, sources, [str(source.path) for source in plan.sources])
+    models = list(plan.sources.values())
+    with _bar(sum(source.nbytes for source in models), "load", "B") as bar:
+        sources = [load_params(source, mesh=layout.mesh, progress=bar.update)[1] for source in models]
+    engine = OnDeviceMerge(layout, sources, [str(source.path) for source in models])
     differences = engine.differences(plan.recipe)
     merged = engine.merge(plan.recipe)
+    refuse_overflow(merged, layout)
     with _bar(plan.nbytes, "write", "B") as bar:
         write_weights(merged, layout, plan.files, output, bar.update)
     if distributed.is_first():

@@ -7,6 +7,7 @@ from absl import logging
 
 from clinmerge_jax.checkpoint.folder import Checkpoint
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.merging.recipe import layer_of
 
 _TOKENIZER = "tokenizer.json"
 
@@ -14,13 +15,20 @@ _TOKENIZER = "tokenizer.json"
 _SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
 
 
-def check_compatible(first: Checkpoint, other: Checkpoint) -> None:
+def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = True) -> None:
     """Refuses a pair of models whose merge would make no sense, and warns of what the result takes from the first.
+
+    Args:
+      first: one model.
+      other: another.
+      layers: whether they must have as many layers; otherwise tensors within the layers are not compared here.
 
     Raises:
       BadInput: they differ in tensors, shapes, architecture, or in what a token id means.
     """
     for key in _SAME_CONFIG:
+        if key == "num_hidden_layers" and not layers:
+            continue
         if None in (first.config.get(key), other.config.get(key)):
             continue  # left to the default, which only a reader of that architecture knows
         if first.config[key] != other.config[key]:
@@ -32,12 +40,15 @@ def check_compatible(first: Checkpoint, other: Checkpoint) -> None:
         if key in first.config and key in other.config and first.config[key] != other.config[key]:
             logging.warning("%s and %s differ in %s; the result takes %s's", first.label, other.label, key, first.label)
     for one, two in ((first, other), (other, first)):
-        extra = next((name for name in one.tensors if name not in two.tensors), None)
+        mismatched = (name for name in one.tensors if name not in two.tensors and (layers or layer_of(name) is None))
+        extra = next(mismatched, None)
         if extra is not None:
             raise BadInput(
                 f"{two.label}: {two.path} lacks tensor {extra}, which {one.label} has; merge models of one architecture"
             )
     for name, entry in first.tensors.items():
+        if name not in other.tensors:
+            continue
         shape = other.tensors[name].shape
         if shape != entry.shape:
             raise BadInput(

@@ -69,10 +69,19 @@ def weighted_sum(tensors: Sequence[jax.Array], coefficients_N3: jax.Array, dtype
     return (high + (middle + low)).astype(dtype)
 
 
-def _square(x: jax.Array) -> jax.Array:
+def square(x: jax.Array) -> jax.Array:
     """x^2 in float32 from exact products."""
+    if x.dtype != jnp.float32:
+        x = x.astype(jnp.float32)
+        return x * x
     high, low = _halves(x)
     return high * high + (2.0 * (high * low) + low * low)
+
+
+def multiply(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x y in float32 from exact products, so that adding to it gives the same bits fused or not."""
+    (x_high, x_low), (y_high, y_low) = _halves(x), _halves(y)
+    return x_high * y_high + ((x_high * y_low + x_low * y_high) + x_low * y_low)
 
 
 def _halving_sum(x: jax.Array) -> jax.Array:
@@ -107,12 +116,15 @@ def row_sums(x_RC: jax.Array, gather: Gather = alone) -> jax.Array:
     return _halving_sum(gather(_halving_sum(x_RC.reshape(rows, -1, tile))))
 
 
+def square_sum(x_RC: jax.Array, gather: Gather = alone) -> jax.Array:
+    """|x|^2 of each row, [R] in float32; `gather` as in `row_sums`."""
+    return row_sums(square(x_RC), gather)
+
+
 def pair_sums(a_RC: jax.Array, b_RC: jax.Array, gather: Gather = alone) -> jax.Array:
     """Per row |a|^2, |b|^2 and |a - b|^2, [R, 3] in float32; `gather` as in `row_sums`."""
-    a, b = a_RC.astype(jnp.float32), b_RC.astype(jnp.float32)
-    exact = jnp.float32 not in (a_RC.dtype, b_RC.dtype)
-    squares = (a * a, b * b) if exact else (_square(a), _square(b))
-    return jnp.stack([row_sums(x, gather) for x in (*squares, _square(a - b))], axis=-1)
+    difference = a_RC.astype(jnp.float32) - b_RC.astype(jnp.float32)
+    return jnp.stack([square_sum(x, gather) for x in (a_RC, b_RC, difference)], axis=-1)
 
 
 def total(sums: Sequence[np.ndarray]) -> np.ndarray:

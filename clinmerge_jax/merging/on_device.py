@@ -9,18 +9,20 @@ N sources, L layers, R rows, C columns.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iterate_params
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iterate_params, parameters
 from clinmerge_jax.merging import exact
 from clinmerge_jax.merging.diagnostics import TensorDifference
-from clinmerge_jax.merging.methods import METHODS, PairTotals, WeightedSum
-from clinmerge_jax.merging.plan import PlannedTensor, pair_totals, plan_tensor, result_dtype
-from clinmerge_jax.merging.recipe import Recipe
+from clinmerge_jax.merging.methods import DIFFERENCES, METHODS, Factors, Method, Step
+from clinmerge_jax.merging.plan import Input, PlannedTensor, overflow, plan_tensor, result_dtype
+from clinmerge_jax.merging.recipe import Recipe, depth_of, layer_of
 from clinmerge_jax.parallel.layout import Layout
 
 _BLOCK_BYTES = 32 << 20  # of one source in float32; the statistics' temporaries are a few times as much
@@ -33,7 +35,7 @@ class OnDeviceMerge:
 
     Args:
       layout: how every source lies.
-      sources: Params of equal shapes, in the order of the recipes' sources.
+      sources: Params of equal shapes, in the order of the recipes' `models`.
       origins: what messages call each source.
     """
 
@@ -41,140 +43,231 @@ class OnDeviceMerge:
         self.layout = layout
         self.sources = tuple(sources)
         self.origins = tuple(origins)
-        self._totals: dict[str, list[PairTotals]] | None = None
+        self._answers: dict[tuple, np.ndarray] = {}
+        by_row = zip(*(iterate_params(tree, layout.config) for tree in self.sources))
+        self._leaves = {
+            name: (aligned[0][0], layer, [leaf for _, leaf in aligned])
+            for aligned in by_row
+            for layer, name in enumerate(aligned[0][0].names(layout.config))
+        }
 
     def merge(self, recipe: Recipe, *, into: Params | None = None) -> Params:
         """The merged Params, cut as the sources are; does not wait for the devices.
 
         Args:
-          recipe: what to do with the sources.
+          recipe: what to do with the sources; of whole models.
           into: an earlier result of the same dtype that is no longer needed: its memory is taken over, so that a
             sweep allocates nothing after its first point.
 
         Raises:
-          BadInput: a source holds values that are not finite and the method looks at them, or the recipe has no
-            coefficients for a tensor.
+          BadInput: a source holds values that are not finite and the method looks at them, the recipe has no
+            factors for a tensor, or the layers of a parameter need factors of different kinds.
         """
         plan = self._plan(recipe)
-        split = exact.split_coefficients([self._coefficients(tensor) for tensor in plan.values()])
-        factors = dict(zip(plan, split))
+        order = self._order(recipe)
+        factors = {name: self._factors(tensor, order) for name, tensor in plan.items()}
 
-        def leaf(row: Parameter) -> np.ndarray:
-            coefficients_LN3 = np.stack([factors[name] for name in row.names(self.layout.config)])
-            if not row.stacked:
-                return coefficients_LN3[0]
-            # Layers last, then an axis for each of the tensor's: they spread over a whole stacked leaf.
-            return np.moveaxis(coefficients_LN3, 0, -1).reshape(*split.shape[1:], -1, *(1,) * len(row.axes))
+        def leaf(row: Parameter) -> dict[str, dict[str, np.ndarray]]:
+            return _stack([factors[name] for name in row.names(self.layout.config)], row, self.layout)
 
+        sources = tuple(self.sources[index] for index in order)
         dtypes = tuple(
             result_dtype(recipe, np.dtype(array.dtype))
             for _, array in iterate_params(self.sources[0], self.layout.config)
         )
-        apply = apply_program(self.layout, recipe.method, dtypes)
-        return apply(self.sources, build_params(self.layout.config, leaf), into)
+        apply = apply_program(self.layout, METHODS[recipe.method], dtypes)
+        return apply(sources, [leaf(row) for row in parameters(self.layout.config)], into)
 
-    def totals(self) -> dict[str, list[PairTotals]]:
-        """What the statistics of every tensor come to; taken at the first call.
+    def differences(self, recipe: Recipe) -> dict[str, TensorDifference]:
+        """By tensor, how the first two inputs differ and the recipe's factors.
 
         Raises:
           BadInput: a source holds values that are not finite.
         """
-        if self._totals is None:
-            self._totals = self._measure()
-        return self._totals
-
-    def differences(self, recipe: Recipe) -> dict[str, TensorDifference]:
-        """By tensor, how the first two sources differ and the recipe's coefficients.
-
-        Raises:
-          BadInput: as `totals`; or the result may not fit float16.
-        """
+        order = self._order(recipe)
         return {
-            name: tensor.difference(self.totals()[name], self._coefficients(tensor))
+            name: tensor.difference(tensor.pair(self._answer(name, DIFFERENCES, order)), self._factors(tensor, order))
             for name, tensor in self._plan(recipe).items()
         }
 
-    def _coefficients(self, tensor: PlannedTensor) -> list[float]:
-        needed = METHODS[tensor.method].needs_totals
-        return tensor.coefficients(self.totals()[tensor.name] if needed else [])
+    def _order(self, recipe: Recipe) -> tuple[int, ...]:
+        """Which sources the method takes, in its order."""
+        (part,) = recipe.parts
+        return tuple(recipe.models.index(source.model) for source in recipe.all_inputs(part))
+
+    def _factors(self, tensor: PlannedTensor, order: tuple[int, ...]) -> Factors:
+        host_half = tensor.steps()
+        try:
+            step = next(host_half)
+            tensor.pair(self._answer(tensor.name, DIFFERENCES, order))  # refuses what is not finite
+            while True:
+                step = host_half.send(self._answer(tensor.name, step, order))
+        except StopIteration as done:
+            return done.value
+
+    def _answer(self, name: str, step: Step, order: tuple[int, ...]) -> np.ndarray:
+        """One pass over one tensor; those without arguments are taken once for all recipes."""
+        key = (name, step.reduce, order)
+        if not step.args and key in self._answers:
+            return self._answers[key]
+        row, layer, leaves = self._leaves[name]
+        answer = row_statistics(step, row, self.layout, [leaves[index] for index in order], layer)
+        if not step.args:
+            self._answers[key] = answer
+        return answer
 
     def _plan(self, recipe: Recipe) -> dict[str, PlannedTensor]:
         config = self.layout.config
+        (part,) = recipe.parts
+        origins = dict(zip(recipe.models, self.origins))
+        models = [source.model for source in recipe.all_inputs(part)]
         return {
-            name: plan_tensor(recipe, name, row.shape(config), leaf.dtype, config.num_hidden_layers, self.origins)
+            name: plan_tensor(
+                recipe,
+                part,
+                name,
+                row.shape(config),
+                leaf.dtype,
+                depth_of(layer_of(name), config.num_hidden_layers),
+                [Input(model, name, origins[model]) for model in models],
+            )
             for row, leaf in iterate_params(self.sources[0], config)
             for name in row.names(config)
         }
 
-    def _measure(self) -> dict[str, list[PairTotals]]:
-        totals = {}
-        for aligned in zip(*(iterate_params(tree, self.layout.config) for tree in self.sources)):
-            row, leaves = aligned[0][0], [leaf for _, leaf in aligned]
-            names = row.names(self.layout.config)
-            by_layer = (np.split(pair, len(names)) for pair in row_statistics(row, self.layout, leaves))
-            for name, *sums in zip(names, *by_layer):
-                totals[name] = pair_totals(name, self.origins, [[rows] for rows in sums])
-        return totals
+
+def refuse_overflow(merged: Params, layout: Layout) -> None:
+    """Refuses a result with values that its dtype cannot hold.
+
+    Raises:
+      BadInput: naming the parameter.
+    """
+    for row, leaf in iterate_params(merged, layout.config):
+        if leaf.dtype == jnp.float16 and not _finite(leaf):
+            raise overflow(row.name)
+
+
+@jax.jit
+def _finite(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf).all()
+
+
+def _stack(factors: Sequence[Factors], row: Parameter, layout: Layout) -> dict[str, dict[str, np.ndarray]]:
+    """The factors of one leaf: those of its layers stacked, rows padded as the leaf is."""
+    kinds = {(tuple(one.args), tuple(one.row_args)) for one in factors}
+    if len(kinds) > 1:
+        raise BadInput(
+            f"config.engine: {row.names(layout.config)[0]} and its sister layers are merged by factors of different"
+            " kinds, which mesh does not do; give streaming"
+        )
+    missing = layout.shape(row)[row.stacked] - row.shape(layout.config)[0] if len(row.axes) > 1 else 0
+
+    def padded(rows: np.ndarray) -> np.ndarray:
+        return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+
+    args = {key: np.stack([one.args[key] for one in factors]) for key in factors[0].args}
+    row_args = {key: np.stack([padded(one.row_args[key]) for one in factors]) for key in factors[0].row_args}
+    if row.stacked:
+        return {"args": args, "row_args": row_args}
+    return jax.tree.map(lambda x: x[0], {"args": args, "row_args": row_args})
 
 
 @functools.lru_cache(maxsize=64)
-def apply_program(layout: Layout, method: str, dtypes: tuple[np.dtype, ...]) -> Callable:
-    """The jitted second half: (sources, coefficients, Params whose memory is taken over or None) -> merged Params.
+def apply_program(layout: Layout, method: Method, dtypes: tuple[np.dtype, ...]) -> Callable:
+    """The jitted second half: (sources, factors by leaf, Params whose memory is taken over or None) -> merged Params.
 
     Args:
       layout: of sources and result.
-      method: a name in `METHODS`.
+      method: what merges them.
       dtypes: of the result's leaves, in the order of the parameter table.
     """
 
-    def apply(sources: Sequence[Params], coefficients: Params, into: Params | None) -> Params:
+    def tensor(dtype: np.dtype, pieces: Sequence[jax.Array], factors: Mapping[str, Mapping]) -> jax.Array:
+        matrices = [piece.reshape(-1, piece.shape[-1]) for piece in pieces]
+        merged = method.apply(matrices, jnp.uint32(0), factors["args"], factors["row_args"], dtype)
+        return merged.reshape(pieces[0].shape)
+
+    def apply(sources: Sequence[Params], factors: Sequence, into: Params | None) -> Params:
         del into  # donated: only its memory counts
-        rows = [iterate_params(tree, layout.config) for tree in (*sources, coefficients)]
+        rows = [iterate_params(tree, layout.config) for tree in sources]
         merged = {}
-        for dtype, aligned in zip(dtypes, zip(*rows)):
-            *leaves, factors = (leaf for _, leaf in aligned)
-            merged[aligned[0][0].path] = METHODS[method].apply(leaves, factors, dtype)
+        for dtype, its_factors, aligned in zip(dtypes, factors, zip(*rows)):
+            row, leaves = aligned[0][0], [leaf for _, leaf in aligned]
+            one = functools.partial(tensor, dtype)
+            merged[row.path] = (jax.vmap(one) if row.stacked else one)(leaves, its_factors)
         return build_params(layout.config, lambda row: merged[row.path])
 
     return jax.jit(apply, out_shardings=layout.shardings(), donate_argnums=2, keep_unused=True)
 
 
-def row_statistics(row: Parameter, layout: Layout, leaves: Sequence[jax.Array]) -> list[np.ndarray]:
-    """The statistics of one leaf of every source: N - 1 arrays [L R, 3], the same on every process.
+def row_statistics(
+    step: Step, row: Parameter, layout: Layout, leaves: Sequence[jax.Array], layer: int = 0
+) -> np.ndarray:
+    """The answer [R, K] to one step for one tensor, the same on every process.
 
-    Every device goes through the rows of its own shards, a block at a time.
-    """
-    sharding = layout.sharding(row)
-    *outer, columns = sharding.shard_shape(leaves[0].shape)
-    rows = math.prod(outer)
-    size = max(1, min(rows, _BLOCK_BYTES // (4 * columns)))
-    starts = [min(start, rows - size) for start in range(0, rows, size)]  # the last block covers some rows twice
-    blocks = [block_statistics(leaves, np.int32(start), size=size, sharding=sharding) for start in starts]
-    parts = blocks[0][0].shape[0] // size
-    results = []
-    for per_pair in zip(*blocks):
-        sums = np.empty((parts, rows, 3), np.float32)
-        for start, block in zip(starts, per_pair):
-            sums[:, start : start + size] = np.asarray(block).reshape(parts, size, 3)
-        # Each part holds its rows of all layers; a layer's rows belong together.
-        layers = leaves[0].shape[0] if row.stacked else 1
-        results.append(sums.reshape(parts, layers, -1, 3).swapaxes(0, 1).reshape(-1, 3))
-    return results
-
-
-@functools.partial(jax.jit, static_argnames=("size", "sharding"))
-def block_statistics(
-    leaves: Sequence[jax.Array], start: np.int32, *, size: int, sharding: NamedSharding
-) -> list[jax.Array]:
-    """The statistics of `size` rows of every device's shard, from one row on: N - 1 arrays [parts size, 3].
+    Every device goes through the rows of its own shard, a block at a time.
 
     Args:
-      leaves: one of each source.
-      start: the row, counted within a shard flattened to a matrix; traced.
+      step: what is asked for.
+      row: of the parameter table.
+      layout: how the leaves are cut.
+      leaves: of every source, in the order of the method's inputs.
+      layer: of the tensor, where the leaves are stacked.
+    """
+    sharding = layout.sharding(row)
+    *outer, columns = sharding.shard_shape(leaves[0].shape)[row.stacked :]
+    rows = math.prod(outer)
+    block = functools.partial(
+        block_statistics,
+        leaves,
+        np.int32(layer),
+        args=dict(step.args),
+        reduce=step.reduce,
+        tiled=step.tiled,
+        stacked=row.stacked,
+        sharding=sharding,
+    )
+    if step.row is not None:
+        answer = np.asarray(block(np.int32(step.row % rows), size=1))
+        return answer[step.row // rows][None]
+    size = max(1, min(rows, _BLOCK_BYTES // (4 * columns)))
+    starts = [min(start, rows - size) for start in range(0, rows, size)]  # the last block covers some rows twice
+    blocks = [block(np.int32(start), size=size) for start in starts]
+    parts = blocks[0].shape[0] // size
+    answers = np.empty((parts, rows, blocks[0].shape[1]), blocks[0].dtype)
+    for start, one in zip(starts, blocks):
+        answers[:, start : start + size] = np.asarray(one).reshape(parts, size, -1)
+    whole = row.shape(layout.config)
+    return answers.reshape(parts * rows, -1)[: math.prod(whole[:-1])]  # padded rows left out
+
+
+@functools.partial(jax.jit, static_argnames=("reduce", "tiled", "stacked", "size", "sharding"))
+def block_statistics(
+    leaves: Sequence[jax.Array],
+    layer: np.int32,
+    start: np.int32,
+    *,
+    args: Mapping[str, jax.Array],
+    reduce: Callable,
+    tiled: bool,
+    stacked: bool,
+    size: int,
+    sharding: NamedSharding,
+) -> jax.Array:
+    """What `reduce` says of `size` rows of every device's shard, from one row on, [parts size, K].
+
+    Args:
+      leaves: one of each input.
+      layer: of a stacked leaf; traced.
+      start: the row, counted within a shard of one layer flattened to a matrix; traced.
+      args: of `reduce`.
+      reduce: a `Step.reduce`; static.
+      tiled: whether it sums tiles of rows and joins them by itself; static.
+      stacked: whether the leaves' first axis is the layer; static.
       size: how many rows; static.
       sharding: of the leaves; static.
     """
-    *outer_axes, column_axis = sharding.spec
+    *outer_axes, column_axis = sharding.spec[stacked:]
     row_axis = next((axis for axis in outer_axes if axis is not None), None)
     parts = sharding.mesh.shape[column_axis] if column_axis is not None else 1
     whole_tiles = leaves[0].shape[-1] // parts % exact.TILE == 0
@@ -182,19 +275,23 @@ def block_statistics(
     def gather(x: jax.Array) -> jax.Array:
         return jax.lax.all_gather(x, column_axis, axis=1, tiled=True) if parts > 1 else x
 
-    def local(start: jax.Array, *shards: jax.Array) -> list[jax.Array]:
-        matrices = (shard.reshape(-1, shard.shape[-1]) for shard in shards)
+    def local(layer: jax.Array, start: jax.Array, args: Mapping[str, jax.Array], *shards: jax.Array) -> jax.Array:
+        if stacked:
+            shards = [jax.lax.dynamic_index_in_dim(shard, layer, keepdims=False) for shard in shards]
+        matrices = [shard.reshape(-1, shard.shape[-1]) for shard in shards]
+        first_row = start
+        if row_axis is not None:
+            first_row = start + jax.lax.axis_index(row_axis) * matrices[0].shape[0]
         pieces = [jax.lax.dynamic_slice_in_dim(matrix, start, size) for matrix in matrices]
-        if whole_tiles:
-            return WeightedSum.statistics(pieces, gather)
-        return WeightedSum.statistics([gather(piece) for piece in pieces])  # a tile lies on two devices
+        if tiled and whole_tiles:
+            return reduce(pieces, first_row, args, gather)
+        return reduce([gather(piece) for piece in pieces], first_row, args)  # whole rows
 
     mapped = jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=(jax.P(), *[sharding.spec] * len(leaves)),
+        in_specs=(jax.P(), jax.P(), jax.P(), *[sharding.spec] * len(leaves)),
         out_specs=jax.P(row_axis, None),
-        check_vma=False,  # sums are the same on all devices that share the rows: the checker cannot see it
+        check_vma=False,  # answers are the same on all devices that share the rows: the checker cannot see it
     )
-    whole = NamedSharding(sharding.mesh, jax.P())
-    return [jax.lax.with_sharding_constraint(sums, whole) for sums in mapped(start, *leaves)]
+    return jax.lax.with_sharding_constraint(mapped(layer, start, args, *leaves), NamedSharding(sharding.mesh, jax.P()))

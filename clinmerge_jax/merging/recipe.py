@@ -3,14 +3,14 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
 from clinmerge_jax.checkpoint.safetensors import DTYPES
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.merging.methods import METHODS
+from clinmerge_jax.merging.methods import METHODS, Base
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _FALLBACK = "*"
@@ -20,6 +20,19 @@ def layer_of(name: str) -> int | None:
     """The layer that a tensor belongs to; None for embeddings, the final norm and the head."""
     match = _LAYER.search(name)
     return int(match.group(1)) if match else None
+
+
+def with_layer(name: str, layer: int) -> str:
+    """The name of the same tensor in another layer."""
+    match = _LAYER.search(name)
+    return f"{name[: match.start(1)]}{layer}{name[match.end(1) :]}"
+
+
+def depth_of(layer: int | None, layers: int) -> float:
+    """Where a layer lies, from 0 to 1: 0 outside the layers, 1 for a single one (as mergekit has it)."""
+    if layer is None:
+        return 0.0
+    return layer / (layers - 1) if layers > 1 else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +81,16 @@ class Schedule:
         Raises:
           BadInput: no filter fits the tensor.
         """
+        value = self.value(name, depth_of(layer_of(name), layers))
+        if value is None:
+            raise BadInput(f"{self.field}: no filter fits tensor {name}; add a value without filter at the end")
+        return value
+
+    def value(self, name: str, depth: float) -> float | None:
+        """The value for a tensor at a depth from 0 to 1; None where no filter fits."""
         gradient = next((numbers for text, numbers in self.clauses if text == _FALLBACK or text in name), None)
         if gradient is None:
-            raise BadInput(f"{self.field}: no filter fits tensor {name}; add a value without filter at the end")
-        layer = layer_of(name)
-        depth = layer / (layers - 1) if layer is not None and layers > 1 else 0.0
+            return None
         position = min(max(depth, 0.0), 1.0) * (len(gradient) - 1)
         lower = min(int(position), len(gradient) - 2) if len(gradient) > 1 else 0
         share = position - lower
@@ -120,10 +138,32 @@ def _finite(value: Any, field: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One model of a Recipe: where it is, and its own parameters."""
+    """One model of a Recipe or a Slice.
+
+    Attributes:
+      model: where it is.
+      parameters: its own.
+      layers: first and end of the layers that are taken; None for all.
+    """
 
     model: str
     parameters: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
+    layers: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Some layers of the result, and the layers of the sources that they are merged from.
+
+    Attributes:
+      sources: with ranges of equal length.
+      parameters: of the method, before those of the recipe.
+      base: replaces the recipe's here; "" keeps it.
+    """
+
+    sources: tuple[Source, ...]
+    parameters: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
+    base: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,60 +172,181 @@ class Recipe:
 
     Attributes:
       method: a name in `METHODS`.
-      sources: the models; the first one is the reference of the statistics, for slerp t = 0.
-      parameters: the method's own parameters.
+      sources: the models; the first one is the reference of the statistics, for slerp t = 0. Empty with `slices`.
+      parameters: the method's own parameters, and such of each source that has none itself.
       dtype: of the result: "float32", "bfloat16", "float16", or "" for that of the first source.
+      base: the base model, "" for none.
+      slices: the result's layers in order, where they are not simply the sources'.
+      seed: of random masks.
+      leading: the model whose config.json, tokenizer and licence files the result takes; "" for the first.
     """
 
     method: str
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...] = ()
     parameters: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
     dtype: str = ""
+    base: str = ""
+    slices: tuple[Slice, ...] = ()
+    seed: int = 0
+    leading: str = ""
 
     def __post_init__(self):
         if self.method not in METHODS:
             raise BadInput(f"config.method: {self.method!r} is unknown; there are {', '.join(METHODS)}")
-        method = METHODS[self.method]
         if self.dtype and self.dtype not in {str(dtype) for dtype in DTYPES.values()}:
             choices = ", ".join(str(dtype) for dtype in DTYPES.values())
             raise BadInput(f"config.dtype: {self.dtype!r} is unknown; there are {choices}, or leave it empty")
-        if len(self.sources) < 2 or len(self.sources) > (method.max_sources or len(self.sources)):
-            raise BadInput(f"config.method: {self.method} does not merge {len(self.sources)} models")
-        for name in self.parameters:
-            if name not in method.parameters:
-                raise BadInput(f"config.{name}: {self.method} has no such parameter; it has {_list(method.parameters)}")
+        if bool(self.sources) == bool(self.slices):
+            raise BadInput("recipe: has both models and slices, or neither; give one of the two")
+        for part in self.parts:
+            self._check_part(part)
+        self._check_parameters()
+
+    def _check_part(self, part: Slice) -> None:
+        method = METHODS[self.method]
+        inputs, base = self.inputs(part)
+        fewest, most = method.models
+        count = len(inputs)
+        beside = " beside the base" if base else ""
+        if count < fewest or (most is not None and count > most):
+            wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}" if most else f"{fewest} or more"
+            raise BadInput(f"config.method: {self.method} does not merge {count} models{beside}; give {wanted}")
+        lengths = {source.layers[1] - source.layers[0] for source in part.sources if source.layers}
+        if len(lengths) > 1:
+            raise BadInput(
+                f"recipe: a slice's layer_ranges have {' and '.join(map(str, sorted(lengths)))} layers; make them equal"
+            )
+        for source in inputs:
+            for name in source.parameters:
+                if name not in method.source_parameters:
+                    where = "is one of the whole merge" if name in method.parameters else "is no parameter of a model"
+                    raise BadInput(f"{source.model}: {name} {where} in method {self.method}")
+            for name, default in method.source_parameters.items():
+                given = (source.parameters, part.parameters, self.parameters)
+                if default is None and not any(name in parameters for parameters in given):
+                    raise BadInput(f"{source.model}: {name} is missing in method {self.method}")
+
+    def _check_parameters(self) -> None:
+        method = METHODS[self.method]
+        known = {**method.parameters, **method.source_parameters}
+        for parameters in (self.parameters, *(part.parameters for part in self.parts)):
+            for name in parameters:
+                if name not in known:
+                    raise BadInput(f"config.{name}: {self.method} has no such parameter; it has {_list(known)}")
         for name, default in method.parameters.items():
-            if default is None and name not in self.parameters:
+            missing = any(name not in {**self.parameters, **part.parameters} for part in self.parts)
+            if default is None and missing:
                 raise BadInput(f"config.{name}: is missing; {self.method} needs it")
-        for source in self.sources:
-            for name in set(source.parameters) ^ set(method.source_parameters):
-                problem = "is missing" if name in method.source_parameters else "is no parameter of a model"
-                raise BadInput(f"{source.model}: {name} {problem} in method {self.method}")
+
+    @property
+    def parts(self) -> tuple[Slice, ...]:
+        """The slices; a recipe of whole models is one."""
+        return self.slices or (Slice(self.sources),)
+
+    @property
+    def models(self) -> list[str]:
+        """Where every model is, each once, in the order in which the recipe names them."""
+        named = [source.model for part in self.parts for source in part.sources]
+        bases = [self.base, *(part.base for part in self.parts)]
+        return list(dict.fromkeys([*named, *(base for base in bases if base)]))
+
+    def inputs(self, part: Slice) -> tuple[list[Source], Source | None]:
+        """The models of a slice as its method takes them, and the base that changes are counted from.
+
+        Raises:
+          BadInput: the method needs a base and has none, or has one and no use for it.
+        """
+        base = part.base or self.base
+        kind = METHODS[self.method].base
+        sources = list(part.sources)
+        if not base:
+            if kind is Base.REQUIRED:
+                raise BadInput(f"recipe: base_model is missing; {self.method} counts changes from it")
+            return sources, None
+        given = next((source for source in sources if source.model == base), None)
+        if kind is Base.NONE:
+            if given is None:
+                raise BadInput(f"recipe: base_model {base} is not one of the models, and {self.method} has no base")
+            return sources, None
+        base_source = given or Source(base, layers=sources[0].layers)
+        others = [source for source in sources if source is not base_source]
+        if kind is Base.FIRST:
+            return [base_source, *others], None
+        return others, base_source
+
+    def all_inputs(self, part: Slice) -> list[Source]:
+        """The models of a slice as its method takes them, the base first where changes are counted from it."""
+        sources, base = self.inputs(part)
+        return sources if base is None else [base, *sources]
 
     def schedules(self) -> list[Schedule]:
         """Every schedule of the recipe."""
-        return [*self.parameters.values(), *(value for s in self.sources for value in s.parameters.values())]
+        levels = [self.parameters]
+        for part in self.parts:
+            levels += [part.parameters, *(source.parameters for source in part.sources)]
+        return [schedule for level in levels for schedule in level.values()]
 
-    def values_at(self, name: str, layers: int) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """The method's parameters and each source's, for one tensor."""
-        values = {
-            key: self.parameters[key].at(name, layers) if key in self.parameters else default
-            for key, default in METHODS[self.method].parameters.items()
-        }
-        per_source = [{key: value.at(name, layers) for key, value in s.parameters.items()} for s in self.sources]
+    def values(self, part: Slice, name: str, names: Sequence[str], depth: float) -> tuple[dict, list[dict]]:
+        """The method's parameters and each input's, for one tensor.
+
+        Args:
+          part: the slice.
+          name: of the tensor in the result.
+          names: of the tensor in each of the inputs.
+          depth: within the slice, 0 to 1.
+
+        Raises:
+          BadInput: a parameter that must be given has no filter that fits.
+        """
+        method = METHODS[self.method]
+
+        def find(key: str, default: float | None, name: str, levels: Sequence[Mapping[str, Schedule]]) -> float:
+            found = (level[key].value(name, depth) for level in levels if key in level)
+            value = next((value for value in found if value is not None), default)
+            if value is None:
+                field = next(level[key].field for level in levels if key in level)
+                raise BadInput(f"{field}: no filter fits tensor {name}; add a value without filter at the end")
+            return value
+
+        common = (part.parameters, self.parameters)
+        values = {key: find(key, default, name, common) for key, default in method.parameters.items()}
+        sources, _ = self.inputs(part)
+        per_source = [
+            {
+                key: find(key, default, its_name, (source.parameters, *common))
+                for key, default in method.source_parameters.items()
+            }
+            for source, its_name in zip(sources, names)
+        ]
         return values, per_source
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable description."""
-        return {
-            "method": self.method,
-            "models": [
-                {"model": s.model, "parameters": {key: str(value) for key, value in s.parameters.items()}}
-                for s in self.sources
-            ],
-            "parameters": {key: str(value) for key, value in self.parameters.items()},
-            "dtype": self.dtype,
-        }
+
+        def source(one: Source) -> dict[str, Any]:
+            layers = {"layer_range": list(one.layers)} if one.layers else {}
+            return {"model": one.model, **layers, "parameters": _texts(one.parameters)}
+
+        described = {"method": self.method}
+        if self.sources:
+            described["models"] = [source(one) for one in self.sources]
+        else:
+            described["slices"] = [
+                {
+                    "sources": [source(one) for one in part.sources],
+                    "parameters": _texts(part.parameters),
+                    **({"base_model": part.base} if part.base else {}),
+                }
+                for part in self.slices
+            ]
+        if self.base:
+            described["base_model"] = self.base
+        described |= {"parameters": _texts(self.parameters), "dtype": self.dtype}
+        return {**described, "seed": self.seed} if METHODS[self.method].random else described
+
+
+def _texts(parameters: Mapping[str, Schedule]) -> dict[str, str]:
+    return {key: str(value) for key, value in parameters.items()}
 
 
 def _list(names: Iterable[str]) -> str:

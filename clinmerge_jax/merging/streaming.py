@@ -1,8 +1,8 @@
 """The streaming engine: merges Checkpoints piece by piece, in bounded memory, whatever their size.
 
-One thread per source reads pieces (whole rows) and digests them; this thread computes on JAX's
-default device; one thread writes. A tensor whose method needs totals of all of it first is kept on
-the device between the two halves if it fits, and read twice if it does not.
+One thread per input reads pieces (whole rows) and digests them; this thread computes on JAX's
+default device; one thread writes. A tensor whose method needs to know all of it first is kept on
+the device between the passes if it fits, and read again for each if it does not.
 """
 
 import dataclasses
@@ -20,10 +20,9 @@ import numpy as np
 from clinmerge_jax.checkpoint.digest import FileDigest
 from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder, sync
 from clinmerge_jax.checkpoint.safetensors import TensorEntry, header_bytes, read_into
-from clinmerge_jax.merging import exact
 from clinmerge_jax.merging.diagnostics import TensorDifference
-from clinmerge_jax.merging.methods import METHODS, PairTotals
-from clinmerge_jax.merging.plan import MergePlan, PlannedTensor, pair_totals
+from clinmerge_jax.merging.methods import DIFFERENCES, Factors, Step
+from clinmerge_jax.merging.plan import MergePlan, PlannedTensor, overflow
 
 PIECE_BYTES = 16 << 20  # of one source; small enough for caches and bounded memory, large enough for the disk
 HELD_BYTES = 256 << 20  # of all sources of one tensor that waits for its totals on the device
@@ -112,11 +111,17 @@ def _write_shards(
     for file_name in todo:
         temporary = output.path(file_name + ".part")
         with temporary.open("wb", buffering=0) as file:
-            tensors = (plan.tensors[name] for name in plan.files[file_name])
+            tensors = [plan.tensors[name] for name in plan.files[file_name]]
+            ends = np.cumsum([tensor.nbytes for tensor in tensors])
+            total = 0
             file.write(header_bytes((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
             unsynced = 0
             while not isinstance(item := channel.get(), _EndOfShard):
-                data = memoryview(np.asarray(item).reshape(-1).view(np.uint8))
+                values = np.asarray(item)
+                if values.dtype == np.float16 and not np.isfinite(values).all():
+                    raise overflow(tensors[int(np.searchsorted(ends, total, side="right"))].name)
+                total += values.nbytes
+                data = memoryview(values.reshape(-1).view(np.uint8))
                 written = 0
                 while written < len(data):
                     written += file.write(data[written:])
@@ -133,39 +138,57 @@ def _write_shards(
 
 
 class _Computation:
-    """What happens to the pieces of one tensor on the device."""
+    """What happens to the pieces of one tensor on the device.
 
-    def __init__(self, plan: MergePlan, channels: Sequence[_Channel], piece_bytes: int, held_bytes: int):
+    Args:
+      plan: the merge.
+      channels: pieces of each tensor's first, second, ... input.
+      again: one for each of them; says whether a tensor that is not held is wanted once more.
+      piece_bytes: as in `run_merge`.
+      held_bytes: likewise.
+    """
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        channels: Sequence[_Channel],
+        again: Sequence[_Channel],
+        piece_bytes: int,
+        held_bytes: int,
+    ):
         self.plan = plan
-        self.method = METHODS[plan.recipe.method]
-        self.statistics = jax.jit(self.method.statistics)
-        self.apply = jax.jit(self.method.apply, static_argnames="dtype")
+        self.reduce = jax.jit(lambda reduce, *args: reduce(*args), static_argnums=0)
+        self.apply = jax.jit(lambda method, dtype, *args: method.apply(*args, dtype), static_argnums=(0, 1))
         self.channels = channels
+        self.again = again
         self.piece_bytes = piece_bytes
         self.held_bytes = held_bytes
 
     def entries(self, tensor: PlannedTensor) -> list[TensorEntry]:
-        """Where each source's bytes lie."""
-        return [source.tensors[tensor.name] for source in self.plan.sources]
+        """Where each input's bytes lie."""
+        return [self.plan.sources[one.model].tensors[one.name] for one in tensor.inputs]
 
     def pieces(self, tensor: PlannedTensor) -> list[tuple[int, int]]:
         """(first row, rows) of each piece; at least one row, however long."""
-        columns = tensor.shape[-1] if tensor.shape else 1
-        rows = tensor.size // columns
+        columns, rows = tensor.problem.columns, tensor.problem.rows
         widest = max(entry.dtype.itemsize for entry in self.entries(tensor))
         step = max(1, self.piece_bytes // (columns * widest))
         return [(row, min(step, rows - row)) for row in range(0, rows, step)]
 
-    def read_twice(self, tensor: PlannedTensor) -> bool:
-        """Whether the pieces are read again for the second half instead of being held."""
-        return self.method.needs_totals and sum(entry.nbytes for entry in self.entries(tensor)) > self.held_bytes
+    def held(self, tensor: PlannedTensor) -> bool:
+        """Whether the pieces are kept on the device for later passes instead of being read again."""
+        return sum(entry.nbytes for entry in self.entries(tensor)) <= self.held_bytes
 
-    def steps(self, tensor: PlannedTensor, source: int) -> Iterator[tuple[TensorEntry, int, int, int]]:
-        """The reads of one source for this tensor, in the order `merge` takes them."""
-        entry = self.entries(tensor)[source]
-        for _ in range(2 if self.read_twice(tensor) else 1):
+    def steps(self, tensor: PlannedTensor, position: int) -> Iterator[tuple[TensorEntry, int, int, int]]:
+        """The reads of one input for this tensor, in the order `merge` takes them; runs in the reader's thread."""
+        if position >= len(tensor.inputs):
+            return
+        entry = self.entries(tensor)[position]
+        while True:
             for first_row, rows in self.pieces(tensor):
-                yield entry, entry.shape[-1] if entry.shape else 1, first_row, rows
+                yield entry, tensor.problem.columns, first_row, rows
+            if self.held(tensor) or not self.again[position].get():
+                return
 
     def merge(self, tensor: PlannedTensor, send: Callable[[jax.Array], None]) -> Callable[[], TensorDifference]:
         """Merges one tensor and sends its pieces in order.
@@ -173,39 +196,85 @@ class _Computation:
         Returns:
           A function that waits for the totals and gives the tensor's record.
         """
-        sums: list[list[jax.Array]] = []
-        held: list[list[jax.Array]] = []
-        count = len(self.pieces(tensor))
-        if not self.method.needs_totals:
-            coefficients = tensor.coefficients([])
-            for _ in range(count):
-                piece = [channel.get() for channel in self.channels]
-                sums.append(self.statistics(piece))
-                send(self._apply(piece, coefficients, tensor))
-            return lambda: tensor.difference(self._totals(tensor, sums), coefficients)
-        again = self.read_twice(tensor)
-        for _ in range(count):
-            piece = [channel.get() for channel in self.channels]
-            sums.append(self.statistics(piece))
-            if not again:
-                held.append(piece)
-        totals = self._totals(tensor, sums)
-        coefficients = tensor.coefficients(totals)
-        for index in range(count):
-            if again:
-                piece = [channel.get() for channel in self.channels]
-            else:
-                piece, held[index] = held[index], []
-            send(self._apply(piece, coefficients, tensor))
-        return lambda: tensor.difference(totals, coefficients)
+        host_half = tensor.steps()
+        try:
+            step = next(host_half)
+        except StopIteration as done:  # nothing needs to be known: one pass does everything
+            sums, passes = [], _Passes(self, tensor, keep=False)
+            for (first_row, rows), piece in passes:
+                sums.append(self._reduce(DIFFERENCES, piece, first_row))
+                send(self._apply(tensor, piece, first_row, rows, done.value))
+            passes.end()
+            factors = done.value
+            return lambda: tensor.difference(tensor.pair(_rows(sums)), factors)
+        pair, passes = None, _Passes(self, tensor, keep=self.held(tensor))
+        while True:
+            answers, sums = [], []
+            for (first_row, rows), piece in passes:
+                if pair is None:
+                    sums.append(self._reduce(DIFFERENCES, piece, first_row))
+                if step is DIFFERENCES and pair is None:
+                    answers.append(sums[-1])
+                elif step.row is None:
+                    answers.append(self._reduce(step, piece, first_row))
+                elif first_row <= step.row < first_row + rows:
+                    row = step.row - first_row
+                    answers.append(self._reduce(step, [part[row : row + 1] for part in piece], step.row))
+            if pair is None:
+                pair = tensor.pair(_rows(sums))
+            try:
+                step = host_half.send(_rows(answers))
+            except StopIteration as done:
+                factors = done.value
+                break
+        for (first_row, rows), piece in passes:
+            send(self._apply(tensor, piece, first_row, rows, factors))
+        passes.end()
+        return lambda: tensor.difference(pair, factors)
 
-    @staticmethod
-    def _totals(tensor: PlannedTensor, sums: list[list[jax.Array]]) -> list[PairTotals]:
-        per_pair = [[np.asarray(rows) for rows in per_piece] for per_piece in zip(*sums)]
-        return pair_totals(tensor.name, tensor.origins, per_pair)
+    def _reduce(self, step: Step, piece: Sequence[jax.Array], first_row: int) -> jax.Array:
+        return self.reduce(step.reduce, piece, np.int32(first_row), dict(step.args))
 
-    def _apply(self, piece: Sequence[jax.Array], coefficients: Sequence[float], tensor: PlannedTensor) -> jax.Array:
-        return self.apply(piece, exact.split_coefficients(coefficients), dtype=tensor.dtype)
+    def _apply(
+        self, tensor: PlannedTensor, piece: Sequence[jax.Array], first_row: int, rows: int, factors: Factors
+    ) -> jax.Array:
+        row_args = {key: value[first_row : first_row + rows] for key, value in factors.row_args.items()}
+        return self.apply(tensor.method, tensor.dtype, piece, np.int32(first_row), dict(factors.args), row_args)
+
+
+def _rows(answers: Sequence[jax.Array]) -> np.ndarray:
+    return np.concatenate([np.asarray(answer) for answer in answers])
+
+
+class _Passes:
+    """Iterates over the pieces of one tensor, as often as asked: ((first row, rows), a piece of every input)."""
+
+    def __init__(self, computation: _Computation, tensor: PlannedTensor, *, keep: bool):
+        self._channels = computation.channels[: len(tensor.inputs)]
+        self._again = [] if computation.held(tensor) else computation.again[: len(tensor.inputs)]
+        self._where = computation.pieces(tensor)
+        self._keep = keep
+        self._kept: list[list[jax.Array]] = []
+        self._begun = False
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, int], list[jax.Array]]]:
+        if self._begun and self._keep:
+            yield from zip(self._where, self._kept)
+            return
+        if self._begun:
+            for channel in self._again:
+                channel.put(True)
+        self._begun = True
+        for where in self._where:
+            piece = [channel.get() for channel in self._channels]
+            if self._keep:
+                self._kept.append(piece)
+            yield where, piece
+
+    def end(self) -> None:
+        """Lets the readers go on to the next tensor."""
+        for channel in self._again:
+            channel.put(False)
 
 
 def run_merge(
@@ -245,16 +314,19 @@ def run_merge(
     ordered = [plan.tensors[name] for file_name in todo for name in plan.files[file_name]]
 
     stop = threading.Event()
-    channels = [_Channel(stop, _QUEUED_PIECES) for _ in plan.sources]
+    most = max(len(tensor.inputs) for tensor in plan.tensors.values())
+    channels = [_Channel(stop, _QUEUED_PIECES) for _ in range(most)]
+    again = [_Channel(stop, 1) for _ in range(most)]
     writing = _Channel(stop, _QUEUED_PIECES)
-    computation = _Computation(plan, channels, piece_bytes, held_bytes)
-    digests = [{path: FileDigest(path) for path in source.files} for source in plan.sources]
+    computation = _Computation(plan, channels, again, piece_bytes, held_bytes)
+    paths = {path for source in plan.sources.values() for path in source.files}
+    digests = [{path: FileDigest(path) for path in paths} for _ in range(most)]
 
     def reader(index: int) -> Callable[[], None]:
         steps = (step for tensor in ordered for step in computation.steps(tensor, index))
         return lambda: _read_source(steps, digests[index], channels[index])
 
-    workers = [_Worker(reader(index), stop, f"read {source.label}") for index, source in enumerate(plan.sources)]
+    workers = [_Worker(reader(index), stop, f"read input {index}") for index in range(most)]
     workers.append(
         _Worker(lambda: _write_shards(plan, todo, output, journal, writing, progress), stop, "write merged weights")
     )
@@ -277,11 +349,7 @@ def run_merge(
         if worker.error is not None:
             raise worker.error
 
-    sha256 = _finish_digests([digest for per_source in digests for digest in per_source.values()])
+    sha256 = {str(path): max((d[path] for d in digests), key=lambda d: d.position).finish() for path in sorted(paths)}
     plan.write_small_files(output)
     records = [TensorDifference.from_json(record) for name in plan.files for record in journal[name]]
     return records, sha256
-
-
-def _finish_digests(digests: Sequence[FileDigest]) -> dict[str, str]:
-    return {str(digest.path): digest.finish() for digest in digests}

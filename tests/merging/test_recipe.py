@@ -39,8 +39,8 @@ def test_the_published_biomistral_schedule():
     assert schedule.at("model.layers.3.input_layernorm.weight", 32) == schedule.at("lm_head.weight", 32) == 0.5
 
 
-def test_a_single_layer_takes_the_first_value():
-    assert _at("0.1,0.9", LAYER.format(0), layers=1) == 0.1
+def test_a_single_layer_takes_the_last_value():
+    assert _at("0.1,0.9", LAYER.format(0), layers=1) == 0.9
 
 
 @pytest.mark.parametrize("text", ["", "abc", "0,,1", "=1", "a=1; a=2", "nan", "inf", None, True, [], ["x"]])
@@ -84,7 +84,7 @@ def test_a_schedule_reads_its_own_text():
 def test_linear_interpolation_weights_add_up_to_one_everywhere():
     recipe = interpolation("linear", "a", "b", "mlp=0,1; 0.3")
     for name in ("model.layers.1.mlp.up_proj.weight", "lm_head.weight"):
-        _, (instruct, clinical) = recipe.values_at(name, 4)
+        _, (instruct, clinical) = recipe.values(recipe.parts[0], name, [name, name], 0.5)
         assert instruct["weight"] + clinical["weight"] == 1.0
 
 

@@ -10,8 +10,9 @@ import pytest
 from support import LLAMA_3_1_8B
 
 from clinmerge_jax.llama.model import forward
-from clinmerge_jax.llama.parameters import build_params, iterate_params
+from clinmerge_jax.llama.parameters import iterate_params, parameters
 from clinmerge_jax.merging import on_device
+from clinmerge_jax.merging.methods import DIFFERENCES, METHODS
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.parallel.mesh import build_mesh, pick_shape
 
@@ -95,11 +96,14 @@ def test_forward_pass_fits_and_gathers_weights_within_the_scan(layout, params, m
 def test_merges_take_no_temporaries_and_no_communication(layout, params, measure, method):
     dtypes = tuple(np.dtype(leaf.dtype) for _, leaf in iterate_params(params, LLAMA_3_1_8B))
     layers = LLAMA_3_1_8B.num_hidden_layers
-    factors = build_params(
-        LLAMA_3_1_8B,
-        lambda row: jax.ShapeDtypeStruct((2, 3, *((layers,) + (1,) * len(row.axes)) * row.stacked), jnp.float32),
-    )
-    lowered = on_device.apply_program(layout, method, dtypes).lower((params, params), factors, None)
+    factors = [
+        {
+            "args": {"coefficients": jax.ShapeDtypeStruct((*(layers,) * row.stacked, 2, 3), jnp.float32)},
+            "row_args": {},
+        }
+        for row in parameters(LLAMA_3_1_8B)
+    ]
+    lowered = on_device.apply_program(layout, METHODS[method], dtypes).lower((params, params), factors, None)
     compiled, (argument, temporary, output) = measure(f"{method} merge", lowered)
     assert 2 * output <= argument < 2.01 * output
     assert temporary < 0.01 * output
@@ -110,6 +114,16 @@ def test_statistics_take_the_memory_of_a_few_blocks(layout, params, measure):
     leaf = params["layers"]["mlp"]["gate_proj"]["weight"]
     rows = on_device._BLOCK_BYTES // (4 * leaf.sharding.shard_shape(leaf.shape)[-1])
     start = jax.ShapeDtypeStruct((), jnp.int32)
-    lowered = on_device.block_statistics.lower([leaf, leaf], start, size=rows, sharding=leaf.sharding)
+    lowered = on_device.block_statistics.lower(
+        [leaf, leaf],
+        start,
+        start,
+        args={},
+        reduce=DIFFERENCES.reduce,
+        tiled=True,
+        stacked=True,
+        size=rows,
+        sharding=leaf.sharding,
+    )
     _, (_, temporary, output) = measure("statistics of a block of gate_proj's rows", lowered)
     assert temporary + output < 4 * on_device._BLOCK_BYTES

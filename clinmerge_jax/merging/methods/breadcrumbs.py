@@ -1,0 +1,50 @@
+"""Model Breadcrumbs (Davari and Belilovsky 2023, arXiv 2312.06795): drop the largest and the smallest changes.
+
+The int(gamma n) largest entries of each change go, then the smallest, so that int(density n) remain. mergekit drops a
+whole change where int(gamma n) is 0 (norms, small tensors); here it is kept but for its smallest entries.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from clinmerge_jax.merging.methods import order
+from clinmerge_jax.merging.methods.common import Problem
+from clinmerge_jax.merging.methods.task_vectors import Sparsifier, check_density, make
+from clinmerge_jax.merging.methods.ties import magnitudes
+
+
+@dataclasses.dataclass(frozen=True)
+class WithoutOutliers(Sparsifier):
+    """What lies between the largest and the smallest."""
+
+    def check(self, problem: Problem) -> None:
+        """See `Sparsifier.check`."""
+        check_density(problem)
+        for gamma in problem.each("gamma"):
+            if not 0.0 <= gamma <= 1.0:
+                raise ValueError(f"gamma is {gamma:g}; it is the share of the largest that is dropped, give 0 to 1")
+
+    def select(self, problem: Problem):
+        """See `Sparsifier.select`."""
+        pairs = list(zip(problem.each("density"), problem.each("gamma")))
+        size = problem.size
+        ks = []
+        for density, gamma in pairs:
+            kept = int(density * size) if density < 1.0 else size
+            top = min(int(gamma * size), size - kept)
+            ks += [top + kept, top]
+        of = [index // 2 for index in range(len(ks))]
+        found = yield from order.largest(magnitudes, of, ks, size, problem.columns)
+        return {"selections": np.stack([selection.as_array() for selection in found]).reshape(-1, 2, 3)}
+
+    def keep(self, index, change, first_row, args):
+        """See `Sparsifier.keep`."""
+        whole, top = (order.selected(jnp.abs(change), first_row, selection) for selection in args["selections"][index])
+        return whole & ~top
+
+
+_SOURCES = {"gamma": 0.01}
+BREADCRUMBS = make("breadcrumbs", WithoutOutliers(), False, {}, _SOURCES)
+BREADCRUMBS_TIES = make("breadcrumbs_ties", WithoutOutliers(), True, {}, _SOURCES)

@@ -1,0 +1,67 @@
+"""DELLA (Deep et al. 2024, arXiv 2406.11617): as DARE, but larger entries of a row are kept more likely.
+
+The keep probability rises linearly with an entry's rank by magnitude within its row, from density - epsilon to
+density + epsilon. Of equal magnitudes the one with the lower column ranks lower.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clinmerge_jax.merging.methods.common import Problem
+from clinmerge_jax.merging.methods.dare import mask_keys, uniform_bits
+from clinmerge_jax.merging.methods.task_vectors import Sparsifier, check_density, make
+
+_RANGE = 2**32
+
+
+def ranks(magnitude_RC: jax.Array) -> jax.Array:
+    """The rank of every entry within its row, uint32 from 0 for the smallest."""
+    column = jax.lax.broadcasted_iota(jnp.uint32, magnitude_RC.shape, 1)
+    _, by_size = jax.lax.sort((magnitude_RC, column), dimension=1, is_stable=True, num_keys=1)
+    _, rank = jax.lax.sort((by_size, column), dimension=1, num_keys=1)
+    return rank
+
+
+@dataclasses.dataclass(frozen=True)
+class MagnitudeRanks(Sparsifier):
+    """Kept with a probability that rises with the rank."""
+
+    def check(self, problem: Problem) -> None:
+        """See `Sparsifier.check`."""
+        check_density(problem)
+        for density, epsilon in zip(problem.each("density"), problem.each("epsilon")):
+            if 0.0 < density < 1.0 and not (0.0 < density - abs(epsilon) and density + abs(epsilon) < 1.0):
+                raise ValueError(
+                    f"density {density:g} with epsilon {epsilon:g}: density - epsilon and density + epsilon must lie"
+                    " between 0 and 1; give a smaller epsilon"
+                )
+
+    def select(self, problem: Problem):
+        """See `Sparsifier.select`."""
+        yield from ()
+        densities, epsilons = np.array(problem.each("density")), np.array(problem.each("epsilon"))
+        first = np.where(densities < 1.0, (densities - epsilons) * _RANGE, _RANGE - 1)
+        step = np.where(densities < 1.0, 2.0 * epsilons * _RANGE / max(1, problem.columns - 1), 0.0)
+        return {
+            "keys": mask_keys(problem),
+            "first": np.clip(np.rint(first), 0, _RANGE - 1).astype(np.uint32),
+            "step": (np.floor(step).astype(np.int64) % _RANGE).astype(np.uint32),
+            "any": densities > 0.0,
+        }
+
+    def keep(self, index, change, first_row, args):
+        """See `Sparsifier.keep`."""
+        limit = args["first"][index] + args["step"][index] * ranks(jnp.abs(change))
+        return (uniform_bits(change.shape, first_row, args["keys"][index]) <= limit) & args["any"][index]
+
+
+_SOURCES = {"epsilon": 0.15}
+DELLA = make(
+    "della", MagnitudeRanks(), True, {"rescale": 1.0, "normalize": 1.0, "inverse_density": 0.0}, _SOURCES, random=True
+)
+DELLA_LINEAR = make(
+    "della_linear", MagnitudeRanks(), False, {"rescale": 1.0, "inverse_density": 0.0}, _SOURCES, random=True
+)

@@ -1,0 +1,25 @@
+"""Weighted mean, "model soup" (Wortsman et al. 2022, arXiv 2203.05482): sum w_i W_i / sum w_i."""
+
+import math
+
+from clinmerge_jax.merging.methods.common import Base, Problem
+from clinmerge_jax.merging.methods.weighted_sum import WeightedSum
+
+
+class Linear(WeightedSum):
+    """sum w_i W_i, divided by the sum of the weights if they are to be normalized."""
+
+    def check(self, problem: Problem) -> None:
+        """See `Method.check`."""
+        if problem.values["normalize"] and math.fsum(problem.each("weight")) == 0.0:
+            raise ValueError("the weights add up to 0; give weights with another sum, or normalize: false")
+
+    def factors(self, problem: Problem):
+        """w_i, over their sum."""
+        yield from ()
+        weights = problem.each("weight")
+        scale = math.fsum(weights) if problem.values["normalize"] else 1.0
+        return [weight / scale for weight in weights]
+
+
+LINEAR = Linear("linear", Base.NONE, (1, None), {"normalize": 1.0}, {"weight": None})

@@ -1,0 +1,27 @@
+"""Model Stock (Jang et al. 2024, arXiv 2403.19522): from the mean of the models towards the base, as far as the angle
+between their changes says.
+"""
+
+import numpy as np
+
+from clinmerge_jax.merging.methods.common import Base, Problem
+from clinmerge_jax.merging.methods.weighted_sum import WeightedSum, cosine, row_gram, whole_gram
+
+
+class ModelStock(WeightedSum):
+    """t mean(W_i) + (1 - t) B, t = N cos / (1 + (N - 1) cos), cos the mean over pairs of changes.
+
+    With filter_wise every row has its own angle.
+    """
+
+    def factors(self, problem: Problem):
+        """t / N for every model, [N] or [R, N]."""
+        count = problem.models
+        gram = yield from (row_gram if problem.values["filter_wise"] else whole_gram)(problem)
+        pairs = [cosine(gram, i, j, floor=1e-6) for i in range(count) for j in range(i + 1, count)]
+        mean = np.mean(pairs, axis=0)
+        t = count * mean / (1.0 + (count - 1) * mean)
+        return np.repeat(np.asarray(t / count)[..., None], count, axis=-1)
+
+
+MODEL_STOCK = ModelStock("model_stock", Base.REQUIRED, (2, None), {"filter_wise": 0.0})

@@ -1,0 +1,18 @@
+"""Task arithmetic (Ilharco et al. 2023, arXiv 2212.04089): B + lambda sum w_i d_i."""
+
+import dataclasses
+
+from clinmerge_jax.merging.methods.common import Problem
+from clinmerge_jax.merging.methods.task_vectors import Sparsifier, make
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything(Sparsifier):
+    """Nothing is dropped, whatever the density (as mergekit has it)."""
+
+    def drops(self, problem: Problem) -> bool:
+        """See `Sparsifier.drops`."""
+        return False
+
+
+TASK_ARITHMETIC = make("task_arithmetic", Everything(), False, {})

@@ -1,0 +1,151 @@
+"""Methods that add thinned changes to a base: B + lambda sum w_i m_i s_i d_i, with masks m and scales s.
+
+What is kept of each change differs from method to method (`Sparsifier`); entries whose sign disagrees with the weighted
+majority may be dropped (the election of TIES, Yadav et al. 2023, arXiv 2306.01708).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clinmerge_jax.merging import exact
+from clinmerge_jax.merging.methods.common import Base, Factors, Method, Problem, Step, Steps, deltas
+
+_NO_WEIGHT = 1e-8  # a smaller sum of weights does not divide
+_NO_NORM = 1e-7  # a smaller L1 norm is not restored
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparsifier:
+    """Which entries of each change are kept; this one keeps all."""
+
+    def check(self, problem: Problem) -> None:
+        """Raises ValueError where the parameters cannot be used."""
+
+    def drops(self, problem: Problem) -> bool:
+        """Whether anything is dropped at all."""
+        return any(density < 1.0 for density in problem.each("density"))
+
+    def select(self, problem: Problem):
+        """A generator like `Method.steps` that returns the arguments of `keep`."""
+        yield from ()
+        return {}
+
+    def keep(self, index: int, change: jax.Array, first_row: jax.Array, args: Mapping[str, jax.Array]) -> jax.Array:
+        """Where the entries [R, C] of one model's change are kept."""
+        return jnp.ones(change.shape, bool)
+
+
+def check_density(problem: Problem) -> None:
+    """Raises ValueError for a density outside 0..1."""
+    for density in problem.each("density"):
+        if not 0.0 <= density <= 1.0:
+            raise ValueError(f"density is {density:g}; it is the share that is kept, give 0 to 1")
+
+
+def thinned(sparsifier: Sparsifier, pieces, first_row, args) -> list[jax.Array]:
+    """The changes with what is dropped set to zero."""
+    return [
+        jnp.where(sparsifier.keep(index, change, first_row, args), change, 0.0)
+        for index, change in enumerate(deltas(pieces))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _NormSums:
+    """Per row the L1 norm of each change and of what is kept of it, [R, 2 N]."""
+
+    sparsifier: Sparsifier
+
+    def __call__(self, pieces, first_row, args) -> jax.Array:
+        whole, kept = deltas(pieces), thinned(self.sparsifier, pieces, first_row, args)
+        return jnp.stack([exact.row_sums(jnp.abs(change)) for change in (*whole, *kept)], axis=-1)
+
+
+def elected(changes: Sequence[jax.Array], signs_N3: jax.Array, flip: jax.Array) -> list[jax.Array]:
+    """Where each change has the sign of the weighted majority (a sum of zero counts as plus), times its weight's."""
+    total = exact.weighted_sum(changes, signs_N3, jnp.float32)
+    plus = total >= 0.0
+    return [jnp.where(plus, change * sign > 0.0, change * sign < 0.0) for change, sign in zip(changes, flip)]
+
+
+def consensus(pieces, changes: Sequence[jax.Array], args: Mapping[str, jax.Array], floor: bool, dtype) -> jax.Array:
+    """B + sum of the agreeing changes times their coefficients, over the sum of the agreeing weights.
+
+    Args:
+      pieces: the base first.
+      changes: thinned, [R, C] each.
+      args: `signs` and `coefficients` [N, 3], `flip` [N] (the signs of the weights in the election), `weights` [N],
+        `normalize`.
+      floor: divisors are at least 1e-6; otherwise a divisor of 0 becomes 1.
+      dtype: of the result.
+    """
+    agree = elected(changes, args["signs"], args["flip"])
+    kept = [jnp.where(mask, change, 0.0) for mask, change in zip(agree, changes)]
+    mixed = exact.weighted_sum(kept, args["coefficients"], jnp.float32)
+    divisor = sum(jnp.where(mask, weight, 0.0) for mask, weight in zip(agree, args["weights"]))
+    divisor = jnp.maximum(divisor, 1e-6) if floor else jnp.where(divisor == 0.0, 1.0, divisor)
+    divisor = jnp.where(args["normalize"], divisor, 1.0)
+    return (pieces[0].astype(jnp.float32) + mixed / divisor).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskVectors(Method):
+    """The common form; `consensus` elects signs."""
+
+    sparsifier: Sparsifier = Sparsifier()
+    consensus: bool = False
+
+    def check(self, problem: Problem) -> None:
+        """See `Method.check`."""
+        self.sparsifier.check(problem)
+
+    def steps(self, problem: Problem) -> Steps:
+        """See `Method.steps`."""
+        values, count = problem.values, problem.models
+        args = yield from self.sparsifier.select(problem)
+        scales = np.ones(count)
+        if values.get("inverse_density"):
+            scales = np.array([1.0 / density if density else 1.0 for density in problem.each("density")])
+        elif values["rescale"] and self.sparsifier.drops(problem):
+            sums = yield Step(_NormSums(self.sparsifier), args)
+            whole, kept = np.split(exact.total([sums]), 2)
+            small = (whole < _NO_NORM) | (kept < _NO_NORM)
+            scales = np.where(small, 1.0, whole / np.where(small, 1.0, kept))
+        weights = np.array(problem.each("weight"))
+        factors = values["lambda"] * weights * scales
+        if not self.consensus:
+            total = math.fsum(weights)
+            if values["normalize"] and abs(total) >= _NO_WEIGHT:
+                factors = factors / total
+            return Factors({**args, "coefficients": exact.split_coefficients([1.0, *factors])})
+        return Factors(
+            {
+                **args,
+                "signs": exact.split_coefficients(weights * scales),
+                "flip": np.sign(weights).astype(np.float32),
+                "coefficients": exact.split_coefficients(factors),
+                "weights": weights.astype(np.float32),
+                "normalize": np.bool_(values["normalize"]),
+            }
+        )
+
+    def apply(self, pieces, first_row, args, row_args, dtype):
+        """See `Method.apply`."""
+        changes = thinned(self.sparsifier, pieces, first_row, args)
+        if self.consensus:
+            return consensus(pieces, changes, args, False, dtype)
+        return exact.weighted_sum([pieces[0], *changes], args["coefficients"], dtype)
+
+
+def make(
+    name: str, sparsifier: Sparsifier, consensus: bool, parameters, source_parameters=None, *, random: bool = False
+) -> TaskVectors:
+    """A registry entry: mergekit's names and defaults, `parameters` replacing or adding to them."""
+    values = {"normalize": 0.0, "lambda": 1.0, "rescale": 0.0, "int8_mask": 0.0, **parameters}
+    sources = {"weight": None, "density": 1.0, **(source_parameters or {})}
+    return TaskVectors(name, Base.REQUIRED, (1, None), values, sources, random, sparsifier, consensus)

@@ -1,0 +1,41 @@
+"""TIES (Yadav et al. 2023, arXiv 2306.01708): trim to the largest changes, elect signs, mean of those that agree.
+
+With one model, dividing by the agreeing weights cancels its weight.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from clinmerge_jax.merging.methods import order
+from clinmerge_jax.merging.methods.common import Problem, deltas
+from clinmerge_jax.merging.methods.task_vectors import Sparsifier, check_density, make
+
+
+def magnitudes(pieces, args):
+    """|d_i| of every model."""
+    return [jnp.abs(change) for change in deltas(pieces)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest(Sparsifier):
+    """The int(density n) largest of each change."""
+
+    def check(self, problem: Problem) -> None:
+        """See `Sparsifier.check`."""
+        check_density(problem)
+
+    def select(self, problem: Problem):
+        """See `Sparsifier.select`."""
+        densities = problem.each("density")
+        ks = [int(density * problem.size) for density in densities]
+        found = yield from order.largest(magnitudes, range(len(ks)), ks, problem.size, problem.columns)
+        return {"selections": np.stack([selection.as_array() for selection in found])}
+
+    def keep(self, index, change, first_row, args):
+        """See `Sparsifier.keep`."""
+        return order.selected(jnp.abs(change), first_row, args["selections"][index])
+
+
+TIES = make("ties", Largest(), True, {"normalize": 1.0})

@@ -1,0 +1,89 @@
+"""Methods whose result is a sum of the sources times factors, of a whole tensor or of each row.
+
+The factors follow from norms and dot products (the Gram matrix) of the sources or of their changes, so whatever a
+method does on a sphere happens on the host in float64, in the coordinates that the sources span.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clinmerge_jax.merging import exact
+from clinmerge_jax.merging.methods.common import Factors, Method, Problem, Step, Steps, deltas
+
+
+@dataclasses.dataclass(frozen=True)
+class GramSums:
+    """Per row |v_i|^2 of each vector, then |v_i - v_j|^2 of each pair; v_i are the sources or their changes."""
+
+    from_base: bool
+
+    def __call__(self, pieces, first_row, args, gather: exact.Gather = exact.alone) -> jax.Array:
+        vectors = deltas(pieces) if self.from_base else pieces
+        squares = [exact.square_sum(vector, gather) for vector in vectors]
+        floats = [vector.astype(jnp.float32) for vector in vectors]
+        pairs = [exact.square_sum(floats[i] - floats[j], gather) for i, j in _pairs(len(floats))]
+        return jnp.stack([*squares, *pairs], axis=-1)
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(count) for j in range(i + 1, count)]
+
+
+def gram_matrix(sums: np.ndarray, count: int) -> np.ndarray:
+    """Dot products [..., N, N] in float64 from sums [..., K] in the order of `GramSums`."""
+    sums = np.asarray(sums, np.float64)
+    gram = np.empty((*sums.shape[:-1], count, count))
+    for i in range(count):
+        gram[..., i, i] = sums[..., i]
+    for k, (i, j) in enumerate(_pairs(count), start=count):
+        gram[..., i, j] = gram[..., j, i] = (sums[..., i] + sums[..., j] - sums[..., k]) / 2
+    return gram
+
+
+def whole_gram(problem: Problem):
+    """Asks for the Gram matrix [N, N] of whole tensors."""
+    sums = yield Step(GramSums(problem.from_base), tiled=True)
+    return gram_matrix(exact.total([sums]), problem.models)
+
+
+def row_gram(problem: Problem):
+    """Asks for the Gram matrix of every row, [R, N, N]."""
+    sums = yield Step(GramSums(problem.from_base), tiled=True)
+    return gram_matrix(sums, problem.models)
+
+
+def cosine(gram: np.ndarray, i: int, j: int, floor: float = 0.0) -> np.ndarray:
+    """Cosine of vectors i and j, [...]; the product of the norms is at least `floor`."""
+    norms = np.sqrt(gram[..., i, i]) * np.sqrt(gram[..., j, j])
+    return np.clip(gram[..., i, j] / np.maximum(norms, max(floor, np.finfo(np.float64).tiny)), -1.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedSum(Method):
+    """The common device half; a method of this kind gives `factors`."""
+
+    def factors(self, problem: Problem):
+        """A generator like `Method.steps` that returns the factor of each model: [N], or [R, N] for each row."""
+        raise NotImplementedError
+
+    def steps(self, problem: Problem) -> Steps:
+        """See `Method.steps`."""
+        models = np.asarray((yield from self.factors(problem)), np.float64)
+        factors = models
+        if problem.from_base:  # B + sum f_i (W_i - B)
+            factors = np.concatenate([1.0 - models.sum(axis=-1, keepdims=True), models], axis=-1)
+        split = exact.split_coefficients(factors)
+        if factors.ndim == 1:
+            return Factors({"coefficients": split}, shown=tuple(map(float, factors)))
+        return Factors({}, {"coefficients": split})
+
+    def apply(self, pieces: Sequence[jax.Array], first_row, args, row_args, dtype) -> jax.Array:
+        """See `Method.apply`."""
+        if "coefficients" in args:
+            return exact.weighted_sum(pieces, args["coefficients"], dtype)
+        coefficients_N3R1 = jnp.moveaxis(row_args["coefficients"], 0, -1)[..., None]
+        return exact.weighted_sum(pieces, coefficients_N3R1, dtype)
