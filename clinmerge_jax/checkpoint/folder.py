@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,13 +73,18 @@ class Checkpoint:
 
 
 def resolve(location: str, field: str) -> pathlib.Path:
-    """The folder that a config field names: a path, or `miniature:NAME`.
+    """The folder of the model that a config field names; what lies elsewhere is fetched.
+
+    Args:
+      location: `miniature:NAME`, a folder, org/name or org/name@revision on the hub, or a URL such as gs://bucket/model;
+        a folder wins over a hub id of the same spelling.
+      field: the config field that gave it, for messages.
 
     Raises:
-      BadInput: there is no such folder or miniature.
+      BadInput: there is no such folder, miniature or model, or it cannot be fetched.
     """
     if not location:
-        raise BadInput(f"{field}: is empty; give a checkpoint folder or miniature:NAME")
+        raise BadInput(f"{field}: is empty; give a checkpoint folder, a hub id org/name or miniature:NAME")
     scheme, _, name = location.partition(":")
     if scheme == "miniature":
         root = pathlib.Path(__file__).parents[1] / "miniature" / "models"
@@ -87,18 +93,25 @@ def resolve(location: str, field: str) -> pathlib.Path:
             raise BadInput(f"{field}: there is no miniature {name!r}; there are {', '.join(names) or 'none'}")
         return root / name
     path = pathlib.Path(os.path.expanduser(location))
-    if not os.path.isdir(path):
-        raise BadInput(
-            f"{field}: {location} is not a folder; hub ids are not fetched, download the model and give its folder"
-        )
-    return path
+    if os.path.isdir(path):
+        return path
+    from clinmerge_jax.checkpoint import remote  # which stands on this file, and which a folder has no use for
+
+    if remote.is_url(location):
+        return remote.fetch_url(location, field)
+    if remote.is_hub_id(location):
+        return remote.fetch_hub(location, field)
+    raise BadInput(
+        f"{field}: {location} is not a folder, and not a hub id org/name; give a checkpoint folder, org/name,"
+        " gs://bucket/folder or s3://bucket/folder"
+    )
 
 
 def open_checkpoint(location: str, field: str) -> Checkpoint:
     """Opens a folder, reads config.json and every header, and checks that they agree.
 
     Args:
-      location: a folder or `miniature:NAME`.
+      location: a folder or what else `resolve` knows.
       field: the config field that gave it, for messages.
 
     Raises:
@@ -128,11 +141,39 @@ def open_checkpoint(location: str, field: str) -> Checkpoint:
 def _no_weights(path: pathlib.Path, field: str) -> BadInput:
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
     if pickles:
-        return BadInput(
-            f"{field}: {path} holds pickle weights ({pickles[0]}), which can run code when opened; convert them with"
-            " transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
-        )
+        return pickle_refusal(f"{field}: {path}", pickles[0], source=str(path), target=f"{path}-safetensors")
     return BadInput(f"{field}: {path} has neither {SINGLE_FILE} nor {INDEX_FILE}; give a folder with weights")
+
+
+def pickle_refusal(
+    place: str, pickle: str, source: str, target: str, revision: str | None = None, before: str = ""
+) -> BadInput:
+    """The refusal of weights that can run code, with the command that converts them without running any.
+
+    Transformers from version 5 on opens such files with `torch.load(weights_only=True)`.
+
+    Args:
+      place: field and place, as the line begins.
+      pickle: one of the files.
+      source: the folder or hub id that transformers is to read.
+      target: the folder that it is to write.
+      revision: of the hub id.
+      before: Python statements that make `source`, each with "; " after it.
+
+    Returns:
+      The BadInput to raise.
+    """
+    at_revision = f", revision={revision!r}" if revision else ""
+    code = (
+        f"{before}from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;"
+        f" M.from_pretrained({source!r}{at_revision}, dtype='auto').save_pretrained({target!r});"
+        f" T.from_pretrained({source!r}{at_revision}).save_pretrained({target!r})"
+    )
+    argument = shlex.quote(code) if set('"\\$`!') & set(code) else f'"{code}"'
+    return BadInput(
+        f"{place} holds pickle weights ({pickle}), which can run code when opened; give {target} after converting them"
+        f" safely (transformers 5 or later, with torch): python -c {argument}"
+    )
 
 
 def _read_sharded(index: pathlib.Path) -> dict[str, TensorEntry]:

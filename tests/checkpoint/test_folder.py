@@ -137,7 +137,14 @@ def test_broken_folder_is_refused_in_one_line(tmp_path, kind):
 def test_locations_that_are_no_folder():
     for location, problem in {
         "": "is empty",
-        "meta-llama/Llama-3.1-8B": "is not a folder; hub ids are not fetched",
+        "llama": "is not a folder, and not a hub id org/name",
+        "./org/model": "is not a folder, and not a hub id",
+        "../model": "is not a folder, and not a hub id",
+        "/no-such-folder-1/model": "is not a folder, and not a hub id",
+        "models/org/name": "is not a folder, and not a hub id",
+        "org/model@": "is not a folder, and not a hub id",
+        "org/model@../main": "is not a folder, and not a hub id",
+        "org/two words": "is not a folder, and not a hub id",
         "~no-such-user-1/model": "is not a folder",
         "x" * 300: "is not a folder",
         "miniature:unknown": "there is no miniature 'unknown'; there are ",

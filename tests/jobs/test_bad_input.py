@@ -166,7 +166,8 @@ CASES = [
     Case("unknown dtype", ["config.dtype: 'float8'", "bfloat16"], ["--config.dtype=float8"]),
     # The parents' folders.
     Case("parent missing", ["config.instruct: {tmp}/nothing"], ["--config.instruct={tmp}/nothing"]),
-    Case("parent a hub id", ["config.clinical: org/model", "hub ids"], ["--config.clinical=org/model"]),
+    Case("parent no folder, hub id or URL", ["config.clinical: llama", "org/name"], ["--config.clinical=llama"]),
+    Case("parent in a hub's URL", ["hf://org/model", "id alone: org/model"], ["--config.clinical=hf://org/model"]),
     Case("parent empty", ["config.clinical: is empty"], ["--config.clinical="]),
     Case("unknown miniature", ["config.base: ", "'huge'"], ["--config.base=miniature:huge"]),
     Case("no config.json", ["config.clinical: {tmp}/clinical"], change=_delete("clinical/config.json")),
