@@ -1,9 +1,11 @@
 """Measure against the floor and the peer.
 
-python -m clinmerge_jax.main --config=configs/benchmark.py[:merge|:merge_on_device|:merge_on_device_8b|:load] \
+python -m clinmerge_jax.main \
+    --config=configs/benchmark.py[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load] \
     [--config.peer_python=PYTHON_WITH_MERGEKIT] [--config.output=FOLDER_ON_THE_DISK_TO_MEASURE]
 
-merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_on_device: two such models in device
+merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_methods: the same by the methods that need
+more of a tensor than its sums, most of them with a base as third input. merge_on_device: two such models in device
 memory, one t after another; merge_on_device_8b: the same in Llama-3.1-8B's shape. load: an 8B-shaped checkpoint (16 GB)
 onto eight devices and back to disk.
 """
@@ -34,17 +36,24 @@ LLAMA_8B = {
 LLAMA_1B = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
 
 
+METHODS = (
+    "task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "sce", "model_stock", "nuslerp",
+    "multislerp", "karcher", "nearswap", "ram", "arcee_fusion", "passthrough",
+)  # fmt: skip
+
+
 def get_config(arg: str = "") -> ConfigDict:
-    """Strict: "merge" (the default), "merge_on_device", "merge_on_device_8b" or "load"."""
-    variant = parse(arg, ("", "merge", "merge_on_device", "merge_on_device_8b", "load")) or "merge"
+    """Strict: "merge" (the default), "merge_methods", "merge_on_device", "merge_on_device_8b" or "load"."""
+    known = ("", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load")
+    variant = parse(arg, known) or "merge"
     config = ConfigDict()
     config.job = "benchmark"
-    config.what = variant.removesuffix("_8b")
+    config.what = variant.removesuffix("_8b").removesuffix("_methods")
     config.output = f"runs/benchmark-{variant}"
-    config.repeats = 3
+    config.repeats = 1 if variant == "merge_methods" else 3
     config.model = ConfigDict(LLAMA_8B if variant in ("merge_on_device_8b", "load") else LLAMA_1B)
     if config.what != "load":
-        config.methods = ("linear", "slerp")
+        config.methods = METHODS if variant == "merge_methods" else ("linear", "slerp")
         config.drift = 0.03  # relative size of the difference between the two
     if config.what != "merge":
         config.mesh = ConfigDict({"data": 0, "fsdp": 0, "tensor": 0})

@@ -18,15 +18,14 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _NOISE_ENTRIES = 1 << 24
 
 
-def make_checkpoint(folder: pathlib.Path, raw: dict[str, Any], llama: LlamaConfig, drift: float) -> None:
+def make_checkpoint(folder: pathlib.Path, raw: dict[str, Any], llama: LlamaConfig, drift: float, seed: int = 0) -> None:
     """Writes a random bfloat16 checkpoint in shards of 1 GB.
 
-    Two checkpoints that differ in `drift` alone are siblings: the same weights plus noise of that
-    relative size. Values are windows of one random block, so that making 3 GB takes seconds.
+    All are siblings: the same weights plus noise of relative size `drift`, which `seed` draws. Values are windows of
+    one random block, so that making 3 GB takes seconds.
     """
-    rng = np.random.default_rng(0)
-    block = rng.standard_normal(_NOISE_ENTRIES, np.float32)
-    block += np.float32(drift) * rng.standard_normal(_NOISE_ENTRIES, np.float32)
+    block = np.random.default_rng(0).standard_normal(_NOISE_ENTRIES, np.float32)
+    block += np.float32(drift) * np.random.default_rng([0, seed]).standard_normal(_NOISE_ENTRIES, np.float32)
     values = (0.02 * block).astype(_BFLOAT16)
     shapes = {name: row.shape(llama) for row in parameters(llama) for name in row.names(llama)}
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}

@@ -1,14 +1,14 @@
-"""Merges two checkpoints of random weights from a cold page cache, as whole processes.
+"""Merges checkpoints of random weights from a cold page cache, as whole processes, by one recipe file for every method.
 
-The floor is what plain file operations take for the same bytes: read both inputs, then write and sync as many bytes as
-the result has. The peer is mergekit.
+The floor is what plain file operations take for the same bytes: read all inputs, then write and sync as many bytes as
+the result has. The peer is mergekit, with the same recipe.
 """
 
 import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -20,10 +20,15 @@ from clinmerge_jax.benchmark.checkpoints import make_checkpoint
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters
+from clinmerge_jax.merging.methods import METHODS, Base
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _PEER_RUNNER = _ROOT / "third_party" / "peers" / "merge_with_mergekit.py"
-METHODS = ("linear", "slerp")
+# What the recipes give each parameter that a method has; the others keep their defaults.
+_PARAMETERS = {
+    "weight": 0.5, "density": 0.5, "gamma": 0.01, "epsilon": 0.1, "select_topk": 0.1, "t": 0.5,
+}  # fmt: skip
+_OF_ITS_OWN = {"nearswap": {"t": 0.001}, "ram": {"epsilon": 1e-5}, "ramplus_tl": {"epsilon": 1e-5}}
 
 
 def run(config: ConfigDict) -> None:
@@ -32,72 +37,95 @@ def run(config: ConfigDict) -> None:
     nbytes = 2 * count_parameters(llama)
     check_methods(config.methods)
     measure.check_repeats(config.repeats)
-    place = measure.place_with_space(config.output, 3.2 * nbytes)
+    place = measure.place_with_space(config.output, 4.2 * nbytes)
     measured: dict[str, list[dict[str, float]]] = {}
+    floors: dict[str, str] = {}
     # A folder of its own: what the benchmark removes is only what it made.
     with tempfile.TemporaryDirectory(prefix="merge-", dir=place) as temporary:
         work = pathlib.Path(temporary)
-        folders = [work / "instruct", work / "clinical"]
-        for seed, folder in enumerate(folders):
-            logging.info("making %s: %.2fe9 parameters, %.1f GB", folder, nbytes / 2e9, nbytes / 1e9)
-            make_checkpoint(folder, config.model.to_dict(), llama, seed * config.drift)
-        inputs = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+        models = {name: work / name for name in ("instruct", "clinical", "base")}
+        used = {name for method in config.methods for name in models_of(method)}
+        for seed, name in enumerate(models):
+            if name in used:
+                logging.info("making %s: %.2fe9 parameters, %.1f GB", name, nbytes / 2e9, nbytes / 1e9)
+                drift = 0.0 if name == "base" else config.drift
+                make_checkpoint(models[name], config.model.to_dict(), llama, drift, seed)
+        files = {name: sorted(folder.glob("*.safetensors")) for name, folder in models.items()}
         for repeat in range(config.repeats):
-            for name, job in _jobs(config, folders, inputs, nbytes, work):
-                measure.drop_cache(inputs)
+            for name, floor, job in _jobs(config, models, files, nbytes, work):
+                measure.drop_cache([path for paths in files.values() for path in paths])
                 measured.setdefault(name, []).append(job())
+                floors[name] = floor
                 logging.info("repeat %d, %s: %s", repeat + 1, name, measured[name][-1])
     measure.record(place / "merge.json", measured, bytes=nbytes)
-    print(measure.ratios_table(measured, dict.fromkeys(measured, "floor"), "whole process"))
+    print(measure.ratios_table(measured, floors, "whole process"))
     print(
-        f"{config.repeats} repeats, page cache of the inputs dropped before each run; two inputs of {nbytes / 1e9:.2f}"
-        " GB, one result. Floor: read both inputs, then write and sync the result's bytes, one after the other."
+        f"{config.repeats} repeats, page cache of the inputs dropped before each run; inputs of {nbytes / 1e9:.2f} GB"
+        " each, one result. Floor: read all inputs, then write and sync the result's bytes, one after the other."
     )
     print(f"\nThe figures of every run are in {place / 'merge.json'}.")
 
 
-def check_methods(methods: Sequence[str]) -> None:
+def check_methods(methods: Sequence[str], known: Sequence[str] = tuple(METHODS)) -> None:
     """Refuses what cannot be measured.
 
     Raises:
       BadInput: naming the field.
     """
-    if not methods or any(method not in METHODS for method in methods):
-        raise BadInput(f"config.methods: {methods}; give one or more of {METHODS}")
+    if not methods or any(method not in known for method in methods):
+        raise BadInput(f"config.methods: {methods}; give one or more of {', '.join(known)}")
+
+
+def models_of(method: str) -> list[str]:
+    """Which of instruct, clinical and base a method's recipe merges."""
+    count = METHODS[method].models[1]
+    return [*("instruct", "clinical")[:count], *["base"] * (METHODS[method].base is Base.REQUIRED)]
+
+
+def recipe_of(method: str, models: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+    """The recipe that every program runs."""
+    first, *others = (str(models[name].resolve()) for name in models_of(method) if name != "base")
+    values = {**_PARAMETERS, **_OF_ITS_OWN.get(method, {})}
+    known = {**METHODS[method].parameters, **METHODS[method].source_parameters}
+    recipe: dict[str, Any] = {"merge_method": method, "dtype": "bfloat16"}
+    if METHODS[method].base is Base.REQUIRED:
+        recipe["base_model"] = str(models["base"].resolve())
+    elif METHODS[method].base is Base.FIRST:
+        recipe["base_model"] = first
+    parameters = {name: value for name, value in values.items() if name in known}
+    own = {name: parameters.pop(name) for name in list(parameters) if name in METHODS[method].source_parameters}
+    given = {"parameters": own} if own else {}
+    recipe["models"] = [{"model": model, **given} for model in (first, *others)]
+    return {**recipe, "parameters": parameters} if parameters else recipe
 
 
 def _jobs(
-    config: ConfigDict, folders: Sequence[pathlib.Path], inputs: Sequence[pathlib.Path], nbytes: int, work: pathlib.Path
-) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
-    """What one repeat measures, the floor first."""
-    yield "floor", lambda: measure.plain_copies(inputs, nbytes, work / "floor.bin")
-    for method in config.methods:
-        yield f"clinmerge_jax {method}", lambda method=method: _run_ours(method, folders, work / "merged")
+    config: ConfigDict,
+    models: Mapping[str, pathlib.Path],
+    files: Mapping[str, Sequence[pathlib.Path]],
+    nbytes: int,
+    work: pathlib.Path,
+) -> Iterator[tuple[str, str, Callable[[], dict[str, float]]]]:
+    """What one repeat measures, with the name of its floor; floors first."""
+    floor_of = {method: f"floor of {len(models_of(method))}" for method in config.methods}
+    for method in {floor: method for method, floor in reversed(floor_of.items())}.values():
+        inputs = [path for name in models_of(method) for path in files[name]]
+        floor = floor_of[method]
+        yield floor, floor, lambda inputs=inputs: measure.plain_copies(inputs, nbytes, work / "floor.bin")
+    for method, floor in floor_of.items():
+        path = work / f"{method}.yml"
+        path.write_text(yaml.safe_dump(recipe_of(method, models)))
+        ours = [
+            sys.executable, "-m", "clinmerge_jax.main", f"--config={_ROOT / 'configs' / 'merge.py'}",
+            f"--config.recipe={path}", f"--config.output={work / 'merged'}", "--config.evaluate=",
+        ]  # fmt: skip
+        yield f"clinmerge_jax {method}", floor, lambda command=ours: _run(command, work / "merged")
         if config.peer_python:
-            yield f"mergekit {method}", lambda method=method: _run_peer(config.peer_python, method, folders, work)
+            peer = [config.peer_python, str(_PEER_RUNNER), str(path), str(work / "peer")]
+            yield f"mergekit {method}", floor, lambda command=peer: _run(command, work / "peer")
 
 
-def _run_ours(method: str, folders: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, float]:
-    command = [
-        sys.executable, "-m", "clinmerge_jax.main", f"--config={_ROOT / 'configs' / 'merge.py'}:{method}",
-        f"--config.instruct={folders[0]}", f"--config.clinical={folders[1]}", "--config.base=",
-        f"--config.output={output}", "--config.evaluate=",
-    ]  # fmt: skip
+def _run(command: Sequence[str], output: pathlib.Path) -> dict[str, float]:
     measured = measure.watch(command)
-    shutil.rmtree(output)
-    return measured
-
-
-def _run_peer(python: str, method: str, folders: Sequence[pathlib.Path], work: pathlib.Path) -> dict[str, float]:
-    models: list[dict[str, Any]] = [{"model": str(folder.resolve())} for folder in folders]
-    recipe: dict[str, Any] = {"merge_method": method, "models": models, "dtype": "bfloat16"}
-    if method == "slerp":
-        recipe |= {"base_model": models[0]["model"], "parameters": {"t": 0.5}}
-    else:
-        for model in models:
-            model["parameters"] = {"weight": 0.5}
-    path, output = work / "peer.yml", work / "peer"
-    path.write_text(yaml.safe_dump(recipe))
-    measured = measure.watch([python, str(_PEER_RUNNER), str(path), str(output)])
     shutil.rmtree(output)
     return measured

@@ -20,7 +20,7 @@ from clinmerge_jax.benchmark.merge import check_methods
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Parameter, Params, build_params, count_parameters
 from clinmerge_jax.merging.on_device import OnDeviceMerge
-from clinmerge_jax.merging.recipe import interpolation
+from clinmerge_jax.merging.recipe import two_parents
 from clinmerge_jax.parallel.layout import Layout, make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
 
@@ -31,7 +31,7 @@ _MULTIPLIER = 2654435761  # Knuth's, 2^32 over the golden ratio: neighbouring in
 def run(config: ConfigDict) -> None:
     """Runs the benchmark; see configs/benchmark.py for its fields."""
     llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
-    check_methods(config.methods)
+    check_methods(config.methods, ("linear", "slerp"))
     measure.check_repeats(config.repeats)
     place = measure.place_with_space(config.output, 1e6)
     layout = make_layout(llama, MeshShape(**config.mesh))
@@ -41,7 +41,7 @@ def run(config: ConfigDict) -> None:
     engine = OnDeviceMerge(layout, parents, ["first", "second"])
     measured: dict[str, list[dict[str, float]]] = {}
     start = time.perf_counter()
-    engine.differences(interpolation("slerp", "first", "second", 0.5))
+    engine.differences(two_parents("slerp", "first", "second", 0.5))
     first_statistics = time.perf_counter() - start
     result = jax.block_until_ready(_copy(parents[0], None))
     for repeat in range(config.repeats + 1):  # the first one compiles and is not counted
@@ -50,13 +50,13 @@ def run(config: ConfigDict) -> None:
             result, seconds = _timed(lambda result: _copy(parents[0], result), result)
             points.setdefault(_FLOOR, []).append(1.5 * seconds)
             for method in config.methods:
-                recipe = interpolation(method, "first", "second", float(t))
+                recipe = two_parents(method, "first", "second", float(t))
                 result, seconds = _timed(lambda result, recipe=recipe: engine.merge(recipe, into=result), result)
                 points.setdefault(method, []).append(seconds)
         jobs = {name: float(np.median(seconds)) for name, seconds in points.items()}
         fresh = OnDeviceMerge(layout, parents, ["first", "second"])
         start = time.perf_counter()
-        fresh.differences(interpolation("slerp", "first", "second", 0.5))
+        fresh.differences(two_parents("slerp", "first", "second", 0.5))
         jobs["slerp's statistics, once"] = time.perf_counter() - start
         for name, seconds in jobs.items() if repeat else ():
             measured.setdefault(name, []).append({"seconds": seconds})
