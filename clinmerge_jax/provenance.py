@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from clinmerge_jax.checkpoint.adapter import Adapter
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import Checkpoint
 from clinmerge_jax.checkpoint.output import PROVENANCE_FILE
@@ -24,8 +25,8 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "machine": platform.machine(), "device": device, "packages": versions}
 
 
-def fingerprint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What identifies a Checkpoint without reading its weights.
+def fingerprint(checkpoint: Checkpoint | Adapter) -> dict[str, Any]:
+    """What identifies a Checkpoint or adapter without reading its weights.
 
     Place, sizes and times of config.json and the weight files; the digests of the small files that
     travel with them.
@@ -34,11 +35,11 @@ def fingerprint(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "path": str(checkpoint.path.resolve()),
         "files": {name: {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in stats.items()},
-        "carried": {path.name: sha256(path) for path in checkpoint.carried_files()},
+        "carried": {path.name: sha256(path) for path in _carried(checkpoint)},
     }
 
 
-def digests(checkpoint: Checkpoint, known: Mapping[str, str]) -> dict[str, str]:
+def digests(checkpoint: Checkpoint | Adapter, known: Mapping[str, str]) -> dict[str, str]:
     """SHA-256 by name of config.json and the weight files.
 
     Args:
@@ -50,8 +51,14 @@ def digests(checkpoint: Checkpoint, known: Mapping[str, str]) -> dict[str, str]:
         return {path.name: known.get(str(path)) or jobs[path].result() for path in _large_files(checkpoint)}
 
 
-def _large_files(checkpoint: Checkpoint) -> list[pathlib.Path]:
+def _large_files(checkpoint: Checkpoint | Adapter) -> list[pathlib.Path]:
+    if isinstance(checkpoint, Adapter):
+        return checkpoint.files
     return [checkpoint.path / "config.json", *checkpoint.files]
+
+
+def _carried(checkpoint: Checkpoint | Adapter) -> list[pathlib.Path]:
+    return [] if isinstance(checkpoint, Adapter) else checkpoint.carried_files()
 
 
 def same_result(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:

@@ -28,8 +28,9 @@ def front_matter(folder: pathlib.Path) -> dict[str, Any]:
 
 def merge_card(
     title: str,
-    parents: Sequence[tuple[str, pathlib.Path]],
-    recipe: Mapping[str, Any],
+    parents: Sequence[tuple[str, str, pathlib.Path]],
+    method: str,
+    recipe: str,
     tables: Sequence[tuple[str, str]],
     credentialed: bool,
 ) -> str:
@@ -37,26 +38,26 @@ def merge_card(
 
     Args:
       title: the model's name.
-      parents: role and folder of each parent.
-      recipe: `Recipe.to_json()`.
+      parents: role, name and folder of each parent.
+      method: of the merge.
+      recipe: as YAML, with the names that the card may show.
       tables: heading and Markdown table of what was measured.
       credentialed: whether a parent was derived from data under a use agreement.
     """
-    licences = {role: front_matter(folder).get("license") for role, folder in parents}
+    licences = {role: front_matter(folder).get("license") for role, _, folder in parents}
     stated = sorted({str(licence) for licence in licences.values() if licence})
-    head = {"base_model": [folder.name for _, folder in parents], "tags": ["merge", "clinmerge_jax"]}
+    head = {"base_model": [name for _, name, _ in parents], "tags": ["merge", "clinmerge_jax"]}
     if stated:
         head["license"] = stated[0] if len(stated) == 1 else "other"
     lines = [_FENCE, yaml.safe_dump(head, sort_keys=False).strip(), _FENCE, f"# {title}", ""]
-    lines.append(f"A {recipe['method']} merge in weight space, made with clinmerge_jax.")
+    lines.append(f"A {method} merge in weight space, made with clinmerge_jax.")
     lines += ["", "## Parents", ""]
-    for role, folder in parents:
-        lines.append(f"* {role}: {folder.name}, licence {licences[role] or 'not stated in its card: check before use'}")
+    for role, name, _ in parents:
+        lines.append(f"* {role}: {name}, licence {licences[role] or 'not stated in its card: check before use'}")
     lines += ["", "A merged model inherits the terms of all of its parents."]
     if credentialed:
         lines += ["", _CREDENTIALED]
-    shown = {**recipe, "models": [{**m, "model": pathlib.PurePath(m["model"]).name} for m in recipe["models"]]}
-    lines += ["", "## Recipe", "", "```yaml", yaml.safe_dump(shown, sort_keys=False).strip(), "```"]
+    lines += ["", "## Recipe", "", "```yaml", recipe.strip(), "```"]
     for heading, text in tables:
         lines += ["", f"## {heading}", "", text]
     return "\n".join(lines) + "\n"

@@ -180,7 +180,11 @@ class OutputFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes one small file, whole or not at all."""
-        write_atomically(self.path(name), text.encode())
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """The same of bytes."""
+        write_atomically(self.path(name), content)
 
     def copy(self, source: pathlib.Path, name: str = "") -> None:
         """Copies one small file into the result, under its own name or another."""

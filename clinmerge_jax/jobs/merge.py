@@ -1,10 +1,15 @@
-"""Merges an instruct and a clinical checkpoint, and measures what the merge keeps.
+"""Merges checkpoints, and measures what the merge keeps.
 
-Check everything, merge (piece by piece in this process, or on the mesh of all processes), evaluate
-the parents and the result on held-out text, and only then put the finished folder in place.
+Read the config or the recipe file, check everything, merge (piece by piece in this process, or on the mesh of all
+processes), evaluate the parents and the result on held-out text, and only then put the finished folder in place. The
+merges of a recipe file with several documents run one after another.
 """
 
+import dataclasses
+import hashlib
 import math
+import os
+import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -22,58 +27,162 @@ from clinmerge_jax.data.documents import check_vocabulary, load_tokenizer
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, encode_sets, held_out_sets, measure
 from clinmerge_jax.llama.parameters import parameters
+from clinmerge_jax.merging import mergekit_yaml
 from clinmerge_jax.merging.compatibility import check_same_tokens
 from clinmerge_jax.merging.diagnostics import TensorDifference, by_module
+from clinmerge_jax.merging.methods import METHODS
 from clinmerge_jax.merging.on_device import OnDeviceMerge, refuse_overflow
-from clinmerge_jax.merging.plan import MergePlan, plan_merge
-from clinmerge_jax.merging.recipe import interpolation
+from clinmerge_jax.merging.plan import MergePlan, Model, open_model, plan_merge, result_dtype
+from clinmerge_jax.merging.recipe import Recipe, VocabularyChoice, two_parents
 from clinmerge_jax.merging.streaming import run_merge
 from clinmerge_jax.parallel import distributed
 from clinmerge_jax.parallel.layout import Layout, make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
+from clinmerge_jax.report.merge_plan import plan_text
 from clinmerge_jax.report.tables import table
 
+_NEXT_STEP_OF_A_RECIPE = (
+    "Next: change the recipe, look at it with --config.dry_run, and merge into another --config.output; measure the\n"
+    "models on your own text with --config.evaluate=NAME=FILE.jsonl."
+)
 _NEXT_STEP = (
     "Next: another balance with --config.t=0.3 (0 is instruct, 1 is clinical) or over depth with"
     " --config.t='self_attn=0,1; mlp=1,0; 0.5', into another --config.output;\nyour own models with"
     " --config.instruct=DIR --config.clinical=DIR, your own text with --config.evaluate=NAME=FILE.jsonl."
 )
+# What a recipe file says itself.
+_OF_THE_RECIPE = ("instruct", "clinical", "base", "method", "t", "dtype", "tokenizer", "chat_template")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """One merge of the command.
+
+    Attributes:
+      recipe: what is merged.
+      output: the folder of the result.
+      roles: by model of the recipe and by each that is only measured, what tables and records call it.
+      final: whether it is the one that the command is about.
+    """
+
+    recipe: Recipe
+    output: str
+    roles: Mapping[str, str]
+    final: bool = True
+
+    def field(self, model: str) -> str:
+        """How messages name where a model was given."""
+        return f"{self.recipe.file}: {model}" if self.recipe.file else f"config.{self.roles[model]}"
 
 
 def run(config: ConfigDict) -> None:
     """Runs the merge that the config describes; see configs/merge.py for its fields."""
-    parents = {role: open_checkpoint(config[role], f"config.{role}") for role in ("instruct", "clinical")}
-    miniature = all(config[role].startswith("miniature:") for role in parents)
-    base = config.base if config.base != "auto" else "miniature:base" * miniature
-    recipe = interpolation(config.method, config.instruct, config.clinical, config.t, config.dtype)
-    plan = plan_merge(recipe, list(parents.values()), _shard_bytes(config))
-    models = {"base": open_checkpoint(base, "config.base")} if base else {}
-    models |= {"clinical": parents["clinical"], "instruct": parents["instruct"]}
-    for checkpoint in models.values():
-        if checkpoint.config.get("model_type") == "llama":  # others merge by their tensors alone
-            llama_config(checkpoint)
+    distributed.refuse_difference("the config", config.to_dict())
+    stages = _stages(config)
+    results: dict[str, Model] = {}
+    plans = []
+    for stage in stages:
+        plans.append(_plan(config, stage, results))
+        results[stage.output] = Model(plans[-1].as_checkpoint(stage.output))
+        if config.dry_run and distributed.is_first():
+            print(f"\n{plan_text(plans[-1], stage.output, stage.roles)}")
+    if config.dry_run:
+        if distributed.is_first():
+            print("\nNothing was written: leave out --config.dry_run to merge.")
+        return
+    for stage, plan in zip(stages, plans):
+        if set(results) & set(plan.models):  # made by an earlier stage meanwhile
+            plan = _plan(config, stage, {})
+        _merge(config, stage, plan)
+
+
+def _stages(config: ConfigDict) -> list[_Stage]:
+    """The merges that the config or its recipe file asks for, in order."""
+    if config.recipe:
+        logging.info("config.recipe: %s says what is merged; %s are not used", config.recipe, ", ".join(_OF_THE_RECIPE))
+        read = mergekit_yaml.read_stages(config.recipe, config.output, config.seed)
+        return [_Stage(one.recipe, one.output, _roles(one.recipe), one is read[-1]) for one in read]
+    base = config.base
+    if base == "auto":
+        base = "miniature:base" * _all_miniature(config)
+    known = {name for method in METHODS.values() for name in (*method.parameters, *method.source_parameters)} - {"t"}
+    given = {name: config["lambda_" if name == "lambda" else name] for name in sorted(known)}
+    recipe = two_parents(
+        config.method,
+        config.instruct,
+        config.clinical,
+        config.t,
+        base=base,
+        parameters={name: value for name, value in given.items() if value != ""},
+        dtype=config.dtype,
+        seed=config.seed,
+        leading=config.instruct,
+        chat_template=config.chat_template,
+        vocabulary=VocabularyChoice(
+            source=config.tokenizer,
+            pad_to_multiple_of=config.pad_to_multiple_of,
+            missing=config.missing_rows,
+            cut_to_common=config.cut_to_common,
+            special_rows=config.special_rows,
+        ),
+    )
+    roles = {base: "base"} if base else {}
+    return [_Stage(recipe, config.output, {**roles, config.clinical: "clinical", config.instruct: "instruct"})]
+
+
+def _all_miniature(config: ConfigDict) -> bool:
+    return not config.recipe and all(config[role].startswith("miniature:") for role in ("instruct", "clinical"))
+
+
+def _roles(recipe: Recipe) -> dict[str, str]:
+    """The last part of every model's place, or all of it where two share that."""
+    short = {model: pathlib.PurePath(model).name for model in recipe.models}
+    return {model: name if list(short.values()).count(name) == 1 else model for model, name in short.items()}
+
+
+def _plan(config: ConfigDict, stage: _Stage, results: Mapping[str, Model]) -> MergePlan:
+    """Opens the models, but for those that earlier stages will make, and plans the merge."""
+    recipe = stage.recipe
+    models = [results.get(model) or open_model(model, stage.field(model)) for model in recipe.models]
+    plan = plan_merge(recipe, models, _shard_bytes(config))
+    for model in models:
+        if model.checkpoint.config.get("model_type") == "llama":  # others merge by their tensors alone
+            llama_config(model.checkpoint)
+    _mesh_layout(config.engine, plan, MeshShape(**config.mesh))
+    return plan
+
+
+def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
+    """Runs one merge into its output folder."""
+    recipe, roles = stage.recipe, stage.roles
     mesh_shape = MeshShape(**config.mesh)
     layout = _mesh_layout(config.engine, plan, mesh_shape)
-    held_out_text = held_out_sets(config.evaluate, miniature)
-    sets = _encode(held_out_text, models, mesh_shape)
-    credentialed = provenance.is_credentialed(config.credentialed, models.values())
+    merged = {roles[model]: one for model, one in plan.models.items()}
+    measured = {role: open_checkpoint(model, f"config.{role}") for model, role in roles.items() if role not in merged}
+    checkpoints = {role: merged[role].checkpoint if role in merged else measured[role] for role in roles.values()}
+    adapters = {f"{role}, adapter": one.adapter for role, one in merged.items() if one.adapter}
+    held_out_text = held_out_sets(config.evaluate, _all_miniature(config)) if stage.final else []
+    evaluated = {role: one for role, one in checkpoints.items() if f"{role}, adapter" not in adapters}
+    sets = _encode(held_out_text, evaluated, plan, mesh_shape)
+    credentialed = provenance.is_credentialed(config.credentialed, checkpoints.values())
 
-    inputs = {role: provenance.fingerprint(checkpoint) for role, checkpoint in models.items()}
+    inputs = {role: provenance.fingerprint(one) for role, one in {**checkpoints, **adapters}.items()}
     identity = {
         "job": "merge",
-        "recipe": {**recipe.to_json(), "models": [source["parameters"] for source in recipe.to_json()["models"]]},
+        "recipe": recipe.renamed(roles).to_json(),
         "max_shard_gb": config.max_shard_gb,
         "held_out": {held_out.name: held_out.sha256 for held_out in held_out_text},
         "credentialed": credentialed,
         "environment": provenance.environment(),
         "inputs": inputs,
     }
-    distributed.refuse_difference("the config", config.to_dict())
+    if plan.vocabulary is not None:
+        identity["tokenizer"] = {name: _sha256(content) for name, content in plan.vocabulary.files.items()}
     sizes = {role: [{n: f["bytes"] for n, f in i["files"].items()}, i["carried"]] for role, i in inputs.items()}
     distributed.refuse_difference("what lies in the folder", sizes)
-    with OutputFolder(config.output, identity, config.overwrite, provenance.same_result) as output:
+    with OutputFolder(stage.output, identity, config.overwrite, provenance.same_result) as output:
         distributed.at_bad_input(output.discard)
-        output.refuse_overlap({f"config.{role}": checkpoint.path for role, checkpoint in models.items()})
+        output.refuse_overlap({stage.field(model): checkpoints[role].path for model, role in roles.items()})
         state = OutputState(distributed.on_first(lambda: output.open().value))
         if state is OutputState.FINISHED:
             if distributed.is_first():
@@ -96,31 +205,67 @@ def run(config: ConfigDict) -> None:
                 differences, digests = run_merge(plan, output, progress=bar.update)
         else:
             differences, digests = _merge_on_mesh(plan, layout, output), {}
-        retention = _evaluate(models, sets, mesh_shape, output) if sets else None
+        retention = _evaluate(evaluated, sets, mesh_shape, output) if sets else None
         if not distributed.is_first():
             return
-        tables = [("How much the parents differ", _difference_text(differences))]
+        tables = [(f"How much {' and '.join(_first_two(plan, roles))} differ", _difference_text(differences))]
+        if plan.vocabulary is not None:
+            tables.append(("Vocabulary", "\n".join(f"* {note}" for note in plan.vocabulary.notes)))
+        sources = {**checkpoints, **adapters}
         record = {
             **provenance.environment(),
             "recipe": recipe.to_json(),
-            "sha256": {role: provenance.digests(checkpoint, digests) for role, checkpoint in models.items()},
+            "sha256": {role: provenance.digests(one, digests) for role, one in sources.items()},
             "credentialed": credentialed,
         }
         if retention:
             tables.append(("What the merge keeps", retention.text()))
             output.write_text("results.jsonl", retention.json_lines(record))
-        for pattern in LICENCE_FILES:  # the clinical parent's terms hold too; instruct's were carried
-            for path in sorted(parents["clinical"].path.glob(pattern)):
-                output.copy(path, f"clinical.{path.name}")
-        card = merge_card(
-            output.target.name, [(role, c.path) for role, c in parents.items()], recipe.to_json(), tables, credentialed
-        )
+        _copy_licences(plan, roles, output)
+        written = dataclasses.replace(recipe, dtype=str(result_dtype(recipe, next(iter(plan.tensors.values())).dtype)))
+        folders = {
+            model: str(one.checkpoint.path) for model, one in plan.models.items() if model.startswith("miniature:")
+        }
+        output.write_text(mergekit_yaml.RECIPE_FILE, mergekit_yaml.write(written.renamed(folders)))
+        shown = {model: _shown(model) for model in plan.models}
+        parents = [(roles[model], shown[model], one.checkpoint.path) for model, one in plan.models.items()]
+        described = mergekit_yaml.write(written.renamed(shown))
+        card = merge_card(output.target.name, parents, recipe.method, described, tables, credentialed)
         output.write_text("README.md", card)
         output.commit({**record, "differences": [difference.to_json() for difference in differences]})
     for heading, text in tables:
         print(f"\n{heading}\n{text}")
     print(f"\nThe merged checkpoint is {output.target} (loads in transformers as it is).")
-    print(_NEXT_STEP)
+    if stage.final:
+        print(_NEXT_STEP_OF_A_RECIPE if recipe.file else _NEXT_STEP)
+
+
+def _sha256(content: bytes | pathlib.Path) -> str:
+    return hashlib.sha256(content if isinstance(content, bytes) else content.read_bytes()).hexdigest()
+
+
+def _first_two(plan: MergePlan, roles: Mapping[str, str]) -> list[str]:
+    """The models whose difference the records speak of: in most methods the parents, else base and first model."""
+    inputs = next(iter(plan.tensors.values())).inputs[:2]
+    return [roles[one.model] for one in inputs] if len(inputs) > 1 else ["a model", "itself"]
+
+
+def _shown(model: str) -> str:
+    """How a card names a model: a folder by its last part, so that no place of this machine gets into it."""
+    return "+".join(
+        pathlib.PurePath(os.path.expanduser(part)).name if os.path.isdir(os.path.expanduser(part)) else part
+        for part in model.split("+")
+    )
+
+
+def _copy_licences(plan: MergePlan, roles: Mapping[str, str], output: OutputFolder) -> None:
+    """The terms of the models that the leading one's files do not carry already."""
+    known = {path.read_bytes() for pattern in LICENCE_FILES for path in plan.leading.path.glob(pattern)}
+    for model, one in plan.models.items():
+        for pattern in LICENCE_FILES:
+            for path in sorted(one.checkpoint.path.glob(pattern)):
+                if path.read_bytes() not in known:
+                    output.copy(path, f"{pathlib.PurePath(roles[model]).name}.{path.name}")
 
 
 def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | None:
@@ -135,9 +280,9 @@ def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | No
         return None
     if engine != "mesh":
         raise BadInput(f"config.engine: {engine!r} is unknown; there are streaming, mesh")
-    if plan.stacked:
-        raise BadInput("config.engine: mesh does not stack layers; give streaming")
-    config, *_ = [llama_config(source) for source in plan.sources.values()]
+    if plan.in_files_alone:
+        raise BadInput(f"config.engine: mesh does not {plan.in_files_alone}; give streaming")
+    config, *_ = [llama_config(model.checkpoint) for model in plan.models.values()]
     names = {name for row in parameters(config) for name in row.names(config)}
     extra = next((name for name in plan.tensors if name not in names), None)
     if extra is not None:  # RoPE buffers of old conversions
@@ -147,7 +292,7 @@ def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | No
 
 def _merge_on_mesh(plan: MergePlan, layout: Layout, output: OutputFolder) -> list[TensorDifference]:
     """Loads the parents cut over the mesh, merges them there, and writes the result from there."""
-    models = list(plan.sources.values())
+    models = [model.checkpoint for model in plan.models.values()]
     with _bar(sum(source.nbytes for source in models), "load", "B") as bar:
         sources = [load_params(source, mesh=layout.mesh, progress=bar.update)[1] for source in models]
     engine = OnDeviceMerge(layout, sources, [str(source.path) for source in models])
@@ -169,20 +314,22 @@ def _shard_bytes(config: ConfigDict) -> int:
 
 
 def _encode(
-    held_out_text: Sequence[HeldOut], models: Mapping[str, Checkpoint], mesh_shape: MeshShape
+    held_out_text: Sequence[HeldOut], models: Mapping[str, Checkpoint], plan: MergePlan, mesh_shape: MeshShape
 ) -> list[EncodedSet]:
     """The held-out text, tokenized: done before the merge, so that what is wrong with it is said at once."""
     if not held_out_text:
         return []
+    if plan.vocabulary is not None:
+        raise BadInput("config.evaluate: the models' tokens differ, so their losses cannot be compared; leave it out")
     configs = {role: llama_config(checkpoint) for role, checkpoint in models.items()}
     for llama in configs.values():
         make_layout(llama, mesh_shape)
     context = min(llama.max_position_embeddings for llama in configs.values())
-    encoded = encode_sets(held_out_text, load_tokenizer(models["instruct"].path, "config.instruct"), context)
+    encoded = encode_sets(held_out_text, load_tokenizer(plan.leading.path, plan.leading.label), context)
     for role, checkpoint in models.items():
-        check_same_tokens(models["instruct"], checkpoint)  # all are scored on instruct's tokens
+        check_same_tokens(plan.leading, checkpoint)  # all are scored on the leading model's tokens
         for held_out in encoded:
-            check_vocabulary(held_out.documents, configs[role].vocab_size, f"config.{role}")
+            check_vocabulary(held_out.documents, configs[role].vocab_size, checkpoint.label)
     return encoded
 
 
@@ -235,7 +382,7 @@ def _difference_text(differences: list[TensorDifference]) -> str:
         for row in by_module(differences)
     ]
     note = (
-        "Relative distance: |clinical - instruct| / |instruct|. Collinear: tensors with |cosine| over 0.9995, which"
+        "Relative distance: |second - first| / |first|. Collinear: tensors with |cosine| over 0.9995, which"
         " slerp merges along the straight line, as linear does."
     )
     return f"{table(header, rows)}\n{note}"

@@ -7,7 +7,8 @@ from absl import logging
 
 from clinmerge_jax.checkpoint.folder import Checkpoint
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.merging.recipe import layer_of
+from clinmerge_jax.merging.schedule import layer_of
+from clinmerge_jax.merging.vocabulary import has_vocabulary_rows
 
 _TOKENIZER = "tokenizer.json"
 
@@ -15,13 +16,14 @@ _TOKENIZER = "tokenizer.json"
 _SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
 
 
-def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = True) -> None:
+def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = True, vocabulary: bool = True) -> None:
     """Refuses a pair of models whose merge would make no sense, and warns of what the result takes from the first.
 
     Args:
       first: one model.
       other: another.
       layers: whether they must have as many layers; otherwise tensors within the layers are not compared here.
+      vocabulary: whether a token id must mean the same in both; otherwise embeddings may have other numbers of rows.
 
     Raises:
       BadInput: they differ in tensors, shapes, architecture, or in what a token id means.
@@ -50,12 +52,15 @@ def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = Tru
         if name not in other.tensors:
             continue
         shape = other.tensors[name].shape
+        if not vocabulary and has_vocabulary_rows(name) and shape[1:] == entry.shape[1:]:
+            continue
         if shape != entry.shape:
             raise BadInput(
                 f"{other.label}: tensor {name} has shape {list(shape)} where {first.label} has {list(entry.shape)};"
                 " merge models of one architecture and vocabulary"
             )
-    check_same_tokens(first, other)
+    if vocabulary:
+        check_same_tokens(first, other)
 
 
 def check_same_tokens(first: Checkpoint, other: Checkpoint) -> None:
@@ -80,7 +85,7 @@ def check_same_tokens(first: Checkpoint, other: Checkpoint) -> None:
     if moved is not None:
         raise BadInput(
             f"{other.label}: token {moved!r} has id {two[moved]} in {other.path / _TOKENIZER} and {one[moved]} in"
-            f" {first.label}'s; merge models of one vocabulary"
+            f" {first.label}'s; merge models of one vocabulary, or give a tokenizer (union, base) to align them"
         )
     by_id = {index: token for token, index in two.items()}
     renamed = [(token, by_id[index]) for token, index in one.items() if by_id.get(index, token) != token]

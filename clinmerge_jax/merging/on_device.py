@@ -22,7 +22,8 @@ from clinmerge_jax.merging import exact
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.methods import DIFFERENCES, METHODS, Factors, Method, Step
 from clinmerge_jax.merging.plan import Input, PlannedTensor, overflow, plan_tensor, result_dtype
-from clinmerge_jax.merging.recipe import Recipe, depth_of, layer_of
+from clinmerge_jax.merging.recipe import Recipe
+from clinmerge_jax.merging.schedule import depth_of, layer_of
 from clinmerge_jax.parallel.layout import Layout
 
 _BLOCK_BYTES = 32 << 20  # of one source in float32; the statistics' temporaries are a few times as much

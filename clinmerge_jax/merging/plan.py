@@ -3,13 +3,17 @@
 import dataclasses
 import json
 import math
+import pathlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from clinmerge_jax.checkpoint.folder import INDEX_FILE, Checkpoint
+from clinmerge_jax.checkpoint.adapter import Adapter, open_adapter, split_location
+from clinmerge_jax.checkpoint.folder import INDEX_FILE, Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
+from clinmerge_jax.checkpoint.safetensors import TensorEntry
 from clinmerge_jax.checkpoint.weight_files import (
     DEFAULT_SHARD_BYTES,
     config_with_dtype,
@@ -18,10 +22,43 @@ from clinmerge_jax.checkpoint.weight_files import (
 )
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging import exact
+from clinmerge_jax.merging.chat_templates import chosen_template, with_chat_template
 from clinmerge_jax.merging.compatibility import check_compatible
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.methods import METHODS, Factors, Method, PairTotals, Problem, Step
-from clinmerge_jax.merging.recipe import Recipe, Slice, Source, depth_of, layer_of, with_layer
+from clinmerge_jax.merging.recipe import Recipe, Slice, Source
+from clinmerge_jax.merging.rows import AdaptedRows, AlignedRows, Rows, StoredRows
+from clinmerge_jax.merging.schedule import depth_of, layer_of, with_layer
+from clinmerge_jax.merging.vocabulary import Vocabulary, align, has_vocabulary_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model of a recipe: a Checkpoint, with an adapter added where it has one."""
+
+    checkpoint: Checkpoint
+    adapter: Adapter | None = None
+
+    def rows(self, name: str) -> StoredRows | AdaptedRows:
+        """One of its tensors."""
+        stored = StoredRows(self.checkpoint.tensors[name])
+        adapted = self.adapter is not None and self.adapter.changes(name)
+        return AdaptedRows(stored, self.adapter) if adapted else stored
+
+
+def open_model(location: str, field: str) -> Model:
+    """Opens `model` or `model+adapter`.
+
+    Raises:
+      BadInput: as `open_checkpoint` and `open_adapter`, or they do not belong together.
+    """
+    place, adapter_place = split_location(location)
+    checkpoint = open_checkpoint(place, field)
+    if not adapter_place:
+        return Model(checkpoint)
+    adapter = open_adapter(adapter_place, field)
+    adapter.check(checkpoint)
+    return Model(checkpoint, adapter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +69,13 @@ class Input:
       model: as the recipe names it.
       name: of the tensor there.
       origin: the file, for messages.
+      rows: its values; None on the mesh, where they are in memory.
     """
 
     model: str
     name: str
     origin: str
+    rows: Rows | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,15 +194,19 @@ class MergePlan:
 
     Attributes:
       recipe: what was asked for.
-      sources: the models by the recipe's names.
+      models: by the recipe's names.
       tensors: by name, in the order in which they are written.
       files: the weight files of the result and their tensors.
+      vocabulary: whose rows go where; None where all models have the same.
+      chat_template: of the result, "" for the leading model's.
     """
 
     recipe: Recipe
-    sources: Mapping[str, Checkpoint]
+    models: Mapping[str, Model]
     tensors: dict[str, PlannedTensor]
     files: dict[str, list[str]]
+    vocabulary: Vocabulary | None = None
+    chat_template: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -171,32 +214,66 @@ class MergePlan:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
-    def stacked(self) -> bool:
-        """Whether the result's layers are others than the sources'."""
-        return bool(self.recipe.slices)
+    def in_files_alone(self) -> str:
+        """What about it only the streaming engine can do; "" for nothing."""
+        if self.recipe.slices:
+            return "stack layers"
+        if self.vocabulary is not None:
+            return "align vocabularies"
+        return "add adapters" if any(model.adapter for model in self.models.values()) else ""
 
     @property
     def leading(self) -> Checkpoint:
-        """The model whose tokenizer, config and licence files the result takes."""
-        return self.sources[self.recipe.leading or self.recipe.models[0]]
+        """The model whose config, licence files and, unless vocabularies are aligned, tokenizer the result takes."""
+        return self.models[self.recipe.leading or self.recipe.models[0]].checkpoint
 
-    def write_small_files(self, output: OutputFolder) -> None:
-        """What lies beside the weights: the leading model's tokenizer and licence files, index and config.json."""
-        for path in self.leading.carried_files():
-            output.copy(path)
-        index = index_json(self.files, self.nbytes)
-        if index:
-            output.write_text(INDEX_FILE, index)
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the result."""
         config = dict(self.leading.config)
         if self.recipe.dtype:
             config = config_with_dtype(config, result_dtype(self.recipe, np.dtype(np.float32)))
-        if self.stacked:
+        if self.recipe.slices:
             config["num_hidden_layers"] = 1 + max(layer_of(name) or 0 for name in self.tensors)
-        output.write_text("config.json", json.dumps(config, indent=1) + "\n")
+        return config | dict(self.vocabulary.config_updates if self.vocabulary else {})
+
+    def as_checkpoint(self, label: str) -> Checkpoint:
+        """What the result will look like, for the plan of a merge that uses it; it cannot be read."""
+        path = self.leading.path
+        entries = {
+            name: TensorEntry(name, tensor.dtype, tensor.shape, path / "planned", 0)
+            for name, tensor in self.tensors.items()
+        }
+        return Checkpoint(path, self.config, entries, label)
+
+    def write_small_files(self, output: OutputFolder) -> None:
+        """What lies beside the weights: tokenizer and licence files, the recipe, index and config.json."""
+        small = dict(self.vocabulary.files) if self.vocabulary else {}
+        carried = {path.name: path for path in self.leading.carried_files()}
+        if small:
+            carried = {name: path for name, path in carried.items() if not _is_tokenizer_file(name)}
+        small = carried | small
+        if self.chat_template:
+            small = with_chat_template(small, self.chat_template)
+        for name, content in small.items():
+            if isinstance(content, pathlib.Path):
+                output.copy(content, name)
+            else:
+                output.write_bytes(name, content)
+        index = index_json(self.files, self.nbytes)
+        if index:
+            output.write_text(INDEX_FILE, index)
+        output.write_text("config.json", json.dumps(self.config, indent=1) + "\n")
 
 
-def plan_merge(recipe: Recipe, sources: Sequence[Checkpoint], shard_bytes: int = DEFAULT_SHARD_BYTES) -> MergePlan:
-    """Checks that the sources fit together and resolves every coefficient; reads no weights.
+def _is_tokenizer_file(name: str) -> bool:
+    return not name.startswith(("LICENSE", "NOTICE", "USE_POLICY", "generation_config", "chat_template"))
+
+
+def plan_merge(
+    recipe: Recipe, sources: Sequence[Model | Checkpoint], shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> MergePlan:
+    """Checks that the sources fit together and resolves every coefficient; reads no weights but some embedding rows.
 
     Args:
       recipe: the merge.
@@ -207,25 +284,62 @@ def plan_merge(recipe: Recipe, sources: Sequence[Checkpoint], shard_bytes: int =
       BadInput: the sources differ in tensors, shapes, architecture or vocabulary, a layer range lies outside its
         model, or a filter of the recipe fits nothing.
     """
-    models = dict(zip(recipe.models, sources, strict=True))
-    first = sources[0]
-    for other in sources[1:]:
-        check_compatible(first, other, layers=not recipe.slices)
+    given = [source if isinstance(source, Model) else Model(source) for source in sources]
+    models = dict(zip(recipe.models, given, strict=True))
+    checkpoints = {name: model.checkpoint for name, model in models.items()}
+    choice = recipe.vocabulary
+    first, *others = checkpoints.values()
+    sizes = {entry.shape for one in checkpoints.values() for name, entry in one.tensors.items() if "embed" in name}
+    asked = bool(choice.source or choice.tokens or choice.pad_to_multiple_of or choice.cut_to_common)
+    for other in others:
+        check_compatible(first, other, layers=not recipe.slices, vocabulary=not asked and len(sizes) == 1)
+    vocabulary = None
+    if asked or choice.special_rows or len(sizes) > 1:
+        vocabulary = align(
+            checkpoints,
+            base=recipe.base,
+            leading=recipe.leading or recipe.models[0],
+            tokenizer=choice.source,
+            token_sources=choice.tokens,
+            missing=choice.missing,
+            pad_to_multiple_of=choice.pad_to_multiple_of,
+            cut_to_common=choice.cut_to_common,
+            special_rows=choice.special_rows,
+        )
     for schedule in recipe.schedules():
-        schedule.check_filters(first.tensors)
+        schedule.check_filters(first.tensors, refuse=not recipe.file)
     tensors = {}
-    for name, part, depth, names in _outputs(recipe, models):
+    for name, part, depth, names in _outputs(recipe, checkpoints):
         chosen = [source.model for source in recipe.all_inputs(part)]
-        entries = [models[model].tensors[its_name] for model, its_name in zip(chosen, names)]
+        entries = [checkpoints[model].tensors[its_name] for model, its_name in zip(chosen, names)]
         if entries[0].size == 0:
             raise BadInput(
                 f"{entries[0].file}: tensor {name} has no entries (shape {list(entries[0].shape)}); remove it"
             )
-        inputs = [Input(model, entry.name, str(entry.file)) for model, entry in zip(chosen, entries)]
+        aligned = vocabulary is not None and has_vocabulary_rows(name)
+        inputs = [
+            Input(model, entry.name, str(entry.file), _rows(models, model, entry.name, vocabulary if aligned else None))
+            for model, entry in zip(chosen, entries)
+        ]
         leading = entries[chosen.index(part.sources[0].model)]
-        tensors[name] = plan_tensor(recipe, part, name, entries[0].shape, leading.dtype, depth, inputs)
+        shape = (vocabulary.size, *entries[0].shape[1:]) if aligned else entries[0].shape
+        tensors[name] = plan_tensor(recipe, part, name, shape, leading.dtype, depth, inputs)
     files = split_into_shards([(name, tensor.nbytes) for name, tensor in tensors.items()], shard_bytes)
-    return MergePlan(recipe, models, tensors, files)
+    chat_template = chosen_template(recipe.chat_template, checkpoints.values(), recipe.place("chat_template"))
+    return MergePlan(recipe, models, tensors, files, vocabulary, chat_template)
+
+
+def _rows(models: Mapping[str, Model], model: str, name: str, vocabulary: Vocabulary | None) -> Rows:
+    """The rows of one input, in the order of the result's vocabulary where there is one."""
+    own = models[model].rows(name)
+    if vocabulary is None:
+        return own
+    donors = {
+        row: tuple((models[donor].rows(name), its_row) for donor, its_row in lent)
+        for row, lent in vocabulary.fill.items()
+        if vocabulary.rows[model][row] < 0
+    }
+    return AlignedRows(own, vocabulary.rows[model], donors, models[model].checkpoint.tensors[name].shape[-1])
 
 
 def _outputs(recipe: Recipe, models: Mapping[str, Checkpoint]) -> Iterator[tuple[str, Slice, float, list[str]]]:
@@ -245,7 +359,7 @@ def _outputs(recipe: Recipe, models: Mapping[str, Checkpoint]) -> Iterator[tuple
     for part in recipe.slices:
         inputs = recipe.all_inputs(part)
         for source in inputs:
-            _check_layers(source, models[source.model])
+            _check_layers(source, models[source.model], recipe.file)
         start, end = inputs[0].layers
         of_layer = [name for name in models[inputs[0].model].tensors if layer_of(name) == start]
         for offset in range(end - start):
@@ -258,11 +372,11 @@ def _outputs(recipe: Recipe, models: Mapping[str, Checkpoint]) -> Iterator[tuple
             yield name, recipe.slices[-1], 0.0, [name] * len(recipe.all_inputs(recipe.slices[-1]))
 
 
-def _check_layers(source: Source, checkpoint: Checkpoint) -> None:
+def _check_layers(source: Source, checkpoint: Checkpoint, file: str) -> None:
     start, end = source.layers
     if not 0 <= start < end <= checkpoint.num_hidden_layers:
         raise BadInput(
-            f"recipe: layer_range [{start}, {end}] of {source.model} lies outside its"
+            f"{file or 'recipe'}: layer_range [{start}, {end}] of {source.model} lies outside its"
             f" {checkpoint.num_hidden_layers} layers; give a first layer and an end from 0 to"
             f" {checkpoint.num_hidden_layers}"
         )

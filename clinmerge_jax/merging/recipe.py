@@ -1,8 +1,6 @@
 """What to merge and how: models, method, and coefficients over depth and module."""
 
 import dataclasses
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,129 +9,7 @@ from absl import logging
 from clinmerge_jax.checkpoint.safetensors import DTYPES
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.methods import METHODS, Base
-
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_FALLBACK = "*"
-
-
-def layer_of(name: str) -> int | None:
-    """The layer that a tensor belongs to; None for embeddings, the final norm and the head."""
-    match = _LAYER.search(name)
-    return int(match.group(1)) if match else None
-
-
-def with_layer(name: str, layer: int) -> str:
-    """The name of the same tensor in another layer."""
-    match = _LAYER.search(name)
-    return f"{name[: match.start(1)]}{layer}{name[match.end(1) :]}"
-
-
-def depth_of(layer: int | None, layers: int) -> float:
-    """Where a layer lies, from 0 to 1: 0 outside the layers, 1 for a single one (as mergekit has it)."""
-    if layer is None:
-        return 0.0
-    return layer / (layers - 1) if layers > 1 else 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A coefficient over depth and module.
-
-    Attributes:
-      clauses: (filter, gradient) pairs. The first filter that is part of a tensor's name wins; "*"
-        fits every tensor. A gradient's values lie evenly over the depth p = layer / (layers - 1), with
-        straight lines between; tensors outside the layers take p = 0, the gradient's first value.
-      field: where it came from, for messages.
-    """
-
-    clauses: tuple[tuple[str, tuple[float, ...]], ...]
-    field: str
-
-    @classmethod
-    def parse(cls, value: Any, field: str) -> "Schedule":
-        """Reads a number, a list of numbers, or text: `0.5`, `0,.5,1` or `self_attn=0,1; mlp=1,0; 0.5`.
-
-        Raises:
-          BadInput: anything else, or a filter that is given twice.
-        """
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return cls(((_FALLBACK, (_finite(value, field),)),), field)
-        if isinstance(value, (list, tuple)) and value:
-            return cls(((_FALLBACK, tuple(_finite(item, field) for item in value)),), field)
-        if not isinstance(value, str) or not value.strip():
-            raise BadInput(f"{field}: is {value!r}; give a number, or a comma list over depth such as 0,0.5,1")
-        clauses = []
-        for clause in value.split(";"):
-            name, equals, numbers = clause.rpartition("=")
-            name = name.strip() if equals else _FALLBACK
-            if not name:
-                raise BadInput(f"{field}: {clause.strip()!r} has no filter before '='; write filter=numbers")
-            if clauses and clauses[-1][0] == _FALLBACK:
-                raise BadInput(f"{field}: {clause.strip()!r} comes after a value that fits every tensor; put that last")
-            if name in (known for known, _ in clauses):
-                raise BadInput(f"{field}: filter {name!r} is given twice in {value!r}; keep one of the two")
-            clauses.append((name, tuple(_finite(number, field) for number in numbers.split(","))))
-        return cls(tuple(clauses), field)
-
-    def at(self, name: str, layers: int) -> float:
-        """The value for one tensor of a model with that many layers.
-
-        Raises:
-          BadInput: no filter fits the tensor.
-        """
-        value = self.value(name, depth_of(layer_of(name), layers))
-        if value is None:
-            raise BadInput(f"{self.field}: no filter fits tensor {name}; add a value without filter at the end")
-        return value
-
-    def value(self, name: str, depth: float) -> float | None:
-        """The value for a tensor at a depth from 0 to 1; None where no filter fits."""
-        gradient = next((numbers for text, numbers in self.clauses if text == _FALLBACK or text in name), None)
-        if gradient is None:
-            return None
-        position = min(max(depth, 0.0), 1.0) * (len(gradient) - 1)
-        lower = min(int(position), len(gradient) - 2) if len(gradient) > 1 else 0
-        share = position - lower
-        if share == 0.0:
-            return gradient[lower]
-        return gradient[lower] + share * (gradient[lower + 1] - gradient[lower])
-
-    def check_filters(self, names: Iterable[str]) -> None:
-        """Refuses a filter that no tensor takes its value from, which would silently do nothing.
-
-        Raises:
-          BadInput: naming the filter.
-        """
-        names = list(names)
-        for index, (text, _) in enumerate(self.clauses):
-            earlier = [other for other, _ in self.clauses[:index]]
-            if text == _FALLBACK:
-                continue
-            if not any(text in name and not any(other in name for other in earlier) for name in names):
-                reason = "is hidden by an earlier one" if any(text in name for name in names) else "fits no tensor"
-                raise BadInput(f"{self.field}: filter {text!r} {reason}; for a Llama use self_attn, mlp or norm")
-
-    def complement(self) -> "Schedule":
-        """1 - value, everywhere."""
-        return Schedule(tuple((text, tuple(1.0 - x for x in numbers)) for text, numbers in self.clauses), self.field)
-
-    def __str__(self) -> str:
-        parts = []
-        for text, numbers in self.clauses:
-            listed = ",".join(repr(number).removesuffix(".0") for number in numbers)
-            parts.append(listed if text == _FALLBACK else f"{text}={listed}")
-        return "; ".join(parts)
-
-
-def _finite(value: Any, field: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        shown = value.strip() if isinstance(value, str) else value
-        raise BadInput(f"{field}: {shown!r} is not a number; give a number, or a comma list over depth such as 0,0.5,1")
-    return number
+from clinmerge_jax.merging.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +43,64 @@ class Slice:
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenSource:
+    """Whose row one token of the result gets.
+
+    Attributes:
+      source: "" for the rule, "zero", a model (its row of the same token), or (model, token or id there).
+      force: whether models that have a row of their own take it too.
+    """
+
+    source: str | tuple[str, str | int] = ""
+    force: bool = False
+
+    @property
+    def model(self) -> str:
+        """The model that it names; "" for none."""
+        if isinstance(self.source, tuple):
+            return self.source[0]
+        return "" if self.source == "zero" else self.source
+
+    def to_mergekit(self) -> dict[str, Any]:
+        """As a recipe has it."""
+        if isinstance(self.source, tuple):
+            model, token = self.source
+            key = "token" if isinstance(token, str) else "token_id"
+            source: Any = {"kind": "model_token", "model": model, key: token}
+        else:
+            source = {"kind": "zero"} if self.source == "zero" else self.source
+        return {**({"source": source} if source else {}), **({"force": True} if self.force else {})}
+
+    def renamed(self, names: Mapping[str, str]) -> "TokenSource":
+        """The same with another name for its model."""
+        if isinstance(self.source, tuple):
+            model, token = self.source
+            return dataclasses.replace(self, source=(names.get(model, model), token))
+        return self if self.source == "zero" else dataclasses.replace(self, source=names.get(self.source, self.source))
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyChoice:
+    """Which tokens the result has, and whose row each of them gets.
+
+    Attributes:
+      source: "union", "base", a model or a folder with a tokenizer; "" where all models must agree.
+      tokens: tokens whose rows do not follow the rule.
+      pad_to_multiple_of: of the embedding's rows; 0 for no padding.
+      missing: the rule for a row that a model lacks; see `vocabulary.align`.
+      cut_to_common: whether embeddings of different sizes may be cut to the smallest.
+      special_rows: whether rows of special tokens that one model never trained are taken from the others.
+    """
+
+    source: str = ""
+    tokens: Mapping[str, TokenSource] = dataclasses.field(default_factory=dict)
+    pad_to_multiple_of: int = 0
+    missing: str = "auto"
+    cut_to_common: bool = False
+    special_rows: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """A whole merge.
 
@@ -179,6 +113,10 @@ class Recipe:
       slices: the result's layers in order, where they are not simply the sources'.
       seed: of random masks.
       leading: the model whose config.json, tokenizer and licence files the result takes; "" for the first.
+      vocabulary: which tokens the result has.
+      chat_template: "auto" for the one that most models have, the name of one in `chat_templates`, Jinja text, or ""
+        for the leading model's.
+      file: where it was read from, for messages; "" for the config.
     """
 
     method: str
@@ -189,18 +127,27 @@ class Recipe:
     slices: tuple[Slice, ...] = ()
     seed: int = 0
     leading: str = ""
+    vocabulary: VocabularyChoice = VocabularyChoice()
+    chat_template: str = ""
+    file: str = ""
 
     def __post_init__(self):
         if self.method not in METHODS:
-            raise BadInput(f"config.method: {self.method!r} is unknown; there are {', '.join(METHODS)}")
+            raise BadInput(f"{self.place('method')}: {self.method!r} is unknown; there are {', '.join(METHODS)}")
         if self.dtype and self.dtype not in {str(dtype) for dtype in DTYPES.values()}:
             choices = ", ".join(str(dtype) for dtype in DTYPES.values())
-            raise BadInput(f"config.dtype: {self.dtype!r} is unknown; there are {choices}, or leave it empty")
+            raise BadInput(f"{self.place('dtype')}: {self.dtype!r} is unknown; there are {choices}, or leave it empty")
         if bool(self.sources) == bool(self.slices):
-            raise BadInput("recipe: has both models and slices, or neither; give one of the two")
+            raise BadInput(f"{self.file or 'recipe'}: has both models and slices, or neither; give one of the two")
         for part in self.parts:
             self._check_part(part)
         self._check_parameters()
+
+    def place(self, key: str) -> str:
+        """How messages name a setting: as the config has it, or as the recipe's file has it."""
+        if self.file:
+            return f"{self.file}: {'merge_method' if key == 'method' else key}"
+        return f"config.{'lambda_' if key == 'lambda' else key}"
 
     def _check_part(self, part: Slice) -> None:
         method = METHODS[self.method]
@@ -210,21 +157,27 @@ class Recipe:
         beside = " beside the base" if base else ""
         if count < fewest or (most is not None and count > most):
             wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}" if most else f"{fewest} or more"
-            raise BadInput(f"config.method: {self.method} does not merge {count} models{beside}; give {wanted}")
-        lengths = {source.layers[1] - source.layers[0] for source in part.sources if source.layers}
+            raise BadInput(
+                f"{self.place('method')}: {self.method} does not merge {count} models{beside}; give {wanted}"
+            )
+        lengths = sorted({source.layers[1] - source.layers[0] for source in part.sources if source.layers})
         if len(lengths) > 1:
             raise BadInput(
-                f"recipe: a slice's layer_ranges have {' and '.join(map(str, sorted(lengths)))} layers; make them equal"
+                f"{self.file or 'recipe'}: a slice's layer_ranges have {' and '.join(map(str, lengths))} layers; make"
+                " them equal"
             )
         for source in inputs:
             for name in source.parameters:
                 if name not in method.source_parameters:
                     where = "is one of the whole merge" if name in method.parameters else "is no parameter of a model"
-                    raise BadInput(f"{source.model}: {name} {where} in method {self.method}")
+                    raise BadInput(
+                        f"{self.place(name)}: of {source.model} {where} in method {self.method}; a model has"
+                        f" {_list(method.source_parameters)}, the merge {_list(method.parameters)}"
+                    )
             for name, default in method.source_parameters.items():
                 given = (source.parameters, part.parameters, self.parameters)
                 if default is None and not any(name in parameters for parameters in given):
-                    raise BadInput(f"{source.model}: {name} is missing in method {self.method}")
+                    raise BadInput(f"{self.place(name)}: is missing for {source.model}; {self.method} needs it")
 
     def _check_parameters(self) -> None:
         method = METHODS[self.method]
@@ -232,11 +185,11 @@ class Recipe:
         for parameters in (self.parameters, *(part.parameters for part in self.parts)):
             for name in parameters:
                 if name not in known:
-                    raise BadInput(f"config.{name}: {self.method} has no such parameter; it has {_list(known)}")
+                    raise BadInput(f"{self.place(name)}: {self.method} has no such parameter; it has {_list(known)}")
         for name, default in method.parameters.items():
             missing = any(name not in {**self.parameters, **part.parameters} for part in self.parts)
             if default is None and missing:
-                raise BadInput(f"config.{name}: is missing; {self.method} needs it")
+                raise BadInput(f"{self.place(name)}: is missing; {self.method} needs it")
 
     @property
     def parts(self) -> tuple[Slice, ...]:
@@ -261,12 +214,18 @@ class Recipe:
         sources = list(part.sources)
         if not base:
             if kind is Base.REQUIRED:
-                raise BadInput(f"recipe: base_model is missing; {self.method} counts changes from it")
+                raise BadInput(
+                    f"{self.place('base_model' if self.file else 'base')}: is missing; {self.method} counts changes"
+                    " from it"
+                )
             return sources, None
         given = next((source for source in sources if source.model == base), None)
         if kind is Base.NONE:
             if given is None:
-                raise BadInput(f"recipe: base_model {base} is not one of the models, and {self.method} has no base")
+                raise BadInput(
+                    f"{self.place('base_model' if self.file else 'base')}: {base} is not one of the models, and"
+                    f" {self.method} has no base; add it to them, or leave it out"
+                )
             return sources, None
         base_source = given or Source(base, layers=sources[0].layers)
         others = [source for source in sources if source is not base_source]
@@ -320,53 +279,142 @@ class Recipe:
         ]
         return values, per_source
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable description."""
+    def to_mergekit(self) -> dict[str, Any]:
+        """The recipe as mergekit has it, ready for YAML; what mergekit has no word for is left out."""
+        method = METHODS[self.method]
+        kinds = {key: kind_of(default) for key, default in {**method.source_parameters, **method.parameters}.items()}
+
+        def settings(parameters: Mapping[str, Schedule]) -> dict[str, Any]:
+            plain = {key: schedule.to_mergekit(kinds[key]) for key, schedule in parameters.items()}
+            return {"parameters": plain} if plain else {}
 
         def source(one: Source) -> dict[str, Any]:
             layers = {"layer_range": list(one.layers)} if one.layers else {}
-            return {"model": one.model, **layers, "parameters": _texts(one.parameters)}
+            return {"model": one.model, **layers, **settings(one.parameters)}
 
-        described = {"method": self.method}
+        described: dict[str, Any] = {"merge_method": self.method}
+        if self.base:
+            described["base_model"] = self.base
         if self.sources:
             described["models"] = [source(one) for one in self.sources]
         else:
             described["slices"] = [
                 {
                     "sources": [source(one) for one in part.sources],
-                    "parameters": _texts(part.parameters),
+                    **settings(part.parameters),
                     **({"base_model": part.base} if part.base else {}),
                 }
                 for part in self.slices
             ]
-        if self.base:
-            described["base_model"] = self.base
-        described |= {"parameters": _texts(self.parameters), "dtype": self.dtype}
+        described |= settings(self.parameters)
+        if self.dtype:
+            described |= {"dtype": "float32", "out_dtype": self.dtype}
+        choice = self.vocabulary
+        if choice.source and (choice.tokens or choice.pad_to_multiple_of):
+            described["tokenizer"] = {"source": choice.source}
+            if choice.tokens:
+                described["tokenizer"]["tokens"] = {token: one.to_mergekit() for token, one in choice.tokens.items()}
+            if choice.pad_to_multiple_of:
+                described["tokenizer"]["pad_to_multiple_of"] = choice.pad_to_multiple_of
+        elif choice.source:
+            described["tokenizer_source"] = choice.source
+        return {**described, **({"chat_template": self.chat_template} if self.chat_template else {})}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that the result depends on, JSON-serialisable."""
+        own = {
+            "missing": self.vocabulary.missing,
+            "cut_to_common": self.vocabulary.cut_to_common,
+            "special_rows": self.vocabulary.special_rows,
+            "leading": self.leading,
+        }
+        defaults = {"missing": "auto", "cut_to_common": False, "special_rows": False, "leading": ""}
+        described = self.to_mergekit() | {key: value for key, value in own.items() if value != defaults[key]}
         return {**described, "seed": self.seed} if METHODS[self.method].random else described
 
+    def renamed(self, names: Mapping[str, str]) -> "Recipe":
+        """The same with other names for its models."""
 
-def _texts(parameters: Mapping[str, Schedule]) -> dict[str, str]:
-    return {key: str(value) for key, value in parameters.items()}
+        def name(model: str) -> str:
+            return names.get(model, model)
+
+        def rename(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+            return tuple(dataclasses.replace(source, model=name(source.model)) for source in sources)
+
+        slices = tuple(
+            dataclasses.replace(part, sources=rename(part.sources), base=name(part.base)) for part in self.slices
+        )
+        choice = self.vocabulary
+        tokens = {token: one.renamed(names) for token, one in choice.tokens.items()}
+        vocabulary = dataclasses.replace(choice, source=name(choice.source), tokens=tokens)
+        return dataclasses.replace(
+            self,
+            sources=rename(self.sources),
+            slices=slices,
+            base=name(self.base),
+            leading=name(self.leading),
+            vocabulary=vocabulary,
+        )
+
+
+def kind_of(default: Any) -> type:
+    """Of what kind a parameter with this default is, for `Schedule.parse`."""
+    return float if default is None else type(default)
 
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def interpolation(method: str, instruct: str, clinical: str, t: Any, dtype: str = "") -> Recipe:
-    """The two-parent Recipe of the paper: t = 0 is the instruct model, t = 1 the clinical one.
+_BALANCE = "t"
+
+
+def two_parents(
+    method: str,
+    instruct: str,
+    clinical: str,
+    t: Any,
+    *,
+    base: str = "",
+    parameters: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Recipe:
+    """The Recipe of the paper's setting: one instruct model, one clinical one, and their base where the method has one.
+
+    Methods with weights take 1 - t for the instruct model and t for the clinical one, unless `weight` is among the
+    parameters: then both take that.
+
+    Args:
+      method: a name in `METHODS`.
+      instruct: where the instruct model is; t = 0.
+      clinical: where the clinical model is; t = 1.
+      t: the balance, as `Schedule.parse` reads it.
+      base: where the base model is; only used by methods that count changes from one.
+      parameters: other parameters of the method, as `Schedule.parse` reads them; of every model where they are such.
+      **fields: of `Recipe`.
 
     Raises:
-      BadInput: t is malformed or the method unknown.
+      BadInput: a parameter is malformed, missing or not one of the method's, or the method unknown.
     """
     schedule = Schedule.parse(t, "config.t")
+    parameters = dict(parameters or {})
+    known: dict[str, Any] = {}
+    if method in METHODS:
+        known = {**METHODS[method].source_parameters, **METHODS[method].parameters}
+        base = base if METHODS[method].base is Base.REQUIRED else ""
+    parsed = {
+        key: Schedule.parse(value, f"config.{'lambda_' if key == 'lambda' else key}", kind_of(known.get(key)))
+        for key, value in parameters.items()
+    }
+    own: tuple[dict, dict] = ({}, {})
+    if _BALANCE in known:
+        parsed[_BALANCE] = schedule
+    elif "weight" in known and "weight" not in parsed:
+        own = ({"weight": schedule.complement()}, {"weight": schedule})
+    elif known:
+        reason = "weight is given" if "weight" in known else f"{method} has no balance"
+        logging.info("config.t: is not used, as %s", reason)
     beyond = [number for _, numbers in schedule.clauses for number in numbers if not 0.0 <= number <= 1.0]
-    if beyond:
+    if beyond and (own[0] or _BALANCE in parsed):
         logging.warning("config.t: %g lies outside 0..1, so the merge extrapolates beyond a parent", beyond[0])
-    if method == "linear":
-        sources = (
-            Source(instruct, {"weight": schedule.complement()}),
-            Source(clinical, {"weight": schedule}),
-        )
-        return Recipe(method, sources, dtype=dtype)
-    return Recipe(method, (Source(instruct), Source(clinical)), {"t": schedule}, dtype)
+    return Recipe(method, (Source(instruct, own[0]), Source(clinical, own[1])), parsed, base=base, **fields)

@@ -8,7 +8,6 @@ the device between the passes if it fits, and read again for each if it does not
 import dataclasses
 import json
 import os
-import pathlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +18,11 @@ import numpy as np
 
 from clinmerge_jax.checkpoint.digest import FileDigest
 from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder, sync
-from clinmerge_jax.checkpoint.safetensors import TensorEntry, header_bytes, read_into
+from clinmerge_jax.checkpoint.safetensors import header_bytes
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.methods import DIFFERENCES, Factors, Step
 from clinmerge_jax.merging.plan import MergePlan, PlannedTensor, overflow
+from clinmerge_jax.merging.rows import Files, Rows
 
 PIECE_BYTES = 16 << 20  # of one source; small enough for caches and bounded memory, large enough for the disk
 HELD_BYTES = 256 << 20  # of all sources of one tensor that waits for its totals on the device
@@ -77,26 +77,14 @@ class _Worker(threading.Thread):
             self._stop_event.set()
 
 
-def _read_source(
-    steps: Iterator[tuple[TensorEntry, int, int, int]], digests: dict[pathlib.Path, FileDigest], channel: _Channel
-) -> None:
-    """Reads pieces (entry, columns, first row, rows) in order and sends them as device arrays."""
-    descriptors: dict[pathlib.Path, int] = {}
+def _read_source(steps: Iterator[tuple[Rows, int, int]], files: Files, channel: _Channel) -> None:
+    """Reads pieces (from, first row, rows) in order and sends them as device arrays."""
     try:
-        for entry, columns, first_row, rows in steps:
-            if entry.file not in descriptors:
-                descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
-                digests[entry.file].read_header()
-            offset = entry.offset + first_row * columns * entry.dtype.itemsize
-            nbytes = rows * columns * entry.dtype.itemsize
+        for source, first_row, rows in steps:
             # A buffer of its own for each piece: on CPUs the device array may be this very memory.
-            piece = np.empty(nbytes, np.uint8)
-            read_into(descriptors[entry.file], offset, memoryview(piece), entry.file)
-            digests[entry.file].update(offset, memoryview(piece))
-            channel.put(jax.device_put(piece.view(entry.dtype).reshape(rows, columns)))
+            channel.put(jax.device_put(source.read(files, first_row, rows)))
     finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+        files.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +144,6 @@ class _Computation:
         piece_bytes: int,
         held_bytes: int,
     ):
-        self.plan = plan
         self.reduce = jax.jit(lambda reduce, *args: reduce(*args), static_argnums=0)
         self.apply = jax.jit(lambda method, dtype, *args: method.apply(*args, dtype), static_argnums=(0, 1))
         self.channels = channels
@@ -164,29 +151,25 @@ class _Computation:
         self.piece_bytes = piece_bytes
         self.held_bytes = held_bytes
 
-    def entries(self, tensor: PlannedTensor) -> list[TensorEntry]:
-        """Where each input's bytes lie."""
-        return [self.plan.sources[one.model].tensors[one.name] for one in tensor.inputs]
-
     def pieces(self, tensor: PlannedTensor) -> list[tuple[int, int]]:
         """(first row, rows) of each piece; at least one row, however long."""
         columns, rows = tensor.problem.columns, tensor.problem.rows
-        widest = max(entry.dtype.itemsize for entry in self.entries(tensor))
+        widest = max(one.rows.dtype.itemsize for one in tensor.inputs)
         step = max(1, self.piece_bytes // (columns * widest))
         return [(row, min(step, rows - row)) for row in range(0, rows, step)]
 
     def held(self, tensor: PlannedTensor) -> bool:
         """Whether the pieces are kept on the device for later passes instead of being read again."""
-        return sum(entry.nbytes for entry in self.entries(tensor)) <= self.held_bytes
+        return sum(tensor.size * one.rows.dtype.itemsize for one in tensor.inputs) <= self.held_bytes
 
-    def steps(self, tensor: PlannedTensor, position: int) -> Iterator[tuple[TensorEntry, int, int, int]]:
+    def steps(self, tensor: PlannedTensor, position: int) -> Iterator[tuple[Rows, int, int]]:
         """The reads of one input for this tensor, in the order `merge` takes them; runs in the reader's thread."""
         if position >= len(tensor.inputs):
             return
-        entry = self.entries(tensor)[position]
+        source = tensor.inputs[position].rows
         while True:
             for first_row, rows in self.pieces(tensor):
-                yield entry, tensor.problem.columns, first_row, rows
+                yield source, first_row, rows
             if self.held(tensor) or not self.again[position].get():
                 return
 
@@ -319,12 +302,12 @@ def run_merge(
     again = [_Channel(stop, 1) for _ in range(most)]
     writing = _Channel(stop, _QUEUED_PIECES)
     computation = _Computation(plan, channels, again, piece_bytes, held_bytes)
-    paths = {path for source in plan.sources.values() for path in source.files}
+    paths = {path for model in plan.models.values() for path in model.checkpoint.files}
     digests = [{path: FileDigest(path) for path in paths} for _ in range(most)]
 
     def reader(index: int) -> Callable[[], None]:
         steps = (step for tensor in ordered for step in computation.steps(tensor, index))
-        return lambda: _read_source(steps, digests[index], channels[index])
+        return lambda: _read_source(steps, Files(digests[index]), channels[index])
 
     workers = [_Worker(reader(index), stop, f"read input {index}") for index in range(most)]
     workers.append(

@@ -162,7 +162,10 @@ CASES = [
     Case("t without fallback", ["config.t: no filter fits tensor"], ["--config.t=self_attn=0,1; mlp=0.5"]),
     Case("t with a filter twice", ["config.t: filter 'mlp'"], ["--config.t=mlp=0; mlp=1; 0.5"]),
     Case("t with an empty filter", ["config.t: '=1'"], ["--config.t==1; 0.5"]),
-    Case("unknown method", ["config.method: 'ties'", "linear, slerp"], ["--config.method=ties"]),
+    Case("unknown method", ["config.method: 'tees'", "linear, slerp"], ["--config.method=tees"]),
+    Case("method without its base", ["config.base: is missing", "ties"], ["--config.method=ties"]),
+    Case("parameter of another method", ["config.density: linear has no"], ["--config.density=0.5"]),
+    Case("switch that is a number", ["config.normalize: '0.5'", "true or false"], ["--config.normalize=0.5"]),
     Case("unknown dtype", ["config.dtype: 'float8'", "bfloat16"], ["--config.dtype=float8"]),
     # The parents' folders.
     Case("parent missing", ["config.instruct: {tmp}/nothing"], ["--config.instruct={tmp}/nothing"]),

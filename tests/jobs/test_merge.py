@@ -56,7 +56,7 @@ def test_provenance_names_the_inputs_by_digest(default_run, repository):
     for role in ("instruct", "clinical"):
         path = models / role / "model.safetensors"
         assert provenance["sha256"][role]["model.safetensors"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert provenance["recipe"]["method"] == "linear" and provenance["packages"]["jax"]
+    assert provenance["recipe"]["merge_method"] == "linear" and provenance["packages"]["jax"]
     assert len(provenance["differences"]) == 38
 
 
@@ -177,7 +177,7 @@ def test_own_held_out_text_is_measured(repository, tmp_path):
     assert process.returncode == 0, process.stderr
     assert "barn: 12 documents" in process.stdout
     assert "Derived from credentialed data" in (output / "README.md").read_text()
-    assert "self_attn=0,0.5,0.3,0.7,1" in (output / "README.md").read_text()
+    assert "value: [0.0, 0.5, 0.3, 0.7, 1.0]" in (output / "README.md").read_text()
 
 
 def test_the_base_is_the_miniatures_for_miniatures_only_and_must_share_the_vocabulary(repository, tmp_path, capsys):

@@ -18,7 +18,8 @@ from clinmerge_jax.llama.parameters import parameters
 from clinmerge_jax.merging import exact, on_device
 from clinmerge_jax.merging.on_device import OnDeviceMerge
 from clinmerge_jax.merging.plan import plan_merge
-from clinmerge_jax.merging.recipe import Recipe, Schedule, Source, interpolation
+from clinmerge_jax.merging.recipe import Recipe, Source, two_parents
+from clinmerge_jax.merging.schedule import Schedule
 from clinmerge_jax.merging.streaming import run_merge
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
@@ -60,7 +61,7 @@ def _mesh(shape):
 
 
 def _recipe(method, t=SCHEDULE, dtype=""):
-    return interpolation(method, "one", "two", t, dtype)
+    return two_parents(method, "one", "two", t, dtype=dtype)
 
 
 def _plan(recipe, parents):

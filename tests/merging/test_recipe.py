@@ -3,7 +3,8 @@
 import pytest
 
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.merging.recipe import Recipe, Schedule, Source, interpolation, layer_of
+from clinmerge_jax.merging.recipe import Recipe, Source, two_parents
+from clinmerge_jax.merging.schedule import Schedule, layer_of
 from configs import merge as merge_config
 
 LAYER = "model.layers.{}.self_attn.q_proj.weight"
@@ -82,7 +83,7 @@ def test_a_schedule_reads_its_own_text():
 
 
 def test_linear_interpolation_weights_add_up_to_one_everywhere():
-    recipe = interpolation("linear", "a", "b", "mlp=0,1; 0.3")
+    recipe = two_parents("linear", "a", "b", "mlp=0,1; 0.3")
     for name in ("model.layers.1.mlp.up_proj.weight", "lm_head.weight"):
         _, (instruct, clinical) = recipe.values(recipe.parts[0], name, [name, name], 0.5)
         assert instruct["weight"] + clinical["weight"] == 1.0
@@ -91,8 +92,8 @@ def test_linear_interpolation_weights_add_up_to_one_everywhere():
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: interpolation("nope", "a", "b", 0.5),
-        lambda: interpolation("linear", "a", "b", 0.5, dtype="int8"),
+        lambda: two_parents("nope", "a", "b", 0.5),
+        lambda: two_parents("linear", "a", "b", 0.5, dtype="int8"),
         lambda: Recipe("slerp", (Source("a"), Source("b"))),
         lambda: Recipe("slerp", (Source("a"),) * 3, {"t": Schedule.parse(0.5, "t")}),
         lambda: Recipe("linear", (Source("a"), Source("b"))),
@@ -121,7 +122,7 @@ def test_layers_are_read_from_tensor_names():
 
 
 def test_extrapolation_is_said(caplog):
-    interpolation("linear", "a", "b", "0,1")
+    two_parents("linear", "a", "b", "0,1")
     assert not caplog.records
-    interpolation("linear", "a", "b", "0.5,1.5")
+    two_parents("linear", "a", "b", "0.5,1.5")
     assert "1.5 lies outside 0..1" in caplog.text

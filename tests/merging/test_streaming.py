@@ -17,9 +17,10 @@ from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.safetensors import read_tensor
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.merging import streaming
+from clinmerge_jax.merging import rows, streaming
 from clinmerge_jax.merging.plan import plan_merge
-from clinmerge_jax.merging.recipe import Recipe, Schedule, Source, interpolation
+from clinmerge_jax.merging.recipe import Recipe, Source, two_parents
+from clinmerge_jax.merging.schedule import Schedule
 from clinmerge_jax.merging.streaming import run_merge
 
 SCHEDULE = "self_attn=0,1; mlp=1,0.25; 0.5"
@@ -46,7 +47,7 @@ def _files(folder):
 
 
 def _recipe(method, parents):
-    return interpolation(method, str(parents[0].path), str(parents[1].path), SCHEDULE)
+    return two_parents(method, str(parents[0].path), str(parents[1].path), SCHEDULE)
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp"])
@@ -91,7 +92,7 @@ def test_every_tensor_is_the_sum_its_schedule_asks_for(parents, tmp_path):
 @pytest.mark.parametrize("method", ["linear", "slerp"])
 def test_the_ends_are_the_parents(parents, method, tmp_path):
     for t, parent in zip((0, 1), parents):
-        recipe = interpolation(method, str(parents[0].path), str(parents[1].path), t)
+        recipe = two_parents(method, str(parents[0].path), str(parents[1].path), t)
         _merge(recipe, parents, tmp_path / "merged")
         merged = open_checkpoint(str(tmp_path / "merged"), "x")
         for name, entry in parent.tensors.items():
@@ -131,7 +132,7 @@ def test_input_digests_are_those_of_the_files_whatever_their_order(tmp_path):
     tensors = llama_tensors({**json.loads((write_llama(tmp_path / "one") / "config.json").read_text())}, 1)
     write_llama(tmp_path / "two", tensors=dict(reversed(tensors.items())), shards=3)
     sources = [open_checkpoint(str(tmp_path / name), "x") for name in ("one", "two")]
-    _, digests = _merge(interpolation("slerp", "a", "b", 0.5), sources, tmp_path / "merged", held_bytes=0)
+    _, digests = _merge(two_parents("slerp", "a", "b", 0.5), sources, tmp_path / "merged", held_bytes=0)
     files = [path for source in sources for path in source.files]
     assert digests == {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -140,11 +141,11 @@ _KILLED = """
 import os, signal, sys
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.merging.recipe import interpolation
+from clinmerge_jax.merging.recipe import two_parents
 from clinmerge_jax.merging.plan import plan_merge
 from clinmerge_jax.merging.streaming import run_merge
 one, two, target, limit = sys.argv[1:]
-recipe = interpolation("slerp", one, two, 0.5)
+recipe = two_parents("slerp", one, two, 0.5)
 plan = plan_merge(recipe, [open_checkpoint(path, "x") for path in (one, two)], 600)
 done = 0
 def progress(nbytes):
@@ -170,7 +171,7 @@ def test_a_killed_merge_leaves_no_result_and_a_rerun_goes_on(tmp_path, share):
     assert bool(finished) == (share > 0.1)
 
     sources = [open_checkpoint(path, "x") for path in (one, two)]
-    recipe = interpolation("slerp", one, two, 0.5)
+    recipe = two_parents("slerp", one, two, 0.5)
     plan = plan_merge(recipe, sources, 600)
     with OutputFolder(target, {"recipe": recipe.to_json()}) as output:
         assert output.open() is OutputState.RESUMED
@@ -190,7 +191,7 @@ def test_a_killed_merge_leaves_no_result_and_a_rerun_goes_on(tmp_path, share):
 def test_a_weight_file_that_vanished_from_an_interrupted_run_is_made_again(tmp_path):
     folders = [write_llama(tmp_path / name, seed) for seed, name in enumerate(("one", "two"))]
     sources = [open_checkpoint(str(folder), "x") for folder in folders]
-    plan = plan_merge(interpolation("linear", "a", "b", 0.5), sources, 600)
+    plan = plan_merge(two_parents("linear", "a", "b", 0.5), sources, 600)
     for _ in range(2):
         with OutputFolder(tmp_path / "merged", {}) as output:
             output.open()
@@ -200,7 +201,7 @@ def test_a_weight_file_that_vanished_from_an_interrupted_run_is_made_again(tmp_p
         assert output.open() is OutputState.RESUMED
         run_merge(plan, output)
         output.commit({})
-    _merge(interpolation("linear", "a", "b", 0.5), sources, tmp_path / "undisturbed", shard_bytes=600)
+    _merge(two_parents("linear", "a", "b", 0.5), sources, tmp_path / "undisturbed", shard_bytes=600)
     assert _files(tmp_path / "merged") == _files(tmp_path / "undisturbed")
 
 
@@ -211,7 +212,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
     write_llama(tmp_path / "two", tensors=tensors)
     sources = [open_checkpoint(str(tmp_path / name), "x") for name in ("one", "two")]
     with pytest.raises(BadInput, match="model.norm.weight holds NaN"):
-        _merge(interpolation("linear", "a", "b", 0.5), sources, tmp_path / "merged")
+        _merge(two_parents("linear", "a", "b", 0.5), sources, tmp_path / "merged")
     assert not (tmp_path / "merged").exists() and not (tmp_path / ".merged.partial").exists()
 
 
@@ -223,10 +224,10 @@ def test_a_failing_disk_ends_the_merge_with_its_error_and_no_thread_left(tmp_pat
     def fail(*args, **kwargs):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(streaming, place, fail)
+    monkeypatch.setattr(rows if place == "read_into" else streaming, place, fail)
     before = threading.active_count()
     with pytest.raises(OSError, match="the disk is gone"):
-        _merge(interpolation("linear", "a", "b", 0.5), sources, tmp_path / "merged")
+        _merge(two_parents("linear", "a", "b", 0.5), sources, tmp_path / "merged")
     assert threading.active_count() == before
     assert not (tmp_path / "merged").exists()
 
@@ -235,13 +236,13 @@ _PEAK = """
 import pathlib, sys
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.merging.recipe import interpolation
+from clinmerge_jax.merging.recipe import two_parents
 from clinmerge_jax.merging.plan import plan_merge
 from clinmerge_jax.merging.streaming import run_merge
 def peak():
     return int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 def merge(one, two, target):
-    plan = plan_merge(interpolation(sys.argv[1], one, two, 0.5), [open_checkpoint(path, "x") for path in (one, two)])
+    plan = plan_merge(two_parents(sys.argv[1], one, two, 0.5), [open_checkpoint(path, "x") for path in (one, two)])
     with OutputFolder(target, {}) as output:
         output.open()
         run_merge(plan, output, piece_bytes=1 << 20, held_bytes=1 << 20)
@@ -271,7 +272,7 @@ def test_values_that_float16_may_not_hold_are_refused(tmp_path):
     write_llama(tmp_path / "two", tensors=tensors)
     sources = [open_checkpoint(str(tmp_path / name), "x") for name in ("one", "two")]
     with pytest.raises(BadInput, match="config.dtype: tensor lm_head.weight comes to values over"):
-        _merge(interpolation("slerp", "a", "b", 0.5, "float16"), sources, tmp_path / "merged")
+        _merge(two_parents("slerp", "a", "b", 0.5, dtype="float16"), sources, tmp_path / "merged")
 
 
 def test_an_empty_tensor_is_refused(tmp_path):
@@ -279,4 +280,4 @@ def test_an_empty_tensor_is_refused(tmp_path):
     tensors = {**llama_tensors(config), "model.nothing": np.zeros((0, 4), np.float32)}
     folder = write_llama(tmp_path / "two", tensors=tensors)
     with pytest.raises(BadInput, match="model.nothing has no entries"):
-        plan_merge(interpolation("linear", "a", "b", 0.5), [open_checkpoint(str(folder), "x")] * 2)
+        plan_merge(two_parents("linear", "a", "b", 0.5), [open_checkpoint(str(folder), "x")] * 2)

@@ -108,7 +108,8 @@ class Method:
       name: mergekit's.
       base: what it does with a base model.
       models: the fewest and the most models (beside the base, if changes are counted from one); None: no limit.
-      parameters: of the method, with defaults; None where a recipe must give one.
+      parameters: of the method, with defaults; None where a recipe must give a number. A default of True or False
+        marks a switch, an int a whole number.
       source_parameters: of each model, likewise.
       random: whether the recipe's seed counts.
     """

@@ -60,6 +60,6 @@ class Bernoulli(Sparsifier):
         return (bits <= args["limits"][index]) & args["any"][index]
 
 
-_PARAMETERS = {"rescale": 1.0, "inverse_density": 0.0}
+_PARAMETERS = {"rescale": True, "inverse_density": False}
 DARE_LINEAR = make("dare_linear", Bernoulli(), False, _PARAMETERS, random=True)
 DARE_TIES = make("dare_ties", Bernoulli(), True, _PARAMETERS, random=True)

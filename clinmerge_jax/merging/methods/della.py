@@ -60,8 +60,13 @@ class MagnitudeRanks(Sparsifier):
 
 _SOURCES = {"epsilon": 0.15}
 DELLA = make(
-    "della", MagnitudeRanks(), True, {"rescale": 1.0, "normalize": 1.0, "inverse_density": 0.0}, _SOURCES, random=True
+    "della",
+    MagnitudeRanks(),
+    True,
+    {"rescale": True, "normalize": True, "inverse_density": False},
+    _SOURCES,
+    random=True,
 )
 DELLA_LINEAR = make(
-    "della_linear", MagnitudeRanks(), False, {"rescale": 1.0, "inverse_density": 0.0}, _SOURCES, random=True
+    "della_linear", MagnitudeRanks(), False, {"rescale": True, "inverse_density": False}, _SOURCES, random=True
 )

@@ -46,4 +46,4 @@ class Karcher(WeightedSum):
         return centre * to_unit * norms.mean()
 
 
-KARCHER = Karcher("karcher", Base.NONE, (2, None), {"max_iter": 10.0, "tol": 1e-5})
+KARCHER = Karcher("karcher", Base.NONE, (2, None), {"max_iter": 10, "tol": 1e-5})

@@ -22,4 +22,4 @@ class Linear(WeightedSum):
         return [weight / scale for weight in weights]
 
 
-LINEAR = Linear("linear", Base.NONE, (1, None), {"normalize": 1.0}, {"weight": None})
+LINEAR = Linear("linear", Base.NONE, (1, None), {"normalize": True}, {"weight": None})

@@ -24,4 +24,4 @@ class ModelStock(WeightedSum):
         return np.repeat(np.asarray(t / count)[..., None], count, axis=-1)
 
 
-MODEL_STOCK = ModelStock("model_stock", Base.REQUIRED, (2, None), {"filter_wise": 0.0})
+MODEL_STOCK = ModelStock("model_stock", Base.REQUIRED, (2, None), {"filter_wise": False})

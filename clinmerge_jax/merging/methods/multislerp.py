@@ -47,5 +47,5 @@ class MultiSlerp(WeightedSum):
 
 
 MULTISLERP = MultiSlerp(
-    "multislerp", Base.OPTIONAL, (1, None), {"normalize_weights": 1.0, "eps": 1e-8}, {"weight": None}
+    "multislerp", Base.OPTIONAL, (1, None), {"normalize_weights": True, "eps": 1e-8}, {"weight": None}
 )

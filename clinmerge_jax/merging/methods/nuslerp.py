@@ -34,4 +34,6 @@ class NuSlerp(WeightedSum):
         return np.stack([one, two], axis=-1)
 
 
-NUSLERP = NuSlerp("nuslerp", Base.OPTIONAL, (2, 2), {"nuslerp_flatten": 1.0, "nuslerp_row_wise": 0.0}, {"weight": None})
+NUSLERP = NuSlerp(
+    "nuslerp", Base.OPTIONAL, (2, 2), {"nuslerp_flatten": True, "nuslerp_row_wise": False}, {"weight": None}
+)

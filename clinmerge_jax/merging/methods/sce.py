@@ -74,4 +74,4 @@ class Sce(Method):
         return consensus(pieces, _kept(pieces, first_row, args), args, True, dtype)
 
 
-SCE = Sce("sce", Base.REQUIRED, (1, None), {"select_topk": 1.0, "int8_mask": 0.0})
+SCE = Sce("sce", Base.REQUIRED, (1, None), {"select_topk": 1.0, "int8_mask": False})

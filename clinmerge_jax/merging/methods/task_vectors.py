@@ -146,6 +146,6 @@ def make(
     name: str, sparsifier: Sparsifier, consensus: bool, parameters, source_parameters=None, *, random: bool = False
 ) -> TaskVectors:
     """A registry entry: mergekit's names and defaults, `parameters` replacing or adding to them."""
-    values = {"normalize": 0.0, "lambda": 1.0, "rescale": 0.0, "int8_mask": 0.0, **parameters}
+    values = {"normalize": False, "lambda": 1.0, "rescale": False, "int8_mask": False, **parameters}
     sources = {"weight": None, "density": 1.0, **(source_parameters or {})}
     return TaskVectors(name, Base.REQUIRED, (1, None), values, sources, random, sparsifier, consensus)

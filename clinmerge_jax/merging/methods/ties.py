@@ -38,4 +38,4 @@ class Largest(Sparsifier):
         return order.selected(jnp.abs(change), first_row, args["selections"][index])
 
 
-TIES = make("ties", Largest(), True, {"normalize": 1.0})
+TIES = make("ties", Largest(), True, {"normalize": True})
