@@ -79,6 +79,7 @@ def run(config: ConfigDict) -> None:
     """Runs the merge that the config describes; see configs/merge.py for its fields."""
     distributed.refuse_difference("the config", config.to_dict())
     stages = _stages(config)
+    distributed.refuse_difference("what is merged", {"recipe": [stage.recipe.to_json() for stage in stages]})
     results: dict[str, Model] = {}
     plans = []
     for stage in stages:

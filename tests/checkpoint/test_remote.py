@@ -340,7 +340,8 @@ def test_environment_variables_reach_the_library(hub, tmp_path, monkeypatch, rep
         hub.gated.add(f"org/{name}")
     for name, value in {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "h"), "HF_TOKEN": "hf_good"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     command = ["--config=configs/merge.py", "--config.instruct=org/instruct", "--config.clinical=org/clinical"]
     command += ["--config.evaluate=", f"--config.output={tmp_path / 'merged'}"]

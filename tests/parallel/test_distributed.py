@@ -211,7 +211,11 @@ def test_two_processes_write_the_bytes_of_one_and_only_the_first_talks(start, pa
     assert [ended.status for ended in run] == [0, 0], run
     assert _files(tmp_path / "merged") == _files(alone["slerp"])
     assert len(list((tmp_path / "merged").glob("*.safetensors"))) == 3
-    assert "How much the parents differ\n|" in first.out and "\r" in first.err and "merge of 30 tensors" in first.err
+    assert (
+        "How much instruct and clinical differ\n|" in first.out
+        and "\r" in first.err
+        and "merge of 30 tensors" in first.err
+    )
     assert not set("|%\r") & set(second.out + second.err) and "merge" not in second.out + second.err
     assert "Traceback" not in first.err + second.err
 
@@ -240,10 +244,16 @@ def test_two_processes_find_the_result_that_one_has_finished(start, parents, alo
 
 @pytest.mark.parametrize("bad", [0, 1])
 def test_bad_input_of_one_process_ends_both_with_its_line(start, parents, tmp_path, bad):
-    only = [["--config.mesh.fsdp=7"] if index == bad else [] for index in range(2)]
-    run = start(_main(*_merge(parents, tmp_path / "merged"), only=only)).end()
+    homes = [tmp_path / "home0", tmp_path / "home1"]
+    for index, home in enumerate(homes):  # as on machines of which one lacks the model's weights
+        (home / "model").mkdir(parents=True)
+        files = parents[0].glob("config.json" if index == bad else "*")
+        for file in files:
+            (home / "model" / file.name).symlink_to(file)
+    commands = _main(*_merge(["~/model", parents[1]], tmp_path / "merged"))
+    run = start(commands, [{"HOME": str(home)} for home in homes]).end()
     assert [ended.status for ended in run] == [2, 2], run
-    line = "error: config.mesh: data 0 x fsdp 7 x tensor 0 does not use each of 8 devices once"
+    line = f"error: config.instruct: {homes[bad]}/model has neither "
     assert line in run[bad].err and f"process {bad}: {line}" in run[1 - bad].err
     assert "Traceback" not in run[0].err + run[1].err
     assert not (tmp_path / "merged").exists()
@@ -282,7 +292,7 @@ def test_processes_with_different_parents_in_one_place_are_refused(start, parent
     commands = _main(*_merge(["~/model", "~/model"], tmp_path / "merged"))
     run = start(commands, [{"HOME": str(home)} for home in homes]).end()
     assert [ended.status for ended in run] == [2, 2], run
-    assert "what lies in the folder (clinical) of process 1 is not that of process 0" in run[1].err
+    assert "what lies in the folder (instruct) of process 1 is not that of process 0" in run[1].err
 
 
 def test_an_output_folder_that_the_other_process_does_not_see_is_refused(start, parents, tmp_path):
@@ -486,7 +496,9 @@ def test_flags_that_do_not_fit_together_are_refused_by_one_line(repository, capf
 @pytest.mark.parametrize("job", sorted({*JOBS} - {"merge"}))
 def test_jobs_of_one_process_refuse_more(repository, capfd, job):
     flags = ["--distributed=127.0.0.1:1", "--num_processes=2", "--process_id=0"]
-    assert run_command(f"--config={repository}/configs/{job}.py", *flags) == 2
+    own = repository / "configs" / f"{job}.py"
+    config = own if own.is_file() else f"{repository}/configs/merge.py:{job}"
+    assert run_command(f"--config={config}", *flags) == 2
     assert re.fullmatch(rf"error: --distributed: {job} runs in one process; .+\n", capfd.readouterr().err)
 
 

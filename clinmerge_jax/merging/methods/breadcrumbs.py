@@ -1,7 +1,7 @@
 """Model Breadcrumbs (Davari and Belilovsky 2023, arXiv 2312.06795): drop the largest and the smallest changes.
 
-The int(gamma n) largest entries of each change go, then the smallest, so that int(density n) remain. mergekit drops a
-whole change where int(gamma n) is 0 (norms, small tensors); here it is kept but for its smallest entries.
+The int(gamma n) largest entries of each change go, then the smallest, so that int(density n) remain; fewer of the
+largest go where otherwise too few would remain.
 """
 
 import dataclasses

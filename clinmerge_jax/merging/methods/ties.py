@@ -20,7 +20,7 @@ def magnitudes(pieces, args):
 
 @dataclasses.dataclass(frozen=True)
 class Largest(Sparsifier):
-    """The int(density n) largest of each change."""
+    """The int(density n) largest of each change, at least one for a density over 0."""
 
     def check(self, problem: Problem) -> None:
         """See `Sparsifier.check`."""
@@ -28,8 +28,7 @@ class Largest(Sparsifier):
 
     def select(self, problem: Problem):
         """See `Sparsifier.select`."""
-        densities = problem.each("density")
-        ks = [int(density * problem.size) for density in densities]
+        ks = [max(density > 0.0, int(density * problem.size)) for density in problem.each("density")]
         found = yield from order.largest(magnitudes, range(len(ks)), ks, problem.size, problem.columns)
         return {"selections": np.stack([selection.as_array() for selection in found])}
 

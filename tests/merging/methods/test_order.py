@@ -1,0 +1,78 @@
+"""The k-th largest without a sort: the entries that a stable sort would take, whatever is equal to what."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from method_runner import largest
+
+from clinmerge_jax.merging.methods import order
+
+
+def _magnitudes(pieces, args):
+    return [jnp.abs(piece) for piece in pieces]
+
+
+def _ask(questions, arrays):
+    """The result of a generator of steps, and how many passes it asked for."""
+    pieces, passes = [jnp.asarray(array) for array in arrays], 0
+    try:
+        step = next(questions)
+        while True:
+            passes += 1
+            asked = pieces if step.row is None else [piece[step.row : step.row + 1] for piece in pieces]
+            step = questions.send(np.asarray(step.reduce(asked, jnp.uint32(0), step.args)))
+    except StopIteration as done:
+        return done.value, passes
+
+
+def _chosen(selection, array, first_row=0):
+    return np.asarray(order.selected(jnp.abs(array), jnp.uint32(first_row), selection.as_array()))
+
+
+KINDS = {
+    "all different": lambda rng: rng.standard_normal((7, 31)),
+    "few values": lambda rng: rng.integers(-3, 4, (7, 31)) / 8,
+    "all equal": lambda rng: np.full((7, 31), -2.5),
+    "mostly zero": lambda rng: rng.standard_normal((7, 31)) * (rng.random((7, 31)) < 0.1),
+    "of every size": lambda rng: rng.standard_normal((7, 31)) * 10.0 ** rng.integers(-30, 30, (7, 31)),
+    "one column": lambda rng: rng.integers(0, 3, (64, 1)) * 1.0,
+    "one row": lambda rng: rng.integers(0, 3, (1, 64)) * 1.0,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_selection_is_that_of_a_stable_sort(kind):
+    array = KINDS[kind](np.random.default_rng(0)).astype(np.float32)
+    size = array.size
+    for k in {0, 1, 2, size // 3, size // 2, size - 1, size}:
+        (selection,), _ = _ask(order.largest(_magnitudes, (0,), [k], size, array.shape[1]), [array])
+        np.testing.assert_array_equal(_chosen(selection, array), largest(array, k), f"k = {k}")
+
+
+def test_pieces_choose_by_their_place_in_the_tensor():
+    array = np.ones((6, 5), np.float32)
+    (selection,), _ = _ask(order.largest(_magnitudes, (0,), [17], 30, 5), [array])
+    whole = largest(array, 17)
+    for first, last in ((0, 3), (3, 4), (4, 6)):
+        np.testing.assert_array_equal(_chosen(selection, array[first:last], first), whole[first:last])
+
+
+def test_several_selections_share_their_passes():
+    arrays = [np.random.default_rng(seed).standard_normal((9, 40)).astype(np.float32) for seed in range(3)]
+    found, passes = _ask(order.largest(_magnitudes, (0, 1, 2, 0), [36, 180, 90, 200], 360, 40), arrays)
+    assert passes == 9
+    for selection, which, k in zip(found, (0, 1, 2, 0), (36, 180, 90, 200)):
+        np.testing.assert_array_equal(_chosen(selection, arrays[which]), largest(arrays[which], k))
+
+
+def test_nothing_and_everything_cost_no_pass():
+    array = np.ones((4, 4), np.float32)
+    _, passes = _ask(order.largest(_magnitudes, (0, 0), [0, 16], 16, 4), [array])
+    assert passes == 0
+
+
+def test_the_kth_largest_is_numpys():
+    array = np.random.default_rng(1).standard_normal((13, 17)).astype(np.float32)
+    ks = [1, 5, 110, 221]
+    found, _ = _ask(order.kth_largest(_magnitudes, (0,) * 4, ks), [array])
+    np.testing.assert_array_equal(found.view(np.float32), np.sort(np.abs(array), axis=None)[::-1][np.array(ks) - 1])
