@@ -13,11 +13,12 @@ from clinmerge_jax.errors import BadInput
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+GENERATION_FILE = "generation_config.json"
 
 # What travels with the weights when a checkpoint is derived from another one.
 LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 CARRIED_FILES = (
-    "generation_config.json",
+    GENERATION_FILE,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -71,23 +70,6 @@ def _document(row: Any, name: str) -> Document:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise BadInput(f"{name}: a message lacks the text 'role' or 'content'; give both to each message")
     return Document(name, messages=messages)
-
-
-def load_tokenizer(folder: pathlib.Path, field: str):
-    """The tokenizer of a checkpoint folder, as transformers loads it, without looking at a hub.
-
-    Raises:
-      BadInput: the folder has none.
-    """
-    # Its advice to install PyTorch for models does not concern tokenizers.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import transformers  # takes seconds to import, and a merge without evaluation does not need it
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library raises bare Exception, KeyError and more for damaged files
-        reason = " ".join(str(error).splitlines()[:1])
-        raise BadInput(f"{field}: {folder} has no usable tokenizer ({reason}); add its tokenizer files") from error
 
 
 def encode(document: Document, tokenizer, end: int | None = None) -> Encoded:

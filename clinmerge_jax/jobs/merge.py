@@ -23,7 +23,8 @@ from clinmerge_jax.checkpoint.card import merge_card
 from clinmerge_jax.checkpoint.folder import LICENCE_FILES, Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.params import llama_config, load_params, write_weights
-from clinmerge_jax.data.documents import check_vocabulary, load_tokenizer
+from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.data.documents import check_vocabulary
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, encode_sets, held_out_sets, measure
 from clinmerge_jax.llama.parameters import parameters

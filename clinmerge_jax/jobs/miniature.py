@@ -20,7 +20,8 @@ from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import SINGLE_FILE, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState, result_path
 from clinmerge_jax.checkpoint.params import load_params, save_params
-from clinmerge_jax.data.documents import encode, load_tokenizer, pack
+from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.data.documents import encode, pack
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters, init_params
 from clinmerge_jax.miniature.corpus import corpus

@@ -10,11 +10,10 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from clinmerge_jax.checkpoint.folder import Checkpoint
-from clinmerge_jax.checkpoint.safetensors import parse_json
+from clinmerge_jax.checkpoint.tokenizer import SETTINGS_FILE, json_bytes, settings_of
 from clinmerge_jax.errors import BadInput
 
 TEMPLATE_FILE = "chat_template.jinja"
-_SETTINGS_FILE = "tokenizer_config.json"
 
 # The formats are those that the models of these names were trained in, mergekit's names for them.
 TEMPLATES = {
@@ -91,9 +90,7 @@ def template_of(checkpoint: Checkpoint) -> str:
     file = checkpoint.path / TEMPLATE_FILE
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()
-    settings = checkpoint.path / _SETTINGS_FILE
-    content = parse_json(settings.read_bytes(), settings) if settings.is_file() else {}
-    template = content.get("chat_template") if isinstance(content, dict) else None
+    template = settings_of(checkpoint.path).get("chat_template")
     if isinstance(template, list):  # several by name
         named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
         template = named.get("default")
@@ -108,10 +105,10 @@ def with_chat_template(files: Mapping[str, bytes | pathlib.Path], template: str)
       template: Jinja text.
     """
     kept = {name: content for name, content in files.items() if not name.startswith("chat_template")}
-    if _SETTINGS_FILE in kept:
-        content = kept[_SETTINGS_FILE]
+    if SETTINGS_FILE in kept:
+        content = kept[SETTINGS_FILE]
         settings = json.loads(content if isinstance(content, bytes) else content.read_bytes())
         if "chat_template" in settings:
             settings.pop("chat_template")
-            kept[_SETTINGS_FILE] = (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode()
+            kept[SETTINGS_FILE] = json_bytes(settings)
     return {**kept, TEMPLATE_FILE: template.encode()}

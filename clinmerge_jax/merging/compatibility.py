@@ -1,16 +1,12 @@
 """Whether two Checkpoints can be merged at all: tensors, architecture, vocabulary."""
 
-import json
-import pathlib
-
 from absl import logging
 
+from clinmerge_jax.checkpoint.embedding import has_vocabulary_rows
 from clinmerge_jax.checkpoint.folder import Checkpoint
+from clinmerge_jax.checkpoint.tokenizer import TOKENIZER_FILE, read_token_ids
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.schedule import layer_of
-from clinmerge_jax.merging.vocabulary import has_vocabulary_rows
-
-_TOKENIZER = "tokenizer.json"
 
 # A merge of models that differ in these makes no sense, whatever the shapes say.
 _SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
@@ -71,20 +67,20 @@ def check_same_tokens(first: Checkpoint, other: Checkpoint) -> None:
     Raises:
       BadInput: naming a token and its ids.
     """
-    known = [_token_ids(checkpoint.path / _TOKENIZER) for checkpoint in (first, other)]
+    known = [read_token_ids(checkpoint.path) for checkpoint in (first, other)]
     if None in known:
         logging.warning(
             "%s and %s: without %s in both, ids are taken to mean the same tokens",
             first.label,
             other.label,
-            _TOKENIZER,
+            TOKENIZER_FILE,
         )
         return
     (one, one_special), (two, two_special) = known
     moved = next((token for token in one if token in two and one[token] != two[token]), None)
     if moved is not None:
         raise BadInput(
-            f"{other.label}: token {moved!r} has id {two[moved]} in {other.path / _TOKENIZER} and {one[moved]} in"
+            f"{other.label}: token {moved!r} has id {two[moved]} in {other.path / TOKENIZER_FILE} and {one[moved]} in"
             f" {first.label}'s; merge models of one vocabulary, or give a tokenizer (union, base) to align them"
         )
     by_id = {index: token for token, index in two.items()}
@@ -92,23 +88,8 @@ def check_same_tokens(first: Checkpoint, other: Checkpoint) -> None:
     for token, theirs in renamed:
         if token not in one_special or theirs not in two_special:
             raise BadInput(
-                f"{other.label}: id {one[token]} is {theirs!r} in {other.path / _TOKENIZER} and {token!r} in"
+                f"{other.label}: id {one[token]} is {theirs!r} in {other.path / TOKENIZER_FILE} and {token!r} in"
                 f" {first.label}'s; merge models of one vocabulary"
             )
     if renamed:
         logging.warning("%s calls %s %s; the result calls it as %s does", other.label, *renamed[0], first.label)
-
-
-def _token_ids(path: pathlib.Path) -> tuple[dict[str, int], set[str]] | None:
-    """Id by token, and which tokens were added to the model's own (special ones among them); None without the file."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-        model = content["model"]["vocab"]
-        # Unigram models list [piece, score] in id order, BPE and WordPiece map piece to id.
-        ids = dict(model) if isinstance(model, dict) else {piece: index for index, (piece, _) in enumerate(model)}
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: is no tokenizer file ({error!r}); fetch it again") from error
-    return ids | added, set(added)

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from clinmerge_jax.checkpoint.adapter import Adapter, open_adapter, split_location
+from clinmerge_jax.checkpoint.embedding import has_vocabulary_rows
 from clinmerge_jax.checkpoint.folder import INDEX_FILE, Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.safetensors import TensorEntry
@@ -29,7 +30,7 @@ from clinmerge_jax.merging.methods import METHODS, Factors, Method, PairTotals, 
 from clinmerge_jax.merging.recipe import Recipe, Slice, Source
 from clinmerge_jax.merging.rows import AdaptedRows, AlignedRows, Rows, StoredRows
 from clinmerge_jax.merging.schedule import depth_of, layer_of, with_layer
-from clinmerge_jax.merging.vocabulary import Vocabulary, align, has_vocabulary_rows
+from clinmerge_jax.merging.vocabulary import Vocabulary, align
 
 
 @dataclasses.dataclass(frozen=True)

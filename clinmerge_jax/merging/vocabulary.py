@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,24 @@ import numpy as np
 import tokenizers
 from absl import logging
 
-from clinmerge_jax.checkpoint.folder import CARRIED_FILES, LICENCE_FILES, Checkpoint, resolve
+from clinmerge_jax.checkpoint.embedding import vocabulary_rows, vocabulary_tensors
+from clinmerge_jax.checkpoint.folder import GENERATION_FILE, Checkpoint, resolve
 from clinmerge_jax.checkpoint.safetensors import TensorEntry, parse_json, read_into
-from clinmerge_jax.data.documents import load_tokenizer
+from clinmerge_jax.checkpoint.tokenizer import (
+    ADDED_FILE,
+    OLDER_FILES,
+    SETTINGS_FILE,
+    TOKEN_FLAGS,
+    TOKENIZER_FILE,
+    TokenizerVocabulary,
+    has_tokenizer,
+    json_bytes,
+    read_again,
+    read_tokenizer,
+    read_vocabulary,
+    settings_of,
+    tokenizer_files,
+)
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.chat_templates import TEMPLATE_FILE, template_of
 from clinmerge_jax.merging.recipe import TokenSource
@@ -33,64 +47,9 @@ UNTRAINED_NORM = 0.01
 # ... or where so many special rows have the same bits: training moves rows apart, a common start leaves them equal.
 UNTRAINED_EQUALS = 3
 
-_ROWS_OF = ("embed_tokens.weight", "lm_head.weight")
 _SAMPLE = 512  # ordinary rows whose median norm is taken
 _SHOWN = 10
-_FILE, _SETTINGS_FILE, _ADDED_FILE, _GENERATION_FILE = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "generation_config.json",
-)
-_OTHER_FILES = ("tokenizer.model", "vocab.json", "spiece.model")  # that transformers can make a tokenizer.json from
-_TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")  # that decide which text an added token matches
 _MENDS = "give a tokenizer (union, base or a model)"
-
-
-def has_vocabulary_rows(name: str) -> bool:
-    """Whether a tensor of this name has one row for each token: the input embedding and the head."""
-    return name.endswith(_ROWS_OF)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TokenizerVocabulary:
-    """The tokens of one tokenizer.
-
-    Attributes:
-      path: its folder.
-      label: how messages name it.
-      ids: id by token, added tokens among them.
-      added: the tokens that are matched in the text before the tokenizer's model sees it, special ones among them, in
-        the order of their ids.
-      special: those of them that are marked special.
-      rows: of the model's embedding; 0 where there is only a tokenizer.
-      backend: the tokenizer itself.
-      content: of tokenizer.json; b"" where it had to be converted.
-    """
-
-    path: pathlib.Path
-    label: str
-    ids: Mapping[str, int]
-    added: Mapping[str, tokenizers.AddedToken]
-    special: frozenset[str]
-    rows: int
-    backend: tokenizers.Tokenizer
-    content: bytes
-
-    @functools.cached_property
-    def tokens(self) -> dict[int, str]:
-        """Token by id, in the order of the ids."""
-        return {index: token for token, index in sorted(self.ids.items(), key=lambda item: item[1])}
-
-    @functools.cached_property
-    def definition(self) -> dict[str, Any]:
-        """The content of tokenizer.json as the library writes it today."""
-        return json.loads(self.backend.to_str())
-
-    def row(self, token: str) -> int:
-        """Its row in the model's embedding; -1 where there is none (unknown, or an id past the embedding)."""
-        index = self.ids.get(token, -1)
-        return index if index < self.rows else -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,93 +85,6 @@ class Vocabulary:
         return ((model, own),) if own >= 0 else self.fill.get(row, ())
 
 
-def read_vocabulary(checkpoint: Checkpoint, field: str) -> TokenizerVocabulary:
-    """Reads the tokenizer of a Checkpoint: its tokenizer.json, or what transformers converts from older files.
-
-    Args:
-      checkpoint: a model.
-      field: the config field that gave it, for messages.
-
-    Raises:
-      BadInput: there is no tokenizer, it does not load or not convert, or embedding and head differ in rows.
-    """
-    return _read_tokenizer(checkpoint.path, field, _embedding_rows(checkpoint))
-
-
-def _read_tokenizer(path: pathlib.Path, field: str, rows: int) -> TokenizerVocabulary:
-    file = path / _FILE
-    if file.is_file():
-        content = file.read_bytes()
-        try:
-            backend = tokenizers.Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library raises bare Exception
-            reason = " ".join(str(error).splitlines()[:1])
-            raise BadInput(f"{field}: {file} does not load ({reason}); fetch it again") from error
-        _add_settings_tokens(path, backend)
-    else:
-        content = b""
-        older = next((name for name in _OTHER_FILES if (path / name).is_file()), None)
-        if older is None:
-            raise BadInput(f"{field}: {path} has no {_FILE}; add the model's tokenizer files")
-        try:
-            backend = load_tokenizer(path, field).backend_tokenizer
-        except (BadInput, AttributeError) as error:
-            raise BadInput(
-                f"{field}: {path} has {older} but no {_FILE}, and transformers cannot convert it here; install"
-                f" sentencepiece, or save the tokenizer with transformers and add its {_FILE}"
-            ) from error
-    added = {token.content: token for _, token in sorted(backend.get_added_tokens_decoder().items())}
-    special = frozenset(token for token, one in added.items() if one.special)
-    ids = backend.get_vocab(with_added_tokens=True)
-    if not ids:
-        raise BadInput(f"{field}: {file} has no tokens; fetch it again")
-    return TokenizerVocabulary(path, field, ids, added, special, rows, backend, content)
-
-
-def _add_settings_tokens(path: pathlib.Path, backend: tokenizers.Tokenizer) -> None:
-    """Adds the tokens that only tokenizer_config.json lists, as transformers does when it loads the folder."""
-    listed = _settings(path).get("added_tokens_decoder")
-    if not isinstance(listed, dict):
-        return
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    try:
-        for _, one in sorted(listed.items(), key=lambda item: int(item[0])):
-            if one["content"] not in known:
-                flags = {flag: bool(one[flag]) for flag in (*_TOKEN_FLAGS, "special") if flag in one}
-                backend.add_tokens([tokenizers.AddedToken(one["content"], **flags)])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(
-            f"{path / _SETTINGS_FILE}: added_tokens_decoder is malformed ({error!r}); fetch it again"
-        ) from error
-
-
-def _settings(path: pathlib.Path) -> dict[str, Any]:
-    file = path / _SETTINGS_FILE
-    content = parse_json(file.read_bytes(), file) if file.is_file() else {}
-    return content if isinstance(content, dict) else {}
-
-
-def _vocabulary_tensors(checkpoint: Checkpoint) -> list[TensorEntry]:
-    """The embedding, and the head where it is not tied."""
-    return [entry for name, entry in checkpoint.tensors.items() if has_vocabulary_rows(name)]
-
-
-def _embedding_rows(checkpoint: Checkpoint) -> int:
-    sizes = {entry.name: entry.shape[0] if entry.shape else 0 for entry in _vocabulary_tensors(checkpoint)}
-    if not any(name.endswith(_ROWS_OF[0]) for name in sizes):
-        raise BadInput(
-            f"{checkpoint.label}: {checkpoint.path} has no tensor {_ROWS_OF[0]}; vocabularies are aligned by it, so"
-            " give a decoder with an embedding"
-        )
-    if len(set(sizes.values())) > 1:
-        described = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise BadInput(
-            f"{checkpoint.label}: {checkpoint.path} has different numbers of vocabulary rows ({described}); save the"
-            " model again"
-        )
-    return next(iter(sizes.values()))
-
-
 def untrained_special_rows(checkpoint: Checkpoint, vocabulary: TokenizerVocabulary) -> frozenset[str]:
     """The added tokens whose rows this model never trained.
 
@@ -235,7 +107,7 @@ def untrained_special_rows(checkpoint: Checkpoint, vocabulary: TokenizerVocabula
     untrained: set[str] = set()
     if not places:
         return frozenset()
-    for entry in _vocabulary_tensors(checkpoint):
+    for entry in vocabulary_tensors(checkpoint):
         values = _read_rows(entry, list(places.values()))
         norms = _norms(values)
         floor = UNTRAINED_NORM * float(np.median(_norms(_read_rows(entry, sample)))) if sample else 0.0
@@ -344,7 +216,7 @@ def align(
         raise BadInput(f"config.missing_rows: {missing!r} is unknown; give one of {', '.join(MISSING_RULES)}")
     if type(pad_to_multiple_of) is not int or pad_to_multiple_of < 0:
         raise BadInput(f"pad_to_multiple_of: is {pad_to_multiple_of!r}; give a whole number, 0 for no padding")
-    sizes = {name: _embedding_rows(checkpoint) for name, checkpoint in sources.items()}
+    sizes = {name: vocabulary_rows(checkpoint) for name, checkpoint in sources.items()}
     for role, name in (("base", base), ("leading", leading)):
         if name not in sources and (name or role == "leading"):
             raise BadInput(f"{role}: {name!r} is not one of the models; give one of {', '.join(sources)}")
@@ -389,21 +261,13 @@ class _Aligner:
     def vocabulary(self, name: str, convert: bool = True) -> TokenizerVocabulary | None:
         """A source's tokens; None where the folder has no tokenizer, or one that would have to be converted."""
         if name not in self.read:
-            path = self.sources[name].path
-            if not (path / _FILE).is_file() and not (convert and any((path / file).is_file() for file in _OTHER_FILES)):
+            checkpoint = self.sources[name]
+            if not has_tokenizer(checkpoint.path, convert=convert):
                 return None
-            self.read[name] = self._read_once(self.sources[name])
+            again = (read_again(one, checkpoint) for one in self.read.values())
+            known = next((one for one in again if one is not None), None)
+            self.read[name] = known or read_vocabulary(checkpoint, checkpoint.label)
         return self.read[name]
-
-    def _read_once(self, checkpoint: Checkpoint) -> TokenizerVocabulary:
-        """As `read_vocabulary`; a tokenizer that another model has too is not parsed again, which takes a second."""
-        file, listed = checkpoint.path / _FILE, _settings(checkpoint.path).get("added_tokens_decoder")
-        for one in self.read.values():
-            same = file.is_file() and one.content == file.read_bytes()
-            if same and listed == _settings(one.path).get("added_tokens_decoder"):
-                rows = _embedding_rows(checkpoint)
-                return dataclasses.replace(one, path=checkpoint.path, label=checkpoint.label, rows=rows)
-        return read_vocabulary(checkpoint, checkpoint.label)
 
     def padded(self, size: int) -> int:
         """The next number of rows that is allowed."""
@@ -521,25 +385,27 @@ class _Aligner:
             result, title = known[tokenizer], f"{known[tokenizer].label}'s"
         else:
             path = resolve(tokenizer, self.field)
-            result, title = _read_tokenizer(path, self.field, 0), f"{path.name}'s"
+            result, title = read_tokenizer(path, self.field), f"{path.name}'s"
         if all(one.ids == result.ids for one in known.values()) and len(set(self.sizes.values())) == 1:
             layout = self.agreed(token_sources)
             lead = known[self.leading]
-            same_files = result.content == lead.content != b"" and _settings(result.path) == _settings(lead.path)
+            same_files = result.content == lead.content != b"" and settings_of(result.path) == settings_of(lead.path)
             if not same_files and result.path != lead.path:
-                layout.files = self._with_template(_tokenizer_files(result.path), layout.notes)
+                layout.files = self._with_template(tokenizer_files(result.path), layout.notes)
                 layout.notes.append(f"all models have the same tokens; the tokenizer is {title}")
             layout.tokenizer = result
             return layout
         notes = [f"the tokenizer is {title}, of {len(result.ids)} tokens"]
         tokens = result.tokens
-        files = self._with_template(_tokenizer_files(result.path), notes)
+        files = self._with_template(tokenizer_files(result.path), notes)
         return self._by_text(known, tokens, result, files, notes)
 
     def _must_have(self, name: str) -> TokenizerVocabulary:
         one = self.vocabulary(name)
         if one is None:
-            raise BadInput(f"{self.sources[name].label}: {self.sources[name].path} has no {_FILE}; add its tokenizer")
+            raise BadInput(
+                f"{self.sources[name].label}: {self.sources[name].path} has no {TOKENIZER_FILE}; add its tokenizer"
+            )
         return one
 
     def _by_text(
@@ -592,7 +458,7 @@ class _Aligner:
         result = dataclasses.replace(start, ids=ids, backend=backend, rows=0, content=b"")
         new = [token for token in result.tokens.values() if token not in start.ids]
         notes[0] = f"the tokenizer is {start.label}'s, of {len(start.ids)} tokens, with {_listed(new, 'token')} added"
-        files = _tokenizer_files(start.path)
+        files = tokenizer_files(start.path)
         if backend.to_str() != start.backend.to_str():
             files |= _extended_files(start, backend, {token: ids[token] for token in new}, files)
         return self._by_text(known, result.tokens, result, self._with_template(files, notes), notes)
@@ -614,10 +480,10 @@ class _Aligner:
     ) -> dict[str, bytes | pathlib.Path]:
         """Adds the leading model's chat template where the tokenizer has none."""
         leading = self.sources[self.leading]
-        settings = files.get(_SETTINGS_FILE)
+        settings = files.get(SETTINGS_FILE)
         own = TEMPLATE_FILE in files
         if settings is not None and not own:
-            content = parse_json(settings if isinstance(settings, bytes) else settings.read_bytes(), _SETTINGS_FILE)
+            content = parse_json(settings if isinstance(settings, bytes) else settings.read_bytes(), SETTINGS_FILE)
             own = isinstance(content, dict) and bool(content.get("chat_template"))
         template = "" if own else template_of(leading)
         if template:
@@ -634,7 +500,7 @@ class _Aligner:
             one = self.vocabulary(name, convert=bool(layout.files))
             if one is None or not one.added or not layout.tokens:
                 continue
-            if not all(entry.file.is_file() for entry in _vocabulary_tensors(checkpoint)):
+            if not all(entry.file.is_file() for entry in vocabulary_tensors(checkpoint)):
                 layout.notes.append(f"{checkpoint.label} is not made yet, so its special rows are not looked at")
                 continue
             tokens = untrained_special_rows(checkpoint, one)
@@ -693,9 +559,9 @@ class _Aligner:
         updates, generation = self._token_id_updates(layout, notes)
         files = dict(layout.files)
         if generation:
-            path = self.sources[self.leading].path / _GENERATION_FILE
+            path = self.sources[self.leading].path / GENERATION_FILE
             content = {**parse_json(path.read_bytes(), path), **generation}
-            files[_GENERATION_FILE] = _json_bytes(content)
+            files[GENERATION_FILE] = json_bytes(content)
         end = max(layout.tokens, default=-1) + 1
         rows = {name: layout.rows[name] for name in self.sources}
         for own in rows.values():
@@ -790,12 +656,12 @@ class _Aligner:
     def _token_id_updates(self, layout: _Layout, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The leading model's token ids where the same tokens are at other ids now: config.json's, the generation's."""
         leading = self.sources[self.leading]
-        path = leading.path / _GENERATION_FILE
+        path = leading.path / GENERATION_FILE
         generation = parse_json(path.read_bytes(), path) if path.is_file() else {}
         if not isinstance(generation, dict):
             raise BadInput(f"{path}: is no JSON object; fetch it again")
         updates = []
-        for file, content in (("config.json", leading.config), (_GENERATION_FILE, generation)):
+        for file, content in (("config.json", leading.config), (GENERATION_FILE, generation)):
             moved = {}
             for key, value in content.items():
                 if not key.endswith("_token_id"):
@@ -817,7 +683,7 @@ class _Aligner:
         else:
             lead = self._must_have(self.leading)
             kept = [layout.ids[lead.tokens[index]] for index in given if lead.tokens.get(index) in layout.ids]
-            named = _settings(layout.tokenizer.path).get(key.removesuffix("_id"))
+            named = settings_of(layout.tokenizer.path).get(key.removesuffix("_id"))
             named = named.get("content") if isinstance(named, dict) else named
             if not kept and named in layout.ids:
                 kept = [layout.ids[named]]
@@ -864,12 +730,12 @@ def _pieces(model: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _flags(token: tokenizers.AddedToken) -> tuple[bool, ...]:
-    return tuple(getattr(token, flag) for flag in _TOKEN_FLAGS)
+    return tuple(getattr(token, flag) for flag in TOKEN_FLAGS)
 
 
 def _described(token: tokenizers.AddedToken) -> dict[str, Any]:
     """An added token as tokenizer_config.json has it."""
-    return {"content": token.content, **{flag: getattr(token, flag) for flag in (*_TOKEN_FLAGS, "special")}}
+    return {"content": token.content, **{flag: getattr(token, flag) for flag in (*TOKEN_FLAGS, "special")}}
 
 
 def _extended_files(
@@ -879,28 +745,17 @@ def _extended_files(
     files: Mapping[str, bytes | pathlib.Path],
 ) -> dict[str, bytes]:
     """Those of a tokenizer's files that change when tokens are added to it."""
-    changed = {_FILE: backend.to_str(pretty=True).encode()}
-    settings = _settings(start.path)
+    changed = {TOKENIZER_FILE: backend.to_str(pretty=True).encode()}
+    settings = settings_of(start.path)
     if isinstance(settings.get("added_tokens_decoder"), dict):
         by_id = backend.get_added_tokens_decoder()
         settings["added_tokens_decoder"] = {str(index): _described(by_id[index]) for index in sorted(by_id)}
-        changed[_SETTINGS_FILE] = _json_bytes(settings)
-    if any(name in files for name in (_ADDED_FILE, *_OTHER_FILES)):  # who reads these finds the rest there
-        file = start.path / _ADDED_FILE
+        changed[SETTINGS_FILE] = json_bytes(settings)
+    if any(name in files for name in (ADDED_FILE, *OLDER_FILES)):  # who reads these finds the rest there
+        file = start.path / ADDED_FILE
         before = parse_json(file.read_bytes(), file) if file.is_file() else {}
-        changed[_ADDED_FILE] = _json_bytes({**before, **new})
+        changed[ADDED_FILE] = json_bytes({**before, **new})
     return changed
-
-
-def _json_bytes(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _tokenizer_files(path: pathlib.Path) -> dict[str, bytes | pathlib.Path]:
-    """The tokenizer files of a folder by name, the chat template among them."""
-    patterns = [one for one in CARRIED_FILES if one not in LICENCE_FILES and one != _GENERATION_FILE]
-    found = {file.name: file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
-    return dict(sorted(found.items()))
 
 
 def _listed(tokens: Sequence[str], kind: str) -> str:

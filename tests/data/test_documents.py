@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from support import write_tokenizer
 
+from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
 from clinmerge_jax.data.documents import (
     Document,
     Encoded,
     check_vocabulary,
     encode,
-    load_tokenizer,
     pack,
     read_documents,
 )
@@ -90,11 +90,6 @@ def test_a_conversation_needs_a_chat_template(tmp_path):
     write_tokenizer(tmp_path)
     with pytest.raises(BadInput, match="no chat template"):
         encode(Document("note 7", messages=CONVERSATION), load_tokenizer(tmp_path, "config.model"))
-
-
-def test_a_folder_without_tokenizer_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="config.model: .* has no usable tokenizer"):
-        load_tokenizer(tmp_path, "config.model")
 
 
 def test_json_lines_of_text_and_messages_are_read(tmp_path):

@@ -11,165 +11,34 @@ import pytest
 import support
 import tokenizers
 import transformers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizer_builders import (
+    BOS,
+    EOT,
+    HEADER,
+    HEADER_END,
+    LLAMA_3_SPECIALS,
+    TEXTS,
+    llama_2,
+    llama_3,
+    llama_3_core,
+    tokens_by_id,
+    write_model,
+)
+from tokenizers import AddedToken, models
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.safetensors import read_tensor
+from clinmerge_jax.checkpoint.tokenizer import read_vocabulary
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.merging.vocabulary import (
-    TokenSource,
-    align,
-    has_vocabulary_rows,
-    read_vocabulary,
-    untrained_special_rows,
-)
+from clinmerge_jax.merging.recipe import TokenSource
+from clinmerge_jax.merging.vocabulary import align, untrained_special_rows
 
-BOS, HEADER, HEADER_END, EOT = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
-LLAMA_3_SPECIALS = (BOS, HEADER, HEADER_END, EOT, *(f"<|reserved_special_token_{i}|>" for i in range(6)))
-LLAMA_2_SPECIALS = ("<unk>", "<s>", "</s>")
-
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
-_CORPUS = (
-    "The patient was admitted with fever, cough and shortness of breath for 3 days.",
-    "Blood pressure was 120/80 mmHg and the heart rate 92 per minute on admission.",
-    "She takes metformin 500 mg twice daily; no known allergies were reported.",
-    "What is the capital of the country, and how far is the sea from there?",
-    "He didn't want to go there, but they'll come back with the others on Monday.",
-    "Please write a short letter to my teacher about the weather and the garden.",
-)
-TEXTS = (
-    *_CORPUS,
-    "Patients who weren't seen: 4567 of 12345 (37%).",
-    "  two spaces, a tab\tand\n\nlines ",
-    "Fieber über 39 °C, naïve 日本語 and 🙂.",
-    "",
-    "x",
-)
 OURS = [f"<|ours_{i}|>" for i in range(300)]
-
-
-@functools.cache
-def _llama_3_core(seed: int) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """Words in order and merges of a byte-level BPE; other seeds have other texts, and so other merges."""
-    trained = tokenizers.Tokenizer(models.BPE())
-    trained.pre_tokenizer = _llama_3_split()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    trained.train_from_iterator([" ".join(_CORPUS[:3] if seed else _CORPUS)] * 2, trainer)
-    return _core_of(trained)
-
-
-@functools.cache
-def _llama_2_core() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """Words and merges of a sentencepiece-like BPE with byte fallback."""
-    trained = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    first = [*LLAMA_2_SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=first, show_progress=False)
-    trained.train_from_iterator(_CORPUS, trainer)
-    return _core_of(trained)
-
-
-def _core_of(trained):
-    model = json.loads(trained.to_str())["model"]
-    words = tuple(sorted(model["vocab"], key=model["vocab"].get))
-    return words, tuple((left, right) for left, right in model["merges"])
-
-
-def _llama_3_split():
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _ids(words, inside, shuffle):
-    """Ids of the model's words, with added tokens that lie among them, all shuffled."""
-    words = [*words, *inside]
-    if shuffle is not None:
-        random.Random(shuffle).shuffle(words)
-    return {word: index for index, word in enumerate(words)}
-
-
-def llama_3(added=(), specials=LLAMA_3_SPECIALS, inside=(), shuffle=None, core=0):
-    """A byte-level BPE of Llama 3's kind.
-
-    Args:
-      added: tokens after the special ones, as text (not special) or AddedToken.
-      specials: special tokens after the BPE's words.
-      inside: further added tokens whose ids lie among the BPE's words.
-      shuffle: seed of the order of the BPE's words; None keeps it.
-      core: which words and merges.
-    """
-    words, merges = _llama_3_core(core)
-    made = tokenizers.Tokenizer(models.BPE(_ids(words, inside, shuffle), list(merges), ignore_merges=True))
-    made.pre_tokenizer = _llama_3_split()
-    made.decoder = decoders.ByteLevel()
-    _add(made, specials, added, inside)
-    if BOS in specials:
-        made.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A", special_tokens=[(BOS, made.token_to_id(BOS))]
-        )
-    return made
-
-
-def llama_2(added=(), inside=(), shuffle=None, metaspace=False):
-    """A sentencepiece BPE of Llama 2's kind, as converted to tokenizer.json.
-
-    Args:
-      added: tokens after the model's words.
-      inside: further added tokens whose ids lie among the model's words.
-      shuffle: seed of the order of the model's words; None keeps it.
-      metaspace: with the newer Metaspace pre-tokenizer in place of the older normalizer.
-    """
-    words, merges = _llama_2_core()
-    model = models.BPE(_ids(words, inside, shuffle), list(merges), byte_fallback=True, unk_token="<unk>", fuse_unk=True)
-    made = tokenizers.Tokenizer(model)
-    if metaspace:
-        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    else:
-        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    _add(made, LLAMA_2_SPECIALS, added, inside)
-    return made
-
-
-def _add(made, specials, added, inside):
-    made.add_special_tokens([AddedToken(one, normalized=False, special=True) for one in specials])
-    for one in (*added, *inside):
-        token = one if isinstance(one, AddedToken) else AddedToken(one, normalized=False)
-        (made.add_special_tokens if token.special else made.add_tokens)([token])
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a checkpoint with a tokenizer and opens it.
-
-    Args of what it gives: name of the model, its tokenizer (None for none), rows beyond the tokens, rows of zeros,
-    rows by token that replace random ones, fields of config.json, and fields of tokenizer_config.json.
-    """
-
-    def make(name, tokenizer, extra=0, zeros=(), same=(), settings=None, rows=None, tied=False, **config):
-        size = rows if rows is not None else tokenizer.get_vocab_size(True) + extra
-        fields = {**support.TINY, "vocab_size": size, "tie_word_embeddings": tied}
-        seed = sum(map(ord, name))
-        tensors = support.llama_tensors(fields, seed, np.float32)
-        for tensor, values in tensors.items():
-            if has_vocabulary_rows(tensor):
-                values[[int(tokenizer.token_to_id(token)) for token in zeros]] = 0
-                values[[int(tokenizer.token_to_id(token)) for token in same]] = 0.5
-        folder = support.write_llama(
-            tmp_path / name, seed, np.float32, tensors=tensors, vocab_size=size, tie_word_embeddings=tied, **config
-        )
-        if tokenizer is not None:
-            tokenizer.save(str(folder / "tokenizer.json"))
-            fields = {"tokenizer_class": "PreTrainedTokenizerFast", **(settings or {})}
-            (folder / "tokenizer_config.json").write_text(json.dumps(fields))
-        return open_checkpoint(str(folder), f"config.{name}")
-
-    return make
+    return functools.partial(write_model, tmp_path)
 
 
 def _result_tokenizer(vocabulary):
@@ -216,10 +85,6 @@ def _check_rows(vocabulary, parents, base, rule):
             assert vocabulary.donors(name, row) == expected, (name, token)
 
 
-def _sources(**checkpoints):
-    return dict(checkpoints)
-
-
 # Unions
 
 
@@ -245,7 +110,7 @@ def test_union_encodes_each_parents_text_as_before_and_each_token_has_its_row(wr
 
     words = set().union(*(parent.get_vocab(True) for parent in parents.values()))
     assert set(vocabulary.tokens) == words and len(vocabulary.tokens) == len(words) == vocabulary.size
-    order = [*_by_id(first), *(token for token in _by_id(second) if token in theirs), "<|third|>"]
+    order = [*tokens_by_id(first), *(token for token in tokens_by_id(second) if token in theirs), "<|third|>"]
     assert list(vocabulary.tokens) == order
     _check_rows(vocabulary, parents, "", rule)
 
@@ -269,11 +134,6 @@ def _flags(tokenizer):
         token.content: (token.special, token.lstrip, token.rstrip, token.single_word, token.normalized)
         for token in tokenizer.get_added_tokens_decoder().values()
     }
-
-
-def _by_id(tokenizer):
-    ids = tokenizer.get_vocab(True)
-    return sorted(ids, key=ids.get)
 
 
 def test_union_keeps_how_each_parents_tokens_are_found_in_text(write):
@@ -300,7 +160,7 @@ def test_union_starts_with_the_bases_ids_and_fills_by_the_base_first(write):
     parents = {"instruct": llama_3(["<i>"], shuffle=1), "base": llama_3(), "clinical": llama_3(["<c>"], shuffle=2)}
     sources = {name: write(name, parent) for name, parent in parents.items()}
     vocabulary = align(sources, base="base", leading="instruct", tokenizer="union", special_rows=False)
-    assert list(vocabulary.tokens) == [*_by_id(parents["base"]), "<i>", "<c>"]
+    assert list(vocabulary.tokens) == [*tokens_by_id(parents["base"]), "<i>", "<c>"]
     _check_rows(vocabulary, parents, "base", _rule_auto)
     row = vocabulary.tokens.index("<c>")
     assert vocabulary.donors("base", row) == (("clinical", parents["clinical"].token_to_id("<c>")),)
@@ -397,7 +257,7 @@ def test_older_and_newer_llama_2_conversions_have_no_union_but_align_by_base(wri
     with pytest.raises(BadInput, match="no union .* differs"):
         align(sources, base="", leading="a", tokenizer="union")
     vocabulary = align(sources, base="", leading="a", tokenizer="base", special_rows=False)
-    assert list(vocabulary.tokens) == _by_id(parents["a"])
+    assert list(vocabulary.tokens) == tokens_by_id(parents["a"])
     _check_rows(vocabulary, parents, "", _rule_auto)
 
 
@@ -408,7 +268,7 @@ def test_base_takes_the_bases_tokens_and_names_what_is_dropped(write):
     parents = {"a": llama_3(OURS[:30], shuffle=1), "base": llama_3(["<only base>"])}
     sources = {name: write(name, parent) for name, parent in parents.items()}
     vocabulary = align(sources, base="base", leading="a", tokenizer="base", special_rows=False)
-    assert list(vocabulary.tokens) == _by_id(parents["base"])
+    assert list(vocabulary.tokens) == tokens_by_id(parents["base"])
     _check_rows(vocabulary, parents, "base", _rule_auto)
     assert vocabulary.files["tokenizer.json"] == sources["base"].path / "tokenizer.json"
     (dropped,) = [note for note in vocabulary.notes if "not in the result" in note]
@@ -426,7 +286,7 @@ def test_a_named_models_tokenizer_or_a_folders(write, tmp_path, outside):
         tokenizer.save(str(tmp_path / "outside" / "tokenizer.json"))
         chosen = str(tmp_path / "outside")
     vocabulary = align(sources, base="", leading="a", tokenizer=chosen, special_rows=False)
-    assert list(vocabulary.tokens) == _by_id(tokenizer)
+    assert list(vocabulary.tokens) == tokens_by_id(tokenizer)
     _check_rows(vocabulary, parents, "", _rule_auto)
     assert _result_tokenizer(vocabulary).get_vocab() == tokenizer.get_vocab()
 
@@ -607,7 +467,7 @@ def test_ids_that_mean_different_tokens_are_refused(write):
     moved = {"a": first, "b": write("b", llama_3(shuffle=1))}
     with pytest.raises(BadInput, match=r"config\.b: token .* has id \d+ there and \d+ in config\.a; give a tokenizer"):
         align(moved, base="", leading="a")
-    words = {word: index for index, word in enumerate(_llama_3_core(0)[0])}
+    words = {word: index for index, word in enumerate(llama_3_core(0)[0])}
     renamed = {"Fever" if index == 300 else word: index for word, index in words.items()}
     one, other = (tokenizers.Tokenizer(models.WordLevel(ids, unk_token="a")) for ids in (words, renamed))
     sources = {"a": write("c", one), "b": write("d", other)}
@@ -733,77 +593,6 @@ def test_token_ids_of_the_configs_follow_their_tokens(write):
     written = json.loads(vocabulary.files["generation_config.json"])
     assert written == {"eos_token_id": base.token_to_id(EOT), "temperature": 0.6}
     assert any("pad_token_id" in note and "none" in note for note in vocabulary.notes)
-
-
-def test_tensors_with_vocabulary_rows():
-    names = support.llama_shapes(support.TINY)
-    assert [name for name in names if has_vocabulary_rows(name)] == ["model.embed_tokens.weight", "lm_head.weight"]
-
-
-def test_a_vocabulary_knows_added_and_special_tokens(write):
-    parent = llama_3(["<plain>", AddedToken("<special>", special=True)])
-    known = read_vocabulary(write("a", parent, extra=4), "config.a")
-    assert known.rows == parent.get_vocab_size(True) + 4 and known.ids == parent.get_vocab(True)
-    assert list(known.added) == [*LLAMA_3_SPECIALS, "<plain>", "<special>"]
-    assert known.special == {*LLAMA_3_SPECIALS, "<special>"}
-
-
-def test_tokens_that_only_the_settings_list_are_read_as_transformers_reads_them(write):
-    parent = llama_2()
-    size = parent.get_vocab_size(True)
-    settings = {"added_tokens_decoder": {str(size): {"content": "<late>", "special": True, "normalized": False}}}
-    model = write("a", parent, extra=1, settings=settings)
-    known = read_vocabulary(model, "config.a")
-    loaded = transformers.AutoTokenizer.from_pretrained(model.path)
-    assert known.ids["<late>"] == size == loaded.convert_tokens_to_ids("<late>") and "<late>" in known.special
-
-
-def test_an_older_tokenizer_is_converted(write):
-    words, merges = _llama_3_core(0)
-    model = write("a", None, rows=len(words) + 1)
-    (model.path / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (model.path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges))
-    (model.path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "unk_token": "a"}')
-    known = read_vocabulary(model, "config.a")
-    assert {word: known.ids[word] for word in words} == {word: index for index, word in enumerate(words)}
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda path: (path / "tokenizer.json").unlink(), r"^config\.a: .* has no tokenizer\.json; add"),
-        (lambda path: (path / "tokenizer.json").write_text("{}"), r"^config\.a: .*tokenizer\.json does not load"),
-        (lambda path: (path / "tokenizer.json").write_bytes(b"\xff"), r"^config\.a: .*tokenizer\.json does not load"),
-        (
-            lambda path: (path / "tokenizer.json").rename(path / "tokenizer.model"),
-            r"^config\.a: .* has tokenizer\.model but no tokenizer\.json, .*sentencepiece",
-        ),
-        (
-            lambda path: (path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"x": 1}}'),
-            r"tokenizer_config\.json: added_tokens_decoder is malformed",
-        ),
-    ],
-    ids=["none", "empty", "bytes", "sentencepiece", "settings"],
-)
-def test_bad_tokenizers_are_refused(write, damage, message):
-    model = write("a", llama_3())
-    damage(model.path)
-    with pytest.raises(BadInput, match=message):
-        read_vocabulary(model, "config.a")
-
-
-def test_bad_embeddings_are_refused(write):
-    model = write("a", llama_3())
-    head = model.tensors["lm_head.weight"]
-    shorter = dataclasses.replace(head, shape=(head.shape[0] - 1, head.shape[1]))
-    uneven = dataclasses.replace(model, tensors={**model.tensors, "lm_head.weight": shorter})
-    with pytest.raises(
-        BadInput, match=r"different numbers of vocabulary rows .*lm_head\.weight \d+, model\.embed_tokens\.weight \d+"
-    ):
-        read_vocabulary(uneven, "config.a")
-    without = dataclasses.replace(model, tensors={"lm_head.weight": head})
-    with pytest.raises(BadInput, match=r"has no tensor embed_tokens\.weight"):
-        read_vocabulary(without, "config.a")
 
 
 @pytest.mark.parametrize(

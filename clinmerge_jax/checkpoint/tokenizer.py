@@ -1,0 +1,229 @@
+"""The tokenizer of a folder: its tokens and their ids, its files, and how transformers loads it."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+
+from clinmerge_jax.checkpoint.embedding import vocabulary_rows
+from clinmerge_jax.checkpoint.folder import CARRIED_FILES, GENERATION_FILE, LICENCE_FILES, Checkpoint
+from clinmerge_jax.checkpoint.safetensors import parse_json
+from clinmerge_jax.errors import BadInput
+
+TOKENIZER_FILE = "tokenizer.json"
+SETTINGS_FILE = "tokenizer_config.json"
+ADDED_FILE = "added_tokens.json"
+OLDER_FILES = ("tokenizer.model", "vocab.json", "spiece.model")  # that transformers can make a tokenizer.json from
+TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")  # that decide which text an added token matches
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenizerVocabulary:
+    """The tokens of one tokenizer.
+
+    Attributes:
+      path: its folder.
+      label: how messages name it.
+      ids: id by token, added tokens among them.
+      added: the tokens that are matched in the text before the tokenizer's model sees it, special ones among them, in
+        the order of their ids.
+      special: those of them that are marked special.
+      rows: of the model's embedding; 0 where there is only a tokenizer.
+      backend: the tokenizer itself.
+      content: of tokenizer.json; b"" where it had to be converted.
+    """
+
+    path: pathlib.Path
+    label: str
+    ids: Mapping[str, int]
+    added: Mapping[str, tokenizers.AddedToken]
+    special: frozenset[str]
+    rows: int
+    backend: tokenizers.Tokenizer
+    content: bytes
+
+    @functools.cached_property
+    def tokens(self) -> dict[int, str]:
+        """Token by id, in the order of the ids."""
+        return {index: token for token, index in sorted(self.ids.items(), key=lambda item: item[1])}
+
+    @functools.cached_property
+    def definition(self) -> dict[str, Any]:
+        """The content of tokenizer.json as the library writes it today."""
+        return json.loads(self.backend.to_str())
+
+    def row(self, token: str) -> int:
+        """Its row in the model's embedding; -1 where there is none (unknown, or an id past the embedding)."""
+        index = self.ids.get(token, -1)
+        return index if index < self.rows else -1
+
+
+def has_tokenizer(path: pathlib.Path, *, convert: bool = True) -> bool:
+    """Whether a folder has a tokenizer.
+
+    Args:
+      path: the folder.
+      convert: whether one counts that would have to be converted.
+    """
+    return (path / TOKENIZER_FILE).is_file() or (convert and any((path / name).is_file() for name in OLDER_FILES))
+
+
+def read_vocabulary(checkpoint: Checkpoint, field: str) -> TokenizerVocabulary:
+    """Reads the tokenizer of a Checkpoint: its tokenizer.json, or what transformers converts from older files.
+
+    Args:
+      checkpoint: a model.
+      field: the config field that gave it, for messages.
+
+    Raises:
+      BadInput: there is no tokenizer, it does not load or not convert, or embedding and head differ in rows.
+    """
+    return read_tokenizer(checkpoint.path, field, vocabulary_rows(checkpoint))
+
+
+def read_again(one: TokenizerVocabulary, checkpoint: Checkpoint) -> TokenizerVocabulary | None:
+    """The tokenizer of a Checkpoint, not parsed again (which takes a second) where it is the same as another's.
+
+    Args:
+      one: a tokenizer that was read before.
+      checkpoint: a model.
+
+    Returns:
+      The same with the Checkpoint's own path, label and rows; None where the Checkpoint has another tokenizer.
+
+    Raises:
+      BadInput: tokenizer_config.json is damaged, or embedding and head differ in rows.
+    """
+    file, listed = checkpoint.path / TOKENIZER_FILE, settings_of(checkpoint.path).get("added_tokens_decoder")
+    same = file.is_file() and one.content == file.read_bytes()
+    if not same or listed != settings_of(one.path).get("added_tokens_decoder"):
+        return None
+    return dataclasses.replace(one, path=checkpoint.path, label=checkpoint.label, rows=vocabulary_rows(checkpoint))
+
+
+def read_tokenizer(path: pathlib.Path, field: str, rows: int = 0) -> TokenizerVocabulary:
+    """Reads the tokenizer of a folder: its tokenizer.json, or what transformers converts from older files.
+
+    Args:
+      path: the folder.
+      field: the config field that gave it, for messages.
+      rows: of the model's embedding; 0 where there is only a tokenizer.
+
+    Raises:
+      BadInput: there is no tokenizer, or it does not load or not convert.
+    """
+    file = path / TOKENIZER_FILE
+    if file.is_file():
+        content = file.read_bytes()
+        try:
+            backend = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the library raises bare Exception
+            reason = " ".join(str(error).splitlines()[:1])
+            raise BadInput(f"{field}: {file} does not load ({reason}); fetch it again") from error
+        _add_settings_tokens(path, backend)
+    else:
+        content = b""
+        older = next((name for name in OLDER_FILES if (path / name).is_file()), None)
+        if older is None:
+            raise BadInput(f"{field}: {path} has no {TOKENIZER_FILE}; add the model's tokenizer files")
+        try:
+            backend = load_tokenizer(path, field).backend_tokenizer
+        except (BadInput, AttributeError) as error:
+            raise BadInput(
+                f"{field}: {path} has {older} but no {TOKENIZER_FILE}, and transformers cannot convert it here; install"
+                f" sentencepiece, or save the tokenizer with transformers and add its {TOKENIZER_FILE}"
+            ) from error
+    added = {token.content: token for _, token in sorted(backend.get_added_tokens_decoder().items())}
+    special = frozenset(token for token, one in added.items() if one.special)
+    ids = backend.get_vocab(with_added_tokens=True)
+    if not ids:
+        raise BadInput(f"{field}: {file} has no tokens; fetch it again")
+    return TokenizerVocabulary(path, field, ids, added, special, rows, backend, content)
+
+
+def _add_settings_tokens(path: pathlib.Path, backend: tokenizers.Tokenizer) -> None:
+    """Adds the tokens that only tokenizer_config.json lists, as transformers does when it loads the folder."""
+    listed = settings_of(path).get("added_tokens_decoder")
+    if not isinstance(listed, dict):
+        return
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    try:
+        for _, one in sorted(listed.items(), key=lambda item: int(item[0])):
+            if one["content"] not in known:
+                flags = {flag: bool(one[flag]) for flag in (*TOKEN_FLAGS, "special") if flag in one}
+                backend.add_tokens([tokenizers.AddedToken(one["content"], **flags)])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"{path / SETTINGS_FILE}: added_tokens_decoder is malformed ({error!r}); fetch it again"
+        ) from error
+
+
+def read_token_ids(path: pathlib.Path) -> tuple[dict[str, int], set[str]] | None:
+    """What tokenizer.json itself says of ids, read without the library, which may know less or more of its format.
+
+    Args:
+      path: the folder.
+
+    Returns:
+      Id by token, and which tokens were added to the model's own (special ones among them); None without the file.
+
+    Raises:
+      BadInput: the file is no tokenizer.
+    """
+    file = path / TOKENIZER_FILE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_bytes())
+        model = content["model"]["vocab"]
+        # Unigram models list [piece, score] in id order, BPE and WordPiece map piece to id.
+        ids = dict(model) if isinstance(model, dict) else {piece: index for index, (piece, _) in enumerate(model)}
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file}: is no tokenizer file ({error!r}); fetch it again") from error
+    return ids | added, set(added)
+
+
+def load_tokenizer(folder: pathlib.Path, field: str):
+    """The tokenizer of a checkpoint folder, as transformers loads it, without looking at a hub.
+
+    Raises:
+      BadInput: the folder has none.
+    """
+    # Its advice to install PyTorch for models does not concern tokenizers.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers  # takes seconds to import, and a merge without evaluation does not need it
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises bare Exception, KeyError and more for damaged files
+        reason = " ".join(str(error).splitlines()[:1])
+        raise BadInput(f"{field}: {folder} has no usable tokenizer ({reason}); add its tokenizer files") from error
+
+
+def settings_of(path: pathlib.Path) -> dict[str, Any]:
+    """tokenizer_config.json of a folder; empty where there is none.
+
+    Raises:
+      BadInput: it is no JSON.
+    """
+    file = path / SETTINGS_FILE
+    content = parse_json(file.read_bytes(), file) if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def tokenizer_files(path: pathlib.Path) -> dict[str, bytes | pathlib.Path]:
+    """The tokenizer files of a folder by name, the chat template among them."""
+    patterns = [one for one in CARRIED_FILES if one not in LICENCE_FILES and one != GENERATION_FILE]
+    found = {file.name: file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    return dict(sorted(found.items()))
+
+
+def json_bytes(content: Any) -> bytes:
+    """The content of a JSON file among a tokenizer's."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
