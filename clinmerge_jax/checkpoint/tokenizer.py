@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -20,6 +20,8 @@ SETTINGS_FILE = "tokenizer_config.json"
 ADDED_FILE = "added_tokens.json"
 OLDER_FILES = ("tokenizer.model", "vocab.json", "spiece.model")  # that transformers can make a tokenizer.json from
 TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")  # that decide which text an added token matches
+
+_SHOWN = 10  # tokens that a message names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -227,3 +229,10 @@ def tokenizer_files(path: pathlib.Path) -> dict[str, bytes | pathlib.Path]:
 def json_bytes(content: Any) -> bytes:
     """The content of a JSON file among a tokenizer's."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def listed_tokens(tokens: Sequence[str], kind: str = "token") -> str:
+    """So many tokens, the first of them by name, for messages."""
+    shown = ", ".join(repr(token) for token in tokens[:_SHOWN])
+    more = f" and {len(tokens) - _SHOWN} more" if len(tokens) > _SHOWN else ""
+    return f"{len(tokens)} {kind}{'s' * (len(tokens) != 1)} ({shown}{more})"

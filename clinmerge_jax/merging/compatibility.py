@@ -1,5 +1,7 @@
 """Whether two Checkpoints can be merged at all: tensors, architecture, vocabulary."""
 
+from collections.abc import Iterator, Mapping
+
 from absl import logging
 
 from clinmerge_jax.checkpoint.embedding import has_vocabulary_rows
@@ -77,19 +79,44 @@ def check_same_tokens(first: Checkpoint, other: Checkpoint) -> None:
         )
         return
     (one, one_special), (two, two_special) = known
-    moved = next((token for token in one if token in two and one[token] != two[token]), None)
+    moved = moved_token(one, two)
     if moved is not None:
         raise BadInput(
             f"{other.label}: token {moved!r} has id {two[moved]} in {other.path / TOKENIZER_FILE} and {one[moved]} in"
             f" {first.label}'s; merge models of one vocabulary, or give a tokenizer (union, base) to align them"
         )
-    by_id = {index: token for token, index in two.items()}
-    renamed = [(token, by_id[index]) for token, index in one.items() if by_id.get(index, token) != token]
-    for token, theirs in renamed:
+    by_id = [{index: token for token, index in ids.items()} for ids in (one, two)]
+    renamed = list(differing_tokens(*by_id))
+    for index, token, theirs in renamed:
         if token not in one_special or theirs not in two_special:
             raise BadInput(
-                f"{other.label}: id {one[token]} is {theirs!r} in {other.path / TOKENIZER_FILE} and {token!r} in"
+                f"{other.label}: id {index} is {theirs!r} in {other.path / TOKENIZER_FILE} and {token!r} in"
                 f" {first.label}'s; merge models of one vocabulary"
             )
     if renamed:
-        logging.warning("%s calls %s %s; the result calls it as %s does", other.label, *renamed[0], first.label)
+        _, ours, theirs = renamed[0]
+        logging.warning("%s calls %s %s; the result calls it as %s does", other.label, ours, theirs, first.label)
+
+
+def moved_token(one: Mapping[str, int], two: Mapping[str, int]) -> str | None:
+    """The first token by the one's ids that two tokenizers have at different ids; None for none.
+
+    Args:
+      one: id by token.
+      two: likewise.
+    """
+    moved = (token for token, index in one.items() if two.get(token, index) != index)
+    return min(moved, key=one.get, default=None)
+
+
+def differing_tokens(one: Mapping[int, str], two: Mapping[int, str]) -> Iterator[tuple[int, str, str]]:
+    """The ids at which two tokenizers have different tokens: the id and both.
+
+    Args:
+      one: token by id.
+      two: likewise.
+    """
+    for index, token in one.items():
+        theirs = two.get(index, token)
+        if theirs != token:
+            yield index, token, theirs
