@@ -12,9 +12,10 @@ import numpy as np
 
 from clinmerge_jax.checkpoint.adapter import Adapter, open_adapter, split_location
 from clinmerge_jax.checkpoint.embedding import has_vocabulary_rows
-from clinmerge_jax.checkpoint.folder import INDEX_FILE, Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.folder import GENERATION_FILE, INDEX_FILE, Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.safetensors import TensorEntry
+from clinmerge_jax.checkpoint.tokenizer import tokenizer_files
 from clinmerge_jax.checkpoint.weight_files import (
     DEFAULT_SHARD_BYTES,
     config_with_dtype,
@@ -247,28 +248,28 @@ class MergePlan:
         }
         return Checkpoint(path, self.config, entries, label)
 
-    def write_small_files(self, output: OutputFolder) -> None:
-        """What lies beside the weights: tokenizer and licence files, the recipe, index and config.json."""
-        small = dict(self.vocabulary.files) if self.vocabulary else {}
+    def small_files(self) -> dict[str, bytes | pathlib.Path]:
+        """Tokenizer, generation and licence files, the index and config.json: content, or where it lies, by name."""
+        aligned = dict(self.vocabulary.files) if self.vocabulary else {}
         carried = {path.name: path for path in self.leading.carried_files()}
-        if small:
-            carried = {name: path for name, path in carried.items() if not _is_tokenizer_file(name)}
-        small = carried | small
+        if set(aligned) - {GENERATION_FILE}:  # another tokenizer, of which no file may be the leading model's
+            replaced = tokenizer_files(self.leading.path)
+            carried = {name: path for name, path in carried.items() if name not in replaced}
+        small = carried | aligned
         if self.chat_template:
             small = with_chat_template(small, self.chat_template)
-        for name, content in small.items():
+        index = index_json(self.files, self.nbytes)
+        if index:
+            small[INDEX_FILE] = index.encode()
+        return {**small, "config.json": (json.dumps(self.config, indent=1) + "\n").encode()}
+
+    def write_small_files(self, output: OutputFolder) -> None:
+        """Writes what lies beside the weights."""
+        for name, content in self.small_files().items():
             if isinstance(content, pathlib.Path):
                 output.copy(content, name)
             else:
                 output.write_bytes(name, content)
-        index = index_json(self.files, self.nbytes)
-        if index:
-            output.write_text(INDEX_FILE, index)
-        output.write_text("config.json", json.dumps(self.config, indent=1) + "\n")
-
-
-def _is_tokenizer_file(name: str) -> bool:
-    return not name.startswith(("LICENSE", "NOTICE", "USE_POLICY", "generation_config", "chat_template"))
 
 
 def plan_merge(
