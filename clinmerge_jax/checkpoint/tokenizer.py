@@ -99,11 +99,11 @@ def read_again(one: TokenizerVocabulary, checkpoint: Checkpoint) -> TokenizerVoc
       The same with the Checkpoint's own path, label and rows; None where the Checkpoint has another tokenizer.
 
     Raises:
-      BadInput: tokenizer_config.json is damaged, or embedding and head differ in rows.
+      BadInput: a file that lists tokens is damaged, or embedding and head differ in rows.
     """
-    file, listed = checkpoint.path / TOKENIZER_FILE, settings_of(checkpoint.path).get("added_tokens_decoder")
-    same = file.is_file() and one.content == file.read_bytes()
-    if not same or listed != settings_of(one.path).get("added_tokens_decoder"):
+    file = checkpoint.path / TOKENIZER_FILE
+    same = one.content != b"" and file.is_file() and one.content == file.read_bytes()
+    if not same or _listed_beside(checkpoint.path) != _listed_beside(one.path):
         return None
     return dataclasses.replace(one, path=checkpoint.path, label=checkpoint.label, rows=vocabulary_rows(checkpoint))
 
@@ -127,7 +127,7 @@ def read_tokenizer(path: pathlib.Path, field: str, rows: int = 0) -> TokenizerVo
         except Exception as error:  # the library raises bare Exception
             reason = " ".join(str(error).splitlines()[:1])
             raise BadInput(f"{field}: {file} does not load ({reason}); fetch it again") from error
-        _add_settings_tokens(path, backend)
+        _add_listed_tokens(path, backend)
     else:
         content = b""
         older = next((name for name in OLDER_FILES if (path / name).is_file()), None)
@@ -148,21 +148,52 @@ def read_tokenizer(path: pathlib.Path, field: str, rows: int = 0) -> TokenizerVo
     return TokenizerVocabulary(path, field, ids, added, special, rows, backend, content)
 
 
-def _add_settings_tokens(path: pathlib.Path, backend: tokenizers.Tokenizer) -> None:
-    """Adds the tokens that only tokenizer_config.json lists, as transformers does when it loads the folder."""
-    listed = settings_of(path).get("added_tokens_decoder")
-    if not isinstance(listed, dict):
-        return
+def _add_listed_tokens(path: pathlib.Path, backend: tokenizers.Tokenizer) -> None:
+    """Adds the tokens that only other files than tokenizer.json list, as transformers does when it loads the folder."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    try:
-        for _, one in sorted(listed.items(), key=lambda item: int(item[0])):
-            if one["content"] not in known:
-                flags = {flag: bool(one[flag]) for flag in (*TOKEN_FLAGS, "special") if flag in one}
-                backend.add_tokens([tokenizers.AddedToken(one["content"], **flags)])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(
-            f"{path / SETTINGS_FILE}: added_tokens_decoder is malformed ({error!r}); fetch it again"
-        ) from error
+    for content, flags in _listed_beside(path):
+        if content not in known:
+            backend.add_tokens([tokenizers.AddedToken(content, **flags)])
+
+
+def _listed_beside(path: pathlib.Path) -> list[tuple[str, dict[str, bool]]]:
+    """The added tokens that tokenizer_config.json lists, or else added_tokens.json: text and flags, in order of ids."""
+    settings = settings_of(path)
+    if "added_tokens_decoder" in settings:
+        listed = settings["added_tokens_decoder"]
+        if not isinstance(listed, dict):
+            return []
+        try:
+            in_order = [one for _, one in sorted(listed.items(), key=lambda item: int(item[0]))]
+            return [
+                (one["content"], {flag: bool(one[flag]) for flag in (*TOKEN_FLAGS, "special") if flag in one})
+                for one in in_order
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"{path / SETTINGS_FILE}: added_tokens_decoder is malformed ({error!r}); fetch it again"
+            ) from error
+    file = path / ADDED_FILE
+    ids = parse_json(file.read_bytes(), file) if file.is_file() else {}
+    if not isinstance(ids, dict) or not all(type(index) is int for index in ids.values()):
+        raise BadInput(f"{file}: is malformed, no ids by token; fetch it again")
+    special = _named_special(path, settings) if ids else set()
+    return [
+        (token, {"special": token in special, "normalized": token not in special})
+        for token in sorted(ids, key=ids.__getitem__)
+    ]
+
+
+def _named_special(path: pathlib.Path, settings: Mapping[str, Any]) -> set[str]:
+    """The tokens that tokenizer_config.json or special_tokens_map.json give a part, such as that of the pad token."""
+    file = path / "special_tokens_map.json"
+    mapped = parse_json(file.read_bytes(), file) if file.is_file() else {}
+    named = set()
+    for key, value in (*settings.items(), *(mapped.items() if isinstance(mapped, dict) else ())):
+        if key.endswith(("_token", "_special_tokens")):
+            tokens = value if isinstance(value, list) else [value]
+            named |= {one["content"] if isinstance(one, dict) and "content" in one else str(one) for one in tokens}
+    return named
 
 
 def read_token_ids(path: pathlib.Path) -> tuple[dict[str, int], set[str]] | None:

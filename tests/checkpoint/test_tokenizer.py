@@ -1,5 +1,6 @@
 """The tokenizer of a folder: its tokens, and what is refused."""
 
+import dataclasses
 import functools
 import json
 
@@ -8,7 +9,7 @@ import transformers
 from tokenizer_builders import LLAMA_3_SPECIALS, llama_2, llama_3, llama_3_core, write_model
 from tokenizers import AddedToken
 
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer, read_vocabulary
+from clinmerge_jax.checkpoint.tokenizer import load_tokenizer, read_again, read_vocabulary
 from clinmerge_jax.errors import BadInput
 
 
@@ -35,6 +36,49 @@ def test_tokens_that_only_the_settings_list_are_read_as_transformers_reads_them(
     assert known.ids["<late>"] == size == loaded.convert_tokens_to_ids("<late>") and "<late>" in known.special
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"added_tokens.json": {"[PAD]": 400}},
+        {"added_tokens.json": {"<b>": 401, "[PAD]": 400}, "special_tokens_map.json": {"pad_token": "[PAD]"}},
+        {
+            "added_tokens.json": {"</s>": 2, "[PAD]": 400},
+            "special_tokens_map.json": {"pad_token": {"content": "[PAD]"}},
+        },
+        {"added_tokens.json": {"<x>": 400}, "tokenizer_config.json": {"additional_special_tokens": ["<x>"]}},
+        {"added_tokens.json": {"[PAD]": 401}, "tokenizer_config.json": {"added_tokens_decoder": {}}},
+        {
+            "added_tokens.json": {"[PAD]": 401, "<late>": 400},
+            "tokenizer_config.json": {"added_tokens_decoder": {"400": {"content": "<late>"}}},
+        },
+    ],
+    ids=["plain", "order", "known", "additional", "settings first", "settings list others"],
+)
+def test_tokens_that_only_added_tokens_lists_are_read_as_transformers_reads_them(write, files):
+    model = write("a", llama_2(), extra=2)
+    for name, content in files.items():
+        content = {"tokenizer_class": "PreTrainedTokenizerFast", **content} if "config" in name else content
+        (model.path / name).write_text(json.dumps(content))
+    known = read_vocabulary(model, "config.a")
+    loaded = transformers.AutoTokenizer.from_pretrained(model.path)
+    assert known.ids == loaded.get_vocab()
+    assert {token: str(one) for token, one in known.added.items()} == {
+        one.content: str(one) for one in loaded.added_tokens_decoder.values()
+    }
+    assert known.special == {one.content for one in loaded.added_tokens_decoder.values() if one.special}
+
+
+def test_a_tokenizer_that_another_model_has_too_is_not_parsed_again(write):
+    first, same, other, empty = (write(name, llama_2(), extra=2) for name in "abcd")
+    known = read_vocabulary(first, "config.a")
+    again = read_again(known, same)
+    assert again.backend is known.backend and again.path == same.path and again.label == "config.b"
+    (other.path / "added_tokens.json").write_text('{"[PAD]": 400}')
+    assert read_again(known, other) is None
+    (empty.path / "tokenizer.json").write_bytes(b"")
+    assert read_again(dataclasses.replace(known, content=b""), empty) is None  # nor is a converted one an empty file
+
+
 def test_an_older_tokenizer_is_converted(write):
     words, merges = llama_3_core(0)
     model = write("a", None, rows=len(words) + 1)
@@ -59,8 +103,10 @@ def test_an_older_tokenizer_is_converted(write):
             lambda path: (path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"x": 1}}'),
             r"tokenizer_config\.json: added_tokens_decoder is malformed",
         ),
+        (lambda path: (path / "added_tokens.json").write_text("[1]"), r"added_tokens\.json: is malformed"),
+        (lambda path: (path / "added_tokens.json").write_text('{"<a>": "x"}'), r"added_tokens\.json: is malformed"),
     ],
-    ids=["none", "empty", "bytes", "sentencepiece", "settings"],
+    ids=["none", "empty", "bytes", "sentencepiece", "settings", "added list", "added text"],
 )
 def test_bad_tokenizers_are_refused(write, damage, message):
     model = write("a", llama_3())

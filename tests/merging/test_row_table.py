@@ -1,6 +1,7 @@
 """Which of its own rows each model has for the tokens of the result: given tokenizers, padding and cutting."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -57,6 +58,18 @@ def test_embeddings_padded_differently_align_by_the_tokenizer(write):
         assert all(vocabulary.donors(name, row) == () for row in range(size, size + 2))
     assert not vocabulary.files  # the leading model's stay
     assert f"config.a {size + 2}, config.b {size + 30}" in "\n".join(vocabulary.notes)
+
+
+def test_a_row_whose_token_only_added_tokens_lists_is_no_padding(write):
+    parent = llama_2()
+    sources = {"a": write("a", parent, extra=1), "b": write("b", parent)}
+    (sources["a"].path / "added_tokens.json").write_text(json.dumps({"[PAD]": parent.get_vocab_size(True)}))
+    with pytest.raises(BadInput, match=r"1 tokens such as '\[PAD\]' are config\.a's alone"):
+        align(sources, base="", leading="a")
+    vocabulary = align(sources, base="", leading="b", tokenizer="union")
+    row = vocabulary.tokens.index("[PAD]")
+    assert vocabulary.donors("a", row) == vocabulary.donors("b", row) == (("a", row),)
+    assert result_tokenizer(vocabulary).token_to_id("[PAD]") == row
 
 
 @pytest.mark.parametrize("tokenizer", ["", "union"])
