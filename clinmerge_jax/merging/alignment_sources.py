@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
+from clinmerge_jax.checkpoint.adapter import Adapter
 from clinmerge_jax.checkpoint.embedding import vocabulary_rows
 from clinmerge_jax.checkpoint.folder import Checkpoint
 from clinmerge_jax.checkpoint.tokenizer import (
@@ -24,11 +25,13 @@ class AlignmentSources:
       checkpoints: by name, in the recipe's order.
       base: the base model's name, "" for none.
       leading: the name of the model whose files the result takes, unless a tokenizer is asked for.
+      adapters: by name of the model, where it has one.
     """
 
     checkpoints: Mapping[str, Checkpoint]
     base: str
     leading: str
+    adapters: Mapping[str, Adapter] = dataclasses.field(default_factory=dict)
     _read: dict[str, TokenizerVocabulary] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def check_roles(self) -> None:

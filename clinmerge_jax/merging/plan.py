@@ -307,6 +307,7 @@ def plan_merge(
             pad_to_multiple_of=choice.pad_to_multiple_of,
             cut_to_common=choice.cut_to_common,
             special_rows=choice.special_rows,
+            adapters={name: model.adapter for name, model in models.items() if model.adapter},
         )
     for schedule in recipe.schedules():
         schedule.check_filters(first.tensors, refuse=not recipe.file)

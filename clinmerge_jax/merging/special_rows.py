@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clinmerge_jax.checkpoint.adapter import Adapter
 from clinmerge_jax.checkpoint.embedding import vocabulary_tensors
 from clinmerge_jax.checkpoint.folder import Checkpoint
 from clinmerge_jax.checkpoint.safetensors import TensorEntry, read_into
@@ -22,7 +23,9 @@ UNTRAINED_EQUALS = 3
 _SAMPLE = 512  # ordinary rows whose median norm is taken
 
 
-def untrained_special_rows(checkpoint: Checkpoint, vocabulary: TokenizerVocabulary) -> frozenset[str]:
+def untrained_special_rows(
+    checkpoint: Checkpoint, vocabulary: TokenizerVocabulary, adapter: Adapter | None = None
+) -> frozenset[str]:
     """The added tokens whose rows this model never trained.
 
     These are tokens whose row of the embedding, or of the head where it is a tensor of its own, is zero or has a norm
@@ -33,6 +36,7 @@ def untrained_special_rows(checkpoint: Checkpoint, vocabulary: TokenizerVocabula
     Args:
       checkpoint: a model; only these rows and a sample of ordinary ones are read.
       vocabulary: of its tokenizer.
+      adapter: what is added to it; rows that this trained are trained.
 
     Returns:
       The texts of the tokens.
@@ -45,9 +49,9 @@ def untrained_special_rows(checkpoint: Checkpoint, vocabulary: TokenizerVocabula
     if not places:
         return frozenset()
     for entry in vocabulary_tensors(checkpoint):
-        values = _read_rows(entry, list(places.values()))
+        values = _read_rows(entry, list(places.values()), adapter)
         norms = _norms(values)
-        floor = UNTRAINED_NORM * float(np.median(_norms(_read_rows(entry, sample)))) if sample else 0.0
+        floor = UNTRAINED_NORM * float(np.median(_norms(_read_rows(entry, sample, adapter)))) if sample else 0.0
         bits = [row.tobytes() for row in values]
         equal = collections.Counter(bits)
         untrained |= {
@@ -78,7 +82,7 @@ def trained_elsewhere(sources: AlignmentSources, table: RowTable) -> tuple[dict[
         if not all(entry.file.is_file() for entry in vocabulary_tensors(checkpoint)):
             notes.append(f"{checkpoint.label} is not made yet, so its special rows are not looked at")
             continue
-        tokens = untrained_special_rows(checkpoint, one)
+        tokens = untrained_special_rows(checkpoint, one, sources.adapters.get(name))
         ids = one.ids if table.by_id else table.ids  # by id, the same row may have another name in the result
         untrained[name] = {ids[token] for token in tokens if ids.get(token, table.size) < table.size}
     found = {
@@ -95,8 +99,8 @@ def trained_elsewhere(sources: AlignmentSources, table: RowTable) -> tuple[dict[
     return {name: rows for name, rows in found.items() if rows}, notes
 
 
-def _read_rows(entry: TensorEntry, rows: Sequence[int]) -> np.ndarray:
-    """These rows of a tensor, [rows, D] in its own dtype."""
+def _read_rows(entry: TensorEntry, rows: Sequence[int], adapter: Adapter | None) -> np.ndarray:
+    """These rows of a tensor, [rows, D], in its own dtype unless an adapter changes them."""
     values = np.empty((len(rows), entry.shape[-1]), entry.dtype)
     nbytes = entry.shape[-1] * entry.dtype.itemsize
     descriptor = os.open(entry.file, os.O_RDONLY)
@@ -105,7 +109,9 @@ def _read_rows(entry: TensorEntry, rows: Sequence[int]) -> np.ndarray:
             read_into(descriptor, entry.offset + row * nbytes, memoryview(values[place].view(np.uint8)), entry.file)
     finally:
         os.close(descriptor)
-    return values
+    if adapter is None or not adapter.changes(entry.name):
+        return values
+    return np.concatenate([adapter.apply_rows(entry.name, row, values[[place]]) for place, row in enumerate(rows)])
 
 
 def _norms(values: np.ndarray) -> np.ndarray:

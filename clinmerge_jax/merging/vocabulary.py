@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from clinmerge_jax.checkpoint.adapter import Adapter
 from clinmerge_jax.checkpoint.folder import GENERATION_FILE, Checkpoint
 from clinmerge_jax.checkpoint.tokenizer import json_bytes, listed_tokens
 from clinmerge_jax.errors import BadInput
@@ -65,6 +66,7 @@ def align(
     pad_to_multiple_of: int = 0,
     cut_to_common: bool = False,
     special_rows: bool = True,
+    adapters: Mapping[str, Adapter] | None = None,
     field: str = "config.tokenizer",
 ) -> Vocabulary | None:
     """Settles which token gets which row of which model.
@@ -90,6 +92,7 @@ def align(
       pad_to_multiple_of: of V; 0 for none.
       cut_to_common: cut embeddings of different numbers of rows to the smallest, whatever their tokens are.
       special_rows: as above.
+      adapters: by name of the model, where it has one; rows that it trained count as trained.
       field: where `tokenizer` comes from, for messages.
 
     Returns:
@@ -106,7 +109,7 @@ def align(
         raise BadInput(f"pad_to_multiple_of: is {pad_to_multiple_of!r}; give a whole number, 0 for no padding")
     if cut_to_common and tokenizer:
         raise BadInput(f"{field}: is {tokenizer!r}, which aligns by tokens, and cut_to_common is set; leave one out")
-    models = AlignmentSources(dict(sources), base, leading)
+    models = AlignmentSources(dict(sources), base, leading, dict(adapters or {}))
     models.check_roles()
     if tokenizer:
         table = rows_by_tokenizer(models, tokenizer, field, pad_to_multiple_of)

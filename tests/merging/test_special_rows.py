@@ -6,12 +6,16 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import support
 from tokenizer_builders import BOS, EOT, HEADER, HEADER_END, LLAMA_3_SPECIALS, llama_3, write_model
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.safetensors import read_tensor
 from clinmerge_jax.checkpoint.tokenizer import read_vocabulary
+from clinmerge_jax.merging.plan import open_model, plan_merge
+from clinmerge_jax.merging.recipe import Recipe, Source, VocabularyChoice
+from clinmerge_jax.merging.schedule import Schedule
 from clinmerge_jax.merging.special_rows import untrained_special_rows
 from clinmerge_jax.merging.vocabulary import align
 
@@ -96,3 +100,31 @@ def test_special_rows_follow_tokens_to_other_ids(write):
     assert vocabulary.donors("b", row) == vocabulary.donors("a", row) == expected
     row = vocabulary.tokens.index(HEADER)
     assert vocabulary.donors("b", row) == (("b", parents["b"].token_to_id(HEADER)),)
+
+
+def test_rows_that_an_adapter_trained_are_trained(write, tmp_path):
+    parent = llama_3()
+    rows = [parent.token_to_id(token) for token in (HEADER, EOT)]
+    sources = {"chat": write("chat", parent, zeros=[HEADER, EOT]), "other": write("other", parent)}
+    generator = np.random.default_rng(0)
+    a_RV = np.zeros((2, parent.get_vocab_size(True)), np.float32)
+    a_RV[:, rows] = generator.normal(size=(2, 2))
+    tensors = {
+        "base_model.model.model.embed_tokens.lora_embedding_A": a_RV,
+        "base_model.model.model.embed_tokens.lora_embedding_B": generator.normal(size=(8, 2)).astype(np.float32),
+        "base_model.model.lm_head.weight": generator.normal(size=(a_RV.shape[1], 8)).astype(np.float32),
+    }
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 2, "target_modules": "embed_tokens"}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["lm_head"]}))
+    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+    assert set(align(sources, base="", leading="chat").summary["untrained"]) == {"chat"}
+    chat = open_model(f"{sources['chat'].path}+{folder}", "config.chat")
+    recipe = Recipe(
+        "linear",
+        (Source("chat"), Source("other")),
+        {"weight": Schedule.parse("1", "weight")},
+        vocabulary=VocabularyChoice(special_rows=True),
+    )
+    assert plan_merge(recipe, [chat, sources["other"]]).vocabulary is None
