@@ -1,6 +1,7 @@
 """Which rows of special tokens a model never trained. D: hidden size."""
 
 import collections
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -77,6 +78,8 @@ def trained_elsewhere(sources: AlignmentSources, table: RowTable) -> tuple[dict[
     notes = []
     for name, checkpoint in sources.checkpoints.items():
         one = sources.vocabulary(name, convert=bool(table.files))
+        if one is None and table.by_id and table.tokenizer is not None:  # its ids are taken to mean the same tokens
+            one = dataclasses.replace(table.tokenizer, rows=sources.sizes[name])
         if one is None or not one.added or not table.tokens:
             continue
         if not all(entry.file.is_file() for entry in vocabulary_tensors(checkpoint)):

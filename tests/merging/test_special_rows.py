@@ -102,6 +102,21 @@ def test_special_rows_follow_tokens_to_other_ids(write):
     assert vocabulary.donors("b", row) == (("b", parents["b"].token_to_id(HEADER)),)
 
 
+def test_a_model_without_tokenizer_does_not_lend_rows_that_it_never_trained(write):
+    parent = llama_3()
+    sources = {
+        "instruct": write("instruct", parent),
+        "clinical": write("clinical", parent, zeros=[EOT]),
+        "base": write("base", parent, zeros=[EOT]),
+    }
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (sources["base"].path / name).unlink()
+    vocabulary = align(sources, base="base", leading="instruct")
+    row = parent.token_to_id(EOT)
+    for name in sources:
+        assert vocabulary.donors(name, row) == (("instruct", row),)
+
+
 def test_rows_that_an_adapter_trained_are_trained(write, tmp_path):
     parent = llama_3()
     rows = [parent.token_to_id(token) for token in (HEADER, EOT)]
