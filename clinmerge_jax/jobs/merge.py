@@ -321,7 +321,7 @@ def _encode(
     """The held-out text, tokenized: done before the merge, so that what is wrong with it is said at once."""
     if not held_out_text:
         return []
-    if plan.vocabulary is not None:
+    if plan.vocabulary is not None and not plan.vocabulary.same_ids:
         raise BadInput("config.evaluate: the models' tokens differ, so their losses cannot be compared; leave it out")
     configs = {role: llama_config(checkpoint) for role, checkpoint in models.items()}
     for llama in configs.values():

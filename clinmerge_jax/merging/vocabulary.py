@@ -37,6 +37,7 @@ class Vocabulary:
       config_updates: fields of config.json that change.
       generation_config_updates: likewise of generation_config.json, whose new content is among `files`.
       summary: what was done, JSON-serialisable.
+      same_ids: whether every token of the leading model has its id in all models and in the result.
     """
 
     size: int
@@ -48,6 +49,7 @@ class Vocabulary:
     config_updates: Mapping[str, Any]
     generation_config_updates: Mapping[str, Any]
     summary: Mapping[str, Any]
+    same_ids: bool
 
     def donors(self, model: str, row: int) -> Donors:
         """The (model, row)s whose mean is this model's input for a row of the result; none stand for zeros."""
@@ -139,6 +141,10 @@ def _vocabulary(
     token_sources: Sequence[str],
 ) -> Vocabulary:
     """Describes a filled table."""
+    used = sources.sizes[sources.leading]  # rows of the leading model that have a token
+    lead = sources.vocabulary(sources.leading, convert=False)
+    if lead is not None:
+        used = min(used, max(lead.tokens) + 1)
     moved = token_id_updates(sources, table)
     notes = [f"vocabulary: {note}" for note in table.notes] + _notes(sources, table, fill, untrained) + moved.notes
     files = dict(table.files)
@@ -163,6 +169,7 @@ def _vocabulary(
             "untrained": {name: [table.tokens[row] for row in places] for name, places in untrained.items()},
             "token_sources": list(token_sources),
         },
+        same_ids=table.by_id and used <= table.size,
     )
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from support import TINY, WORDS, llama_tensors, run_command, run_process, write_llama, write_tokenizer
+from tokenizer_builders import EOT, llama_3, write_model
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.params import load_params
@@ -197,6 +198,28 @@ def test_the_base_is_the_miniatures_for_miniatures_only_and_must_share_the_vocab
     write_tokenizer(folders[2], [*reversed(WORDS)])
     status = run_command(*common, f"--config.base={folders[2]}", f"--config.output={tmp_path / 'other'}")
     assert status == 2 and "config.base: token" in capsys.readouterr().err
+
+
+def test_models_whose_special_rows_are_lent_are_measured_and_others_refused(repository, tmp_path, capsys):
+    tokenizer = llama_3(["<x>"])
+    write_model(tmp_path, "instruct", tokenizer)
+    write_model(tmp_path, "clinical", tokenizer, extra=2, zeros=[EOT])
+    text = tmp_path / "held.jsonl"
+    text.write_text('{"text": "the patient has a fever"}\n{"text": "a cough and a fever"}\n')
+    common = [
+        f"--config={repository / 'configs' / 'merge.py'}",
+        f"--config.evaluate=notes={text}",
+        f"--config.instruct={tmp_path / 'instruct'}",
+        f"--config.clinical={tmp_path / 'clinical'}",
+    ]
+    assert run_command(*common, f"--config.output={tmp_path / 'merged'}") == 0
+    printed = capsys.readouterr().out
+    assert "never trained come from config.instruct: 1 token ('<|eot_id|>')" in printed and "What the merge" in printed
+    write_model(tmp_path, "shorter", llama_3())
+    for arguments in (["--config.tokenizer=union"], ["--config.cut_to_common=True"]):
+        shorter = f"--config.clinical={tmp_path / 'shorter'}"
+        assert run_command(*common, shorter, *arguments, f"--config.output={tmp_path / 'other'}") == 2
+        assert "config.evaluate: the models' tokens differ" in capsys.readouterr().err
 
 
 ENGINES = {
