@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -83,11 +84,14 @@ def run(config: ConfigDict) -> None:
     distributed.refuse_difference("what is merged", {"recipe": [stage.recipe.to_json() for stage in stages]})
     results: dict[str, Model] = {}
     plans = []
-    for stage in stages:
-        plans.append(_plan(config, stage, results))
-        results[stage.output] = Model(plans[-1].as_checkpoint(stage.output))
-        if config.dry_run and distributed.is_first():
-            print(f"\n{plan_text(plans[-1], stage.output, stage.roles)}")
+    with tempfile.TemporaryDirectory() as planned:  # tokenizers and configs that only a later stage's plan reads
+        for stage in stages:
+            plans.append(_plan(config, stage, results))
+            if not stage.final:
+                folder = pathlib.Path(tempfile.mkdtemp(dir=planned))
+                results[stage.output] = Model(plans[-1].as_checkpoint(stage.output, folder))
+            if config.dry_run and distributed.is_first():
+                print(f"\n{plan_text(plans[-1], stage.output, stage.roles)}")
     if config.dry_run:
         if distributed.is_first():
             print("\nNothing was written: leave out --config.dry_run to merge.")

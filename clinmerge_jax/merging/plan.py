@@ -239,14 +239,20 @@ class MergePlan:
             config["num_hidden_layers"] = 1 + max(layer_of(name) or 0 for name in self.tensors)
         return config | dict(self.vocabulary.config_updates if self.vocabulary else {})
 
-    def as_checkpoint(self, label: str) -> Checkpoint:
-        """What the result will look like, for the plan of a merge that uses it; it cannot be read."""
-        path = self.leading.path
+    def as_checkpoint(self, label: str, folder: pathlib.Path) -> Checkpoint:
+        """What the result will look like, for the plan of a merge that uses it; its weights cannot be read.
+
+        Args:
+          label: how messages name it.
+          folder: an empty one, which gets what will lie beside the weights.
+        """
+        for name, content in self.small_files().items():
+            (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
         entries = {
-            name: TensorEntry(name, tensor.dtype, tensor.shape, path / "planned", 0)
+            name: TensorEntry(name, tensor.dtype, tensor.shape, folder / "planned", 0)
             for name, tensor in self.tensors.items()
         }
-        return Checkpoint(path, self.config, entries, label)
+        return Checkpoint(folder, self.config, entries, label)
 
     def small_files(self) -> dict[str, bytes | pathlib.Path]:
         """Tokenizer, generation and licence files, the index and config.json: content, or where it lies, by name."""

@@ -7,10 +7,12 @@ import pytest
 import safetensors.numpy
 import support
 import yaml
+from tokenizer_builders import llama_3, write_model
 
 from clinmerge_jax.checkpoint.adapter import open_adapter
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.safetensors import read_tensor
+from clinmerge_jax.checkpoint.tokenizer import read_vocabulary
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
@@ -64,6 +66,30 @@ def test_a_later_document_that_is_wrong_is_refused_before_the_first_is_merged(fo
     assert _run(folder, THREE_STAGES.replace("weight: 1", "weight: {filter: mlp, value: 1}", 1)) == 2
     assert "document 1: parameters.weight: no filter fits tensor" in capfd.readouterr().err
     assert not (folder / "runs").exists()
+
+
+REALIGNED = """
+merge_method: linear
+parameters: {weight: 1}
+models: [{model: half}, {model: two}]
+---
+name: half
+merge_method: linear
+parameters: {weight: 1}
+models: [{model: one}, {model: two}]
+tokenizer_source: TWO
+"""
+
+
+def test_a_document_is_planned_with_the_tokenizer_that_an_earlier_one_gives_its_result(tmp_path, capfd):
+    write_model(tmp_path, "one", llama_3(["<a>"]))
+    write_model(tmp_path, "two", llama_3(["<b>"], shuffle=1))
+    text = REALIGNED.replace("TWO", str(tmp_path / "two"))
+    assert _run(tmp_path, text, "--config.dry_run=True") == 0
+    assert "the tokenizer is" in capfd.readouterr().out and not (tmp_path / "runs").exists()
+    assert _run(tmp_path, text) == 0
+    vocabulary = read_vocabulary(open_checkpoint(str(tmp_path / "runs" / "out"), "x"), "x")
+    assert vocabulary.ids == llama_3(["<b>"], shuffle=1).get_vocab(True)
 
 
 def test_the_written_recipe_names_everything_and_gives_the_same_bytes_again(folder):

@@ -1,6 +1,7 @@
 """Recipe files: what mergekit's documentation shows parses and plans, what is wrong is refused in a line of its own."""
 
 import pathlib
+import tempfile
 import textwrap
 
 import pytest
@@ -42,7 +43,8 @@ def _plans(folder, text):
     for stage in _read(folder, text):
         models = [results.get(model) or open_model(model, model) for model in stage.recipe.models]
         plans[stage.name] = plan_merge(stage.recipe, models)
-        results[stage.output] = Model(plans[stage.name].as_checkpoint(stage.output))
+        planned = pathlib.Path(tempfile.mkdtemp(dir=folder))
+        results[stage.output] = Model(plans[stage.name].as_checkpoint(stage.output, planned))
     return plans
 
 
