@@ -6,6 +6,7 @@ the device between the passes if it fits, and read again for each if it does not
 """
 
 import dataclasses
+import functools
 import json
 import os
 import queue
@@ -20,7 +21,7 @@ from clinmerge_jax.checkpoint.digest import FileDigest
 from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder, sync
 from clinmerge_jax.checkpoint.safetensors import header_bytes
 from clinmerge_jax.merging.diagnostics import TensorDifference
-from clinmerge_jax.merging.methods import DIFFERENCES, Factors, Step
+from clinmerge_jax.merging.methods import DIFFERENCES, Factors, Method, Step
 from clinmerge_jax.merging.plan import MergePlan, PlannedTensor, overflow
 from clinmerge_jax.merging.rows import Files, Rows
 
@@ -144,8 +145,6 @@ class _Computation:
         piece_bytes: int,
         held_bytes: int,
     ):
-        self.reduce = jax.jit(lambda reduce, *args: reduce(*args), static_argnums=0)
-        self.apply = jax.jit(lambda method, dtype, *args: method.apply(*args, dtype), static_argnums=(0, 1))
         self.channels = channels
         self.again = again
         self.piece_bytes = piece_bytes
@@ -185,8 +184,8 @@ class _Computation:
         except StopIteration as done:  # nothing needs to be known: one pass does everything
             sums, passes = [], _Passes(self, tensor, keep=False)
             for (first_row, rows), piece in passes:
-                sums.append(self._reduce(DIFFERENCES, piece, first_row))
-                send(self._apply(tensor, piece, first_row, rows, done.value))
+                sums.append(_reduce(DIFFERENCES, piece, first_row))
+                send(_apply(tensor, piece, first_row, rows, done.value))
             passes.end()
             factors = done.value
             return lambda: tensor.difference(tensor.pair(_rows(sums)), factors)
@@ -195,14 +194,14 @@ class _Computation:
             answers, sums = [], []
             for (first_row, rows), piece in passes:
                 if pair is None:
-                    sums.append(self._reduce(DIFFERENCES, piece, first_row))
+                    sums.append(_reduce(DIFFERENCES, piece, first_row))
                 if step is DIFFERENCES and pair is None:
                     answers.append(sums[-1])
                 elif step.row is None:
-                    answers.append(self._reduce(step, piece, first_row))
+                    answers.append(_reduce(step, piece, first_row))
                 elif first_row <= step.row < first_row + rows:
                     row = step.row - first_row
-                    answers.append(self._reduce(step, [part[row : row + 1] for part in piece], step.row))
+                    answers.append(_reduce(step, [part[row : row + 1] for part in piece], step.row))
             if pair is None:
                 pair = tensor.pair(_rows(sums))
             try:
@@ -211,18 +210,28 @@ class _Computation:
                 factors = done.value
                 break
         for (first_row, rows), piece in passes:
-            send(self._apply(tensor, piece, first_row, rows, factors))
+            send(_apply(tensor, piece, first_row, rows, factors))
         passes.end()
         return lambda: tensor.difference(pair, factors)
 
-    def _reduce(self, step: Step, piece: Sequence[jax.Array], first_row: int) -> jax.Array:
-        return self.reduce(step.reduce, piece, np.int32(first_row), dict(step.args))
 
-    def _apply(
-        self, tensor: PlannedTensor, piece: Sequence[jax.Array], first_row: int, rows: int, factors: Factors
-    ) -> jax.Array:
-        row_args = {key: value[first_row : first_row + rows] for key, value in factors.row_args.items()}
-        return self.apply(tensor.method, tensor.dtype, piece, np.int32(first_row), dict(factors.args), row_args)
+@functools.partial(jax.jit, static_argnums=0)
+def _reduce_program(reduce: Callable, piece: Sequence[jax.Array], first_row: np.int32, args: dict) -> jax.Array:
+    return reduce(piece, first_row, args)
+
+
+def _reduce(step: Step, piece: Sequence[jax.Array], first_row: int) -> jax.Array:
+    return _reduce_program(step.reduce, piece, np.int32(first_row), dict(step.args))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_program(method: Method, dtype: np.dtype, *args) -> jax.Array:
+    return method.apply(*args, dtype)
+
+
+def _apply(tensor: PlannedTensor, piece: Sequence[jax.Array], first_row: int, rows: int, factors: Factors) -> jax.Array:
+    row_args = {key: value[first_row : first_row + rows] for key, value in factors.row_args.items()}
+    return _apply_program(tensor.method, tensor.dtype, piece, np.int32(first_row), dict(factors.args), row_args)
 
 
 def _rows(answers: Sequence[jax.Array]) -> np.ndarray:
