@@ -19,23 +19,21 @@ from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState, write_atomically
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.compatibility import check_compatible
-from clinmerge_jax.merging.inspection import (
+from clinmerge_jax.merging.inspection import common_tensors, inspect_tensors
+from clinmerge_jax.merging.lineage import Lineage, lineage
+from clinmerge_jax.merging.measures import (
     FROM_BASE,
     PARENTS,
-    Lineage,
     Measures,
     Pair,
     TensorInspection,
-    advice,
     combine,
-    common_tensors,
     group,
     in_display_order,
-    inspect_tensors,
-    lineage,
     pair_name,
     pairs_of,
 )
+from clinmerge_jax.report.advice import advice
 from clinmerge_jax.report.heatmap import HeatMap, Panel, png
 from clinmerge_jax.report.tables import table
 

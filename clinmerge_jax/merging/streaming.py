@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clinmerge_jax.checkpoint.digest import FileDigest
+from clinmerge_jax.checkpoint.digest import FileDigest, finish_all
 from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder, sync
 from clinmerge_jax.checkpoint.safetensors import header_bytes
 from clinmerge_jax.merging.diagnostics import TensorDifference
@@ -341,7 +341,7 @@ def run_merge(
         if worker.error is not None:
             raise worker.error
 
-    sha256 = {str(path): max((d[path] for d in digests), key=lambda d: d.position).finish() for path in sorted(paths)}
+    sha256 = finish_all(max((d[path] for d in digests), key=lambda d: d.position) for path in sorted(paths))
     plan.write_small_files(output)
     records = [TensorDifference.from_json(record) for name in plan.files for record in journal[name]]
     return records, sha256
