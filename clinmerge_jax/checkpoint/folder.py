@@ -72,6 +72,11 @@ class Checkpoint:
         return sorted(found)
 
 
+def licence_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a folder that state its terms."""
+    return sorted(path for pattern in LICENCE_FILES for path in folder.glob(pattern) if path.is_file())
+
+
 def resolve(location: str, field: str) -> pathlib.Path:
     """The folder of the model that a config field names; what lies elsewhere is fetched.
 

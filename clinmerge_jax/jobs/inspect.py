@@ -51,8 +51,7 @@ def run(config: ConfigDict) -> None:
     with OutputFolder(config.output, identity, config.overwrite, provenance.same_result) as output:
         output.refuse_overlap({f"config.{role}": checkpoint.path for role, checkpoint in models.items()})
         if output.open() is OutputState.FINISHED:
-            print(f"{output.target} is finished already: same models, nothing to do.")
-            print("To make it again: --config.overwrite=True. Its report is README.md there.")
+            print(output.finished_text("same models", "Its report is"))
             return
         notes = [*_vocabularies(models), *_refusals(models), *_left_out(others)]
         logging.info("%d tensors of %s", len(names), ", ".join(models))

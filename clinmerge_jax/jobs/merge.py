@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -19,8 +18,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint.card import merge_card
-from clinmerge_jax.checkpoint.folder import LICENCE_FILES, Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.card import copy_licences, merge_card
+from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.params import llama_config, load_params, write_weights
 from clinmerge_jax.data.documents import check_vocabulary, load_tokenizer
@@ -187,13 +186,12 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
         state = OutputState(distributed.on_first(lambda: output.open().value))
         if state is OutputState.FINISHED:
             if distributed.is_first():
-                print(f"{output.target} is finished already: same recipe, same inputs, nothing to do.")
-                print("To make it again: --config.overwrite=True. Its tables are in README.md there.")
+                print(output.finished_text("same recipe, same inputs", "Its tables are in"))
             return
         if state is OutputState.RESUMED:
             logging.info("continuing the interrupted run in %s", output.partial)
         elif distributed.is_first():
-            _check_space(output, plan.nbytes)
+            output.check_space(plan.nbytes)
         logging.info(
             "%s merge of %d tensors into %s at %s",
             recipe.method,
@@ -222,7 +220,8 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
         if retention:
             tables.append(("What the merge keeps", retention.text()))
             output.write_text("results.jsonl", retention.json_lines(record))
-        _copy_licences(plan, roles, output)
+        licensed = [(pathlib.PurePath(roles[model]).name, one.checkpoint.path) for model, one in plan.models.items()]
+        copy_licences(output, plan.leading.path, licensed)
         written = dataclasses.replace(recipe, dtype=str(result_dtype(recipe, next(iter(plan.tensors.values())).dtype)))
         folders = {
             model: str(one.checkpoint.path) for model, one in plan.models.items() if model.startswith("miniature:")
@@ -257,16 +256,6 @@ def _shown(model: str) -> str:
         pathlib.PurePath(os.path.expanduser(part)).name if os.path.isdir(os.path.expanduser(part)) else part
         for part in model.split("+")
     )
-
-
-def _copy_licences(plan: MergePlan, roles: Mapping[str, str], output: OutputFolder) -> None:
-    """The terms of the models that the leading one's files do not carry already."""
-    known = {path.read_bytes() for pattern in LICENCE_FILES for path in plan.leading.path.glob(pattern)}
-    for model, one in plan.models.items():
-        for pattern in LICENCE_FILES:
-            for path in sorted(one.checkpoint.path.glob(pattern)):
-                if path.read_bytes() not in known:
-                    output.copy(path, f"{pathlib.PurePath(roles[model]).name}.{path.name}")
 
 
 def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | None:
@@ -332,15 +321,6 @@ def _encode(
         for held_out in encoded:
             check_vocabulary(held_out.documents, configs[role].vocab_size, checkpoint.label)
     return encoded
-
-
-def _check_space(output: OutputFolder, nbytes: int) -> None:
-    free = shutil.disk_usage(output.partial).free
-    if free < nbytes:
-        raise BadInput(
-            f"config.output: the result takes {_size(nbytes)} and {output.target.parent} has {_size(free)}"
-            " free; free some or name a folder elsewhere"
-        )
 
 
 def _size(nbytes: int) -> str:

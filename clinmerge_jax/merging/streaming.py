@@ -7,7 +7,6 @@ the device between the passes if it fits, and read again for each if it does not
 
 import dataclasses
 import functools
-import json
 import os
 import queue
 import threading
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 
 from clinmerge_jax.checkpoint.digest import FileDigest, finish_all
-from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder, sync
+from clinmerge_jax.checkpoint.output import OutputFolder, sync
 from clinmerge_jax.checkpoint.safetensors import header_bytes
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.methods import DIFFERENCES, Factors, Method, Step
@@ -123,7 +122,7 @@ def _write_shards(
         temporary.rename(output.path(file_name))
         sync(output.partial)  # the journal must not name a file that a power cut could take back
         journal[file_name] = [difference.to_json() for difference in item.differences]
-        output.write_text(JOURNAL_FILE, json.dumps(journal))
+        output.write_journal(journal)
 
 
 class _Computation:
@@ -297,9 +296,7 @@ def run_merge(
       BadInput: a tensor holds values that are not finite.
       OSError: reading or writing failed; a rerun goes on from the last finished file.
     """
-    journal_path = output.path(JOURNAL_FILE)
-    journal = json.loads(journal_path.read_bytes()) if journal_path.is_file() else {}
-    journal = {name: records for name, records in journal.items() if output.path(name).is_file()}
+    journal = {name: records for name, records in output.read_journal().items() if output.path(name).is_file()}
     for file_name in journal:
         progress(sum(plan.tensors[name].nbytes for name in plan.files[file_name]))
     todo = [file_name for file_name in plan.files if file_name not in journal]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from clinmerge_jax.checkpoint.card import credentialed_note
 from clinmerge_jax.merging.lineage import Lineage
 from clinmerge_jax.merging.measures import (
     FROM_BASE,
@@ -186,7 +187,7 @@ def report_text(
     lines = [f"# {title}: what the models have in common", ""]
     lines += [f"* {role}: {name}" for role, name in names.items()]
     if credentialed:
-        lines += ["", "**Derived from credentialed data**: the data use agreement applies to these figures too."]
+        lines += ["", credentialed_note("these figures")]
     lines += ["", "## Lineage", "", found.text()]
     lines += ["", "## Rules of thumb", "", *(f"* {rule}" for rule in rules)]
     if notes:

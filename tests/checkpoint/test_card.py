@@ -2,7 +2,8 @@
 
 import yaml
 
-from clinmerge_jax.checkpoint.card import front_matter, merge_card
+from clinmerge_jax.checkpoint.card import adapter_card, copy_licences, front_matter, merge_card
+from clinmerge_jax.checkpoint.output import OutputFolder
 
 RECIPE = "slerp", "merge_method: slerp\nparameters: {t: 0.5}\n"
 
@@ -56,3 +57,36 @@ def test_credentialed_data_and_tables_are_in_the_card(tmp_path):
         and "merge_method: slerp" in card
     )
     assert "credentialed" not in merge_card("merged", parents, *RECIPE, [], False)
+
+
+def test_an_adapter_inherits_from_both_models(tmp_path):
+    base = _parent(tmp_path / "base", "---\nlicense: llama3.1\n---\n")
+    model = _parent(tmp_path / "model", "---\nlicense: mit\n---\n")
+    card = adapter_card("difference", model, base, 8, 16.0, [("What it keeps", "| a |\n|---|")], True)
+    head = yaml.safe_load(card.split("---")[1])
+    assert head == {
+        "base_model": "base",
+        "library_name": "peft",
+        "tags": ["lora", "clinmerge_jax"],
+        "license": "other",
+    }
+    assert "of rank 8 (alpha 16)" in card and "* fine-tuned model: model, licence mit" in card
+    assert "applies to this adapter too" in card and "## What it keeps\n\n| a |" in card
+    assert "credentialed" not in adapter_card("difference", model, base, 8, 16.0, [], False)
+
+
+def test_terms_are_copied_but_for_those_that_the_leading_folder_has(tmp_path):
+    leading, other = _parent(tmp_path / "leading"), _parent(tmp_path / "other")
+    for folder, name, text in (
+        (leading, "LICENSE", "shared"),
+        (other, "LICENSE.txt", "shared"),
+        (other, "NOTICE", "its own"),
+        (other, "README.md", "no terms"),
+    ):
+        (folder / name).write_text(text)
+    (other / "LICENSES").mkdir()  # as some repositories have it
+    with OutputFolder(tmp_path / "out", {}) as output:
+        output.open()
+        copy_licences(output, leading, [("instruct", leading), ("clinical", other)])
+        assert {path.name for path in output.partial.iterdir() if not path.name.startswith(".")} == {"clinical.NOTICE"}
+        assert output.path("clinical.NOTICE").read_text() == "its own"
