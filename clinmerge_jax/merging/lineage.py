@@ -14,6 +14,11 @@ from clinmerge_jax.merging.measures import FROM_BASE, PARENTS, Measures, Pair, T
 FAMILY_COSINE = 0.5  # median over the layers' matrices from which two models count as one family
 UNRELATED_COSINE = 0.1  # below it they count as unrelated; between the two it is doubtful
 _MARGIN = 1.05  # distances within 5 % of each other count as equal
+# The part of instruct's change that clinical has too. It is near 1 if clinical was trained from instruct, however far
+# it went from there, and near 0 if it was trained from the base, as training on other data adds what is nearly
+# orthogonal to that change. The distances tell less: they are close where clinical went much further than instruct.
+_CARRIED = 0.75
+_NOT_CARRIED = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +50,17 @@ class Lineage:
         """`base`, `instruct` or `neither`: what clinical is nearer to; None without a base of the same family."""
         if not self.has_base or any(self.verdict(pair) != "one family" for pair in self.medians):
             return None
-        to_base, to_instruct = (self.matrices.pairs[pair].relative_distance for pair in (FROM_BASE[0], PARENTS))
+        to_base, to_instruct = self._distances
         if to_base * _MARGIN < to_instruct:
             return "base"
         return "instruct" if to_instruct * _MARGIN < to_base else "neither"
+
+    @property
+    def _distances(self) -> tuple[float, float]:
+        """How far clinical is from base and from instruct, both in norms of the base, so that they compare."""
+        to_base, to_instruct = (self.matrices.pairs[pair].totals for pair in (FROM_BASE[0], PARENTS))
+        norm = math.sqrt(to_base.a_squared)
+        return math.sqrt(to_base.difference_squared) / norm, math.sqrt(to_instruct.difference_squared) / norm
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable record."""
@@ -76,7 +88,7 @@ class Lineage:
         said = {
             "one family": f"{b} and {a} are of one family",
             "doubtful": f"Whether {b} and {a} descend from one model is doubtful",
-            "unrelated": f"{b} and {a} look unrelated, trained from different random starts",
+            "unrelated": f"{b} and {a} look unrelated, as if trained from different random starts",
         }[verdict]
         means = {
             "one family": "",
@@ -91,24 +103,25 @@ class Lineage:
         )
 
     def _nearness(self, nearer: str) -> str:
-        to_base, to_instruct = (self.matrices.pairs[pair].relative_distance for pair in (FROM_BASE[0], PARENTS))
-        numbers = f"(relative distances {to_base:.4f} to base, {to_instruct:.4f} to instruct)"
+        to_base, to_instruct = self._distances
+        numbers = f"(from base {to_base:.4f}, from instruct {to_instruct:.4f} of the base's norm)"
         cosine, carried = self.matrices.change_cosine, self.matrices.carried
         said = {
-            "base": f"clinical is nearer to base than to instruct {numbers}",
-            "instruct": f"clinical is nearer to instruct than to base {numbers}",
-            "neither": f"clinical is about as far from base as from instruct {numbers}",
+            "base": f"Clinical is nearer to base than to instruct {numbers}",
+            "instruct": f"Clinical is nearer to instruct than to base {numbers}",
+            "neither": f"Clinical is about as far from base as from instruct {numbers}",
         }[nearer]
         if cosine is None:
-            return f"{said[0].upper()}{said[1:]}; one of the two has not changed from the base at all."
-        reading = {
-            "base": "as if it had been trained from the base and not from instruct",
-            "instruct": "as if it had been trained from instruct, or instruct from it",
-            "neither": "which does not tell what it was trained from",
-        }[nearer]
+            return f"{said}; one of the two has not changed from the base at all."
+        if carried >= _CARRIED:
+            reading = "as if it had been trained from instruct, or instruct from it"
+        elif carried <= _NOT_CARRIED:
+            reading = "as if it had been trained from the base and not from instruct"
+        else:
+            reading = "which does not tell what it was trained from"
         return (
-            f"{said[0].upper()}{said[1:]}, {reading}; the two changes from the base have cosine {cosine:.4f}, and"
-            f" clinical carries {carried:.0%} of instruct's."
+            f"{said}; the two changes from the base have cosine {cosine:.4f}, and clinical carries {carried:.0%} of"
+            f" instruct's, {reading}."
         )
 
 

@@ -17,7 +17,7 @@ def normal_top_share(top: float) -> float:
     if share >= 1:
         return 1.0
     normal = statistics.NormalDist()
-    z = normal.inv_cdf(1 - share / 2)
+    z = -normal.inv_cdf(share / 2)  # not 1 - share / 2, which is 1 for the smallest shares
     return share + 2 * z * normal.pdf(z)
 
 
@@ -47,7 +47,10 @@ def advice(found: Lineage, all_tensors: Measures, top: float) -> list[str]:
         if not found.has_base:
             lines.append("Task arithmetic, ties, dare and della count changes from a base: none was given.")
         elif not related:
-            lines.append("Task arithmetic, ties, dare and della would count changes from a base that is no ancestor.")
+            doubt = "" if any(found.verdict(pair) == "unrelated" for pair in FROM_BASE) else "perhaps "
+            lines.append(
+                f"Task arithmetic, ties, dare and della would count changes from a base that is {doubt}no ancestor."
+            )
         changes = [("the", matrices.pairs[PARENTS])]
     for whose, one in changes:
         if one.top_share is not None:
@@ -75,12 +78,16 @@ def _on_sums(cosine: float) -> str:
     return f"The changes oppose each other: {said}; a sum cancels, so compare ties or sce with it."
 
 
-def _on_signs(agreement: float) -> str:
+def _on_signs(agreement: float | None) -> str:
+    if agreement is None:
+        return "ties and sce have no conflicts of sign to settle: both parents changed no entry in common."
     said = f"where both parents changed an entry, {agreement:.1%} of the signs agree"
     if agreement < 0.45:
         return f"ties and sce are worth trying: {said}, fewer than chance, so plain sums cancel much."
     if agreement <= 0.55:
-        return f"ties and sce, which settle conflicts of sign, have much to settle: {said}, as chance would have it."
+        return (
+            f"ties and sce, which settle conflicts of sign, have much to settle: {said}, much as chance would have it."
+        )
     if agreement < 0.75:
         return f"ties and sce have some conflicts of sign to settle: {said}."
     return f"ties and sce have few conflicts of sign to settle: {said}."
@@ -89,6 +96,8 @@ def _on_signs(agreement: float) -> str:
 def _on_sparsity(whose: str, share: float, top: float) -> str:
     said = f"the top {top:g} % of entries hold {share:.1%} of {whose} squared change"
     said += f" (a normal distribution: {normal_top_share(top):.1%})"
+    density = f"{top / 100:g}"
     if share >= 0.5:
-        return f"Sparse methods (ties, breadcrumbs at a low density) keep most: {said}."
-    return f"The change is spread out, so ties and breadcrumbs need a higher density than {top / 100:g}: {said}."
+        # ties keeps what is largest, breadcrumbs drops the very largest.
+        return f"Trimming to the largest changes (ties at a density of {density}) would keep most: {said}."
+    return f"ties and breadcrumbs need a higher density than {density} to keep most of it: {said}."

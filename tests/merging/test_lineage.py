@@ -43,3 +43,25 @@ def test_an_equal_distance_is_called_so(tmp_path):
     halfway = {name: (BASE[name] + values) / 2 for name, values in INSTRUCT.items()}
     found = lineage(inspected(opened(tmp_path, clinical=halfway, instruct=INSTRUCT, base=BASE)))
     assert found.nearer == "neither" and "about as far" in found.text()
+
+
+def test_distances_are_compared_in_one_unit(tmp_path):
+    instruct = changed({name: 1.5 * values for name, values in BASE.items()}, 1, 0.01)
+    clinical = changed({name: 1.22 * values for name, values in BASE.items()}, 2, 0.01)
+    found = lineage(inspected(opened(tmp_path, clinical=clinical, instruct=instruct, base=BASE)))
+    to_instruct, to_base, _ = (found.matrices.pairs[pair].relative_distance for pair in found.medians)
+    assert to_instruct < 0.19 < 0.21 < to_base  # each in the norm of its own other model
+    assert found.nearer == "base" and "(from base 0.22" in found.text() and "from instruct 0.28" in found.text()
+
+
+def test_what_clinical_carries_tells_what_it_was_trained_from_where_the_distances_do_not(tmp_path):
+    far = changed(INSTRUCT, 5, 1.0)
+    found = lineage(inspected(opened(tmp_path / "far", clinical=far, instruct=INSTRUCT, base=BASE)))
+    assert found.nearer == "neither" and found.matrices.carried == pytest.approx(1.0, abs=0.1)
+    assert "as if it had been trained from instruct" in found.text()
+    partly = {name: 0.6 * BASE[name] + 0.4 * values for name, values in INSTRUCT.items()}
+    found = lineage(inspected(opened(tmp_path / "partly", clinical=partly, instruct=INSTRUCT, base=BASE)))
+    assert found.nearer == "base" and found.matrices.carried == pytest.approx(0.4, abs=0.01)
+    assert "does not tell what it was trained from" in found.text() and "not from instruct" not in found.text()
+    found = lineage(inspected(opened(tmp_path / "apart", clinical=CLINICAL, instruct=INSTRUCT, base=BASE)))
+    assert "as if it had been trained from the base and not from instruct" in found.text()

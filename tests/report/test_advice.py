@@ -58,3 +58,30 @@ def test_the_share_of_a_normal_distribution_is_that_of_drawn_entries():
         expected = float(squares[: round(1e4 * top)].sum() / squares.sum())
         assert normal_top_share(top) == pytest.approx(expected, rel=0.01)
     assert normal_top_share(100.0) == 1.0
+
+
+def test_parents_that_changed_other_entries_have_no_conflicts_of_sign(tmp_path):
+    def only(layer, models):
+        return {name: models[name] if f"layers.{layer}." in name else values for name, values in BASE.items()}
+
+    text = rules(tmp_path, clinical=only(0, CLINICAL), instruct=only(1, INSTRUCT), base=BASE)
+    assert "no conflicts of sign to settle: both parents changed no entry in common" in text
+    assert "the two changes have cosine 0.0000" in text
+
+
+def test_a_base_whose_descent_is_doubtful_is_called_so(tmp_path):
+    base = changed({name: 0.3 * values for name, values in BASE.items()}, 5, 1.0)
+    text = rules(tmp_path, clinical=CLINICAL, instruct=INSTRUCT, base=base)
+    assert "from a base that is perhaps no ancestor" in text
+
+
+def test_a_concentrated_change_speaks_for_trimming_and_not_for_dropping_the_largest(tmp_path):
+    sparse = {name: values.copy() for name, values in BASE.items()}
+    for values in sparse.values():
+        values.ravel()[::40] += 1
+    text = rules(tmp_path / "sparse", clinical=sparse, instruct=BASE)
+    assert "ties at a density of 0.05" in text and "breadcrumbs" not in text
+    text = rules(tmp_path / "dense", clinical=CLINICAL, instruct=BASE)
+    assert "ties and breadcrumbs need a higher density than 0.05" in text
+    assert rules(tmp_path / "smallest", 1e-15, clinical=CLINICAL, instruct=BASE)  # at least one entry
+    assert normal_top_share(1e-15) == pytest.approx(0.0, abs=1e-14)
