@@ -1,5 +1,7 @@
 """Model cards (README.md) and terms of what jobs write."""
 
+import itertools
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from clinmerge_jax.checkpoint.adapter import split_location
 from clinmerge_jax.checkpoint.folder import licence_files
 from clinmerge_jax.checkpoint.output import OutputFolder
 
@@ -28,19 +31,36 @@ def front_matter(folder: pathlib.Path) -> dict[str, Any]:
     return head if isinstance(head, dict) else {}
 
 
+def shown_name(location: str) -> str:
+    """How a card names a model: a folder by its last part, so that no place of this machine gets into it.
+
+    Args:
+      location: `model` or `model+adapter`, as a config or a recipe names it.
+    """
+    places = [os.path.expanduser(part) for part in split_location(location) if part]
+    return "+".join(os.path.basename(os.path.abspath(part)) if os.path.isdir(part) else part for part in places)
+
+
 def copy_licences(output: OutputFolder, leading: pathlib.Path, others: Iterable[tuple[str, pathlib.Path]]) -> None:
     """Copies the terms of what a result derives from, each as ROLE.FILE; but not what the leading folder has too.
 
     Args:
       output: where the leading folder's own files go by other ways.
       leading: the folder.
-      others: role and folder of each.
+      others: role and folder of each; other texts of a role that comes again go to ROLE-2.FILE and so on.
     """
     known = {path.read_bytes() for path in licence_files(leading)}
+    copied: dict[str, bytes] = {}
     for role, folder in others:
         for path in licence_files(folder):
-            if path.read_bytes() not in known:
-                output.copy(path, f"{role}.{path.name}")
+            text = path.read_bytes()
+            if text in known:
+                continue
+            names = (f"{role}-{number}.{path.name}" for number in itertools.count(2))
+            names = itertools.chain([f"{role}.{path.name}"], names)
+            name = next(name for name in names if copied.get(name, text) == text)
+            copied[name] = text
+            output.write_bytes(name, text)
 
 
 def credentialed_note(what: str) -> str:
@@ -82,18 +102,19 @@ def merge_card(
     return "\n".join(lines) + "\n"
 
 
-def training_card(title: str, start: pathlib.Path, training: Mapping[str, Any], credentialed: bool) -> str:
+def training_card(title: str, name: str, start: pathlib.Path, training: Mapping[str, Any], credentialed: bool) -> str:
     """The card of a checkpoint that was trained from another one.
 
     Args:
       title: the model's name.
-      start: the folder of the checkpoint that training began from.
+      name: of the checkpoint that training began from.
+      start: its folder.
       training: its settings.
       credentialed: whether data under a use agreement went into it or into its start.
     """
     licence = front_matter(start).get("license")
-    lines = _beginning(title, {"base_model": start.name, "tags": ["clinmerge_jax"]}, [licence])
-    lines.append(f"{_with_licence(start.name, licence)}, trained further.")
+    lines = _beginning(title, {"base_model": name, "tags": ["clinmerge_jax"]}, [licence])
+    lines.append(f"{_with_licence(name, licence)}, trained further.")
     if credentialed:
         lines += ["", credentialed_note("these weights")]
     lines += ["", "## Training", "", "```yaml", yaml.safe_dump(dict(training), sort_keys=False).strip(), "```"]
@@ -102,8 +123,7 @@ def training_card(title: str, start: pathlib.Path, training: Mapping[str, Any], 
 
 def adapter_card(
     title: str,
-    model: pathlib.Path,
-    base: pathlib.Path,
+    parents: Sequence[tuple[str, str, pathlib.Path]],
     rank: int,
     alpha: float,
     tables: Sequence[tuple[str, str]],
@@ -113,20 +133,18 @@ def adapter_card(
 
     Args:
       title: the adapter's name.
-      model: the folder of the model that it leads to.
-      base: the folder of the model that it is for.
+      parents: role, name and folder of the model that it is for, and of the one that it leads to.
       rank: of the adapter.
       alpha: likewise.
       tables: heading and Markdown table of what it keeps.
       credentialed: whether one of the models was derived from data under a use agreement.
     """
-    parents = {"base": base, "fine-tuned model": model}
-    licences = {role: front_matter(folder).get("license") for role, folder in parents.items()}
-    head = {"base_model": base.name, "library_name": "peft", "tags": ["lora", "clinmerge_jax"]}
+    licences = {role: front_matter(folder).get("license") for role, _, folder in parents}
+    head = {"base_model": parents[0][1], "library_name": "peft", "tags": ["lora", "clinmerge_jax"]}
     lines = _beginning(title, head, licences.values())
     lines.append(f"The difference of two models as a LoRA adapter of rank {rank} (alpha {alpha:g}), by clinmerge_jax.")
     lines.append("")
-    lines += [f"* {role}: {_with_licence(folder.name, licences[role])}" for role, folder in parents.items()]
+    lines += [f"* {role}: {_with_licence(name, licences[role])}" for role, name, _ in parents]
     lines += ["", "The adapter inherits the terms of both."]
     if credentialed:
         lines += ["", credentialed_note("this adapter")]
@@ -136,9 +154,9 @@ def adapter_card(
 
 
 def _beginning(title: str, head: Mapping[str, Any], licences: Iterable[Any]) -> list[str]:
-    """The YAML head, with the licence that is stated, and the title."""
-    stated = sorted({str(licence) for licence in licences if licence})
-    if stated:
+    """The YAML head and the title; where a licence is not stated, that of the result is not known."""
+    stated = sorted({str(licence or "") for licence in licences})
+    if all(stated):
         head = {**head, "license": stated[0] if len(stated) == 1 else "other"}
     return [_FENCE, yaml.safe_dump(head, sort_keys=False).strip(), _FENCE, f"# {title}", ""]
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.adapter import CONFIG_FILE, EMBEDDINGS, is_tied, last_part
 from clinmerge_jax.checkpoint.adapter_files import Target, config_text, plan_targets, write_weights
-from clinmerge_jax.checkpoint.card import adapter_card, copy_licences
+from clinmerge_jax.checkpoint.card import adapter_card, copy_licences, shown_name
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.safetensors import DTYPES, read_tensor
@@ -84,7 +84,9 @@ def run(config: ConfigDict) -> None:
             output.copy(path)
         copy_licences(output, model.path, [("base", base.path)])
         tables = adapter_tables(targets, squares, left)
-        card = adapter_card(output.target.name, model.path, base.path, rank, alpha, tables, credentialed)
+        parents = [("base", shown_name(config.base), base.path)]
+        parents.append(("fine-tuned model", shown_name(config.model), model.path))
+        card = adapter_card(output.target.name, parents, rank, alpha, tables, credentialed)
         output.write_text("README.md", card)
         known = difference.sha256()
         covered = math.fsum(squares[name] for name in changed)

@@ -13,6 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
+from clinmerge_jax.checkpoint.card import shown_name
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.errors import BadInput
@@ -66,7 +67,7 @@ def run(config: ConfigDict) -> None:
         for name, picture in pictures.items():
             output.write_bytes(name, png(picture))
         output.write_text("tensors.jsonl", "".join(_line(one) for one in inspections))
-        called = {role: checkpoint.path.name for role, checkpoint in models.items()}
+        called = {role: shown_name(place) for role, place in _places(config).items()}
         report = report_text(
             output.target.name, called, inspections, found, rules, notes, pictures, config.top, credentialed
         )
@@ -95,10 +96,15 @@ def run(config: ConfigDict) -> None:
 
 def _open(config: ConfigDict) -> dict[str, Checkpoint]:
     """The models by role, the parents first."""
-    models = {role: open_checkpoint(config[role], f"config.{role}") for role in ("clinical", "instruct")}
-    miniature = all(config[role].startswith("miniature:") for role in models)
+    return {role: open_checkpoint(place, f"config.{role}") for role, place in _places(config).items()}
+
+
+def _places(config: ConfigDict) -> dict[str, str]:
+    """Where they lie; the base of "auto" is the miniature's if both parents are."""
+    places = {role: config[role] for role in ("clinical", "instruct")}
+    miniature = all(place.startswith("miniature:") for place in places.values())
     base = config.base if config.base != "auto" else "miniature:base" * miniature
-    return models | ({"base": open_checkpoint(base, "config.base")} if base else {})
+    return places | ({"base": base} if base else {})
 
 
 def _warn(found: Lineage) -> None:

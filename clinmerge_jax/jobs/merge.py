@@ -8,7 +8,6 @@ merges of a recipe file with several documents run one after another.
 import dataclasses
 import hashlib
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +17,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint.card import copy_licences, merge_card
+from clinmerge_jax.checkpoint.adapter import split_location
+from clinmerge_jax.checkpoint.card import copy_licences, merge_card, shown_name
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.params import llama_config, load_params, write_weights
@@ -164,7 +164,7 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
     held_out_text = held_out_sets(config.evaluate, _all_miniature(config)) if stage.final else []
     evaluated = {role: one for role, one in checkpoints.items() if f"{role}, adapter" not in adapters}
     sets = _encode(held_out_text, evaluated, plan, mesh_shape)
-    credentialed = provenance.is_credentialed(config.credentialed, checkpoints.values())
+    credentialed = provenance.is_credentialed(config.credentialed, [*checkpoints.values(), *adapters.values()])
 
     inputs = {role: provenance.fingerprint(one) for role, one in {**checkpoints, **adapters}.items()}
     identity = {
@@ -183,6 +183,9 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
     with OutputFolder(stage.output, identity, config.overwrite, provenance.same_result) as output:
         distributed.at_bad_input(output.discard)
         output.refuse_overlap({stage.field(model): checkpoints[role].path for model, role in roles.items()})
+        output.refuse_overlap(
+            {stage.field(model): one.adapter.path for model, one in plan.models.items() if one.adapter}
+        )
         state = OutputState(distributed.on_first(lambda: output.open().value))
         if state is OutputState.FINISHED:
             if distributed.is_first():
@@ -220,16 +223,15 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
         if retention:
             tables.append(("What the merge keeps", retention.text()))
             output.write_text("results.jsonl", retention.json_lines(record))
-        licensed = [(pathlib.PurePath(roles[model]).name, one.checkpoint.path) for model, one in plan.models.items()]
+        parents = _parents(plan, roles)
+        licensed = [(pathlib.PurePath(role).name.replace(", ", "-"), folder) for role, _, folder in parents]
         copy_licences(output, plan.leading.path, licensed)
         written = dataclasses.replace(recipe, dtype=str(result_dtype(recipe, next(iter(plan.tensors.values())).dtype)))
         folders = {
             model: str(one.checkpoint.path) for model, one in plan.models.items() if model.startswith("miniature:")
         }
         output.write_text(mergekit_yaml.RECIPE_FILE, mergekit_yaml.write(written.renamed(folders)))
-        shown = {model: _shown(model) for model in plan.models}
-        parents = [(roles[model], shown[model], one.checkpoint.path) for model, one in plan.models.items()]
-        described = mergekit_yaml.write(written.renamed(shown))
+        described = mergekit_yaml.write(written.renamed({model: shown_name(model) for model in plan.models}))
         card = merge_card(output.target.name, parents, recipe.method, described, tables, credentialed)
         output.write_text("README.md", card)
         output.commit({**record, "differences": [difference.to_json() for difference in differences]})
@@ -250,12 +252,15 @@ def _first_two(plan: MergePlan, roles: Mapping[str, str]) -> list[str]:
     return [roles[one.model] for one in inputs] if len(inputs) > 1 else ["a model", "itself"]
 
 
-def _shown(model: str) -> str:
-    """How a card names a model: a folder by its last part, so that no place of this machine gets into it."""
-    return "+".join(
-        pathlib.PurePath(os.path.expanduser(part)).name if os.path.isdir(os.path.expanduser(part)) else part
-        for part in model.split("+")
-    )
+def _parents(plan: MergePlan, roles: Mapping[str, str]) -> list[tuple[str, str, pathlib.Path]]:
+    """Role, name and folder of every model, and of every adapter on one: each has terms of its own."""
+    parents = []
+    for model, one in plan.models.items():
+        place, adapter_place = split_location(model) if one.adapter else (model, "")
+        parents.append((roles[model], shown_name(place), one.checkpoint.path))
+        if one.adapter:
+            parents.append((f"{roles[model]}, adapter", shown_name(adapter_place), one.adapter.path))
+    return parents
 
 
 def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | None:

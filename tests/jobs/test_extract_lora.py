@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ import support
 from ml_collections import ConfigDict
 from support import BF16, TINY, write_llama
 
+from clinmerge_jax.checkpoint import remote
 from clinmerge_jax.checkpoint.adapter import open_adapter
 from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.safetensors import read_tensor
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.jobs import extract_lora
@@ -256,6 +260,33 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "adapter")) == sorted(os.listdir(tmp_path / "whole"))
     records = [json.loads((tmp_path / name / "provenance.json").read_text()) for name in ("adapter", "whole")]
     assert records[0]["squared_remainder"] == records[1]["squared_remainder"]
+
+
+def test_what_an_interrupted_run_has_written_outlives_a_full_disk(tmp_path, monkeypatch):
+    write_pair(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100))
+    with pytest.raises(BadInput, match="^config.output: the adapter takes .* and .* has 100B free; .* lower rank"):
+        extract_lora.run(settings(tmp_path, rank=2))
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1 << 40))
+        patched.setattr(OutputFolder, "commit", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            extract_lora.run(settings(tmp_path, rank=2))
+    extract_lora.run(settings(tmp_path, rank=2))  # nothing is left to be written
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_the_card_names_models_of_the_hub_by_their_ids(tmp_path, monkeypatch):
+    write_pair(tmp_path)
+    (tmp_path / "base").rename(tmp_path / "0a1b2c3d")  # the cache has a folder for each commit
+    monkeypatch.setattr(remote, "fetch_hub", lambda location, field: tmp_path / "0a1b2c3d")
+    extract_lora.run(settings(tmp_path, rank=1, base="org/base@v1"))
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "base_model: org/base@v1" in card and "* base: org/base@v1, " in card and "0a1b2c3d" not in card
 
 
 def test_terms_and_credentials_of_both_are_kept(tmp_path):
