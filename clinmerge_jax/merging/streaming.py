@@ -8,7 +8,6 @@ the device between the passes if it fits, and read again for each if it does not
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import os
 import queue
 import threading
@@ -19,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.checkpoint.digest import FileDigest
-from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder, sync
+from clinmerge_jax.checkpoint.digest import FileDigest, finish_all
+from clinmerge_jax.checkpoint.output import OutputFolder, sync
 from clinmerge_jax.checkpoint.safetensors import header_bytes
 from clinmerge_jax.merging.counting import count_on_device, count_on_host
 from clinmerge_jax.merging.diagnostics import TensorDifference
@@ -126,7 +125,7 @@ def _write_shards(
         temporary.rename(output.path(file_name))
         sync(output.partial)  # the journal must not name a file that a power cut could take back
         journal[file_name] = [difference.to_json() for difference in item.differences]
-        output.write_text(JOURNAL_FILE, json.dumps(journal))
+        output.write_journal(journal)
 
 
 class _Computation:
@@ -369,9 +368,7 @@ def run_merge(
       BadInput: a tensor holds values that are not finite.
       OSError: reading or writing failed; a rerun goes on from the last finished file.
     """
-    journal_path = output.path(JOURNAL_FILE)
-    journal = json.loads(journal_path.read_bytes()) if journal_path.is_file() else {}
-    journal = {name: records for name, records in journal.items() if output.path(name).is_file()}
+    journal = {name: records for name, records in output.read_journal().items() if output.path(name).is_file()}
     for file_name in journal:
         progress(sum(plan.tensors[name].nbytes for name in plan.files[file_name]))
     todo = [file_name for file_name in plan.files if file_name not in journal]
@@ -414,7 +411,7 @@ def run_merge(
         if worker.error is not None:
             raise worker.error
 
-    sha256 = {str(path): max((d[path] for d in digests), key=lambda d: d.position).finish() for path in sorted(paths)}
+    sha256 = finish_all(max((d[path] for d in digests), key=lambda d: d.position) for path in sorted(paths))
     plan.write_small_files(output)
     records = [TensorDifference.from_json(record) for name in plan.files for record in journal[name]]
     return records, sha256
