@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import math
 
 import jax
 import jax.numpy as jnp
@@ -111,9 +110,14 @@ def test_merges_take_no_temporaries_and_no_communication(layout, params, measure
     assert not any(name in compiled.as_text() for name in ("all-gather", "all-reduce", "all-to-all", "permute"))
 
 
+def _block_rows(leaf):
+    _, rows, columns = leaf.sharding.shard_shape(leaf.shape)
+    return min(rows, on_device._BLOCK_BYTES // (4 * columns))
+
+
 def test_statistics_take_the_memory_of_a_few_blocks(layout, params, measure):
     leaf = params["layers"]["mlp"]["gate_proj"]["weight"]
-    rows = on_device._BLOCK_BYTES // (4 * leaf.sharding.shard_shape(leaf.shape)[-1])
+    rows = _block_rows(leaf)
     start = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = on_device.block_statistics.lower(
         [leaf, leaf],
@@ -125,7 +129,7 @@ def test_statistics_take_the_memory_of_a_few_blocks(layout, params, measure):
         ranked=None,
         tiled=True,
         bins=0,
-        whole=math.prod(leaf.shape[1:-1]),
+        whole=leaf.shape[1],
         stacked=True,
         size=rows,
         sharding=leaf.sharding,
@@ -137,7 +141,7 @@ def test_statistics_take_the_memory_of_a_few_blocks(layout, params, measure):
 @pytest.mark.parametrize("method", ["ties", "della"])  # counts of codes; ranks within rows
 def test_counts_and_ranks_take_the_memory_of_a_few_blocks(layout, params, measure, method):
     leaf = params["layers"]["mlp"]["gate_proj"]["weight"]
-    rows = on_device._BLOCK_BYTES // (4 * leaf.sharding.shard_shape(leaf.shape)[-1])
+    rows = _block_rows(leaf)
     sources = [{"weight": 0.5, "density": 0.5, "epsilon": 0.1}] * 2
     problem = Problem("tensor", leaf.shape[1], leaf.shape[2], METHODS[method].parameters, sources, True)
     step = next(METHODS[method].steps(problem))
@@ -158,4 +162,4 @@ def test_counts_and_ranks_take_the_memory_of_a_few_blocks(layout, params, measur
         sharding=leaf.sharding,
     )
     _, (_, temporary, output) = measure(f"first pass of {method}, one block of gate_proj's rows", lowered)
-    assert temporary + output < 40 * on_device._BLOCK_BYTES
+    assert temporary + output < 8 * on_device._BLOCK_BYTES
