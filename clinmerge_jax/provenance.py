@@ -93,7 +93,7 @@ def _same_input(recorded: Mapping[str, Any], current: Mapping[str, Any], known: 
     return all(sha256(folder / name) == known.get(name) for name in current["files"])
 
 
-def is_credentialed(flag: bool, checkpoints: Iterable[Checkpoint]) -> bool:
+def is_credentialed(flag: bool, checkpoints: Iterable[Checkpoint | Adapter]) -> bool:
     """Whether a config or the provenance of an input says that data under a use agreement went in.
 
     Raises:

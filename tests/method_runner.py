@@ -1,11 +1,13 @@
 """Runs a merge method on arrays, both halves, without an engine; and what mergekit's rules come to in plain NumPy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.merging.methods import METHODS, Base, Problem
+from clinmerge_jax.merging.methods import METHODS, Base, Problem, order
 
 
 def run_method(
@@ -45,16 +47,27 @@ def run_method(
     )
     method.check(problem)
     pieces = [jnp.asarray(array) for array in arrays]
-    host_half = method.steps(problem)
-    try:
-        step = next(host_half)
-        while True:
-            asked = pieces if step.row is None else [piece[step.row : step.row + 1] for piece in pieces]
-            step = host_half.send(np.asarray(step.reduce(asked, jnp.uint32(step.row or 0), step.args)))
-    except StopIteration as done:
-        factors = done.value
+    pieces += [order.ranks(one) for one in method.ranked(pieces)]
+    factors, _ = ask(method.steps(problem), pieces)
     merged = method.apply(pieces, jnp.uint32(0), factors.args, factors.row_args, pieces[0].dtype)
     return np.asarray(merged)
+
+
+def ask(questions: Generator, pieces: Sequence[jax.Array]) -> tuple[Any, int]:
+    """What a generator of steps returns, and how many passes it asks for."""
+    passes = 0
+    try:
+        step = next(questions)
+        while True:
+            passes += 1
+            asked = pieces if step.row is None else [piece[step.row : step.row + 1] for piece in pieces]
+            answer = step.reduce(asked, jnp.uint32(step.row or 0), step.args)
+            if step.bins:
+                counts = [np.bincount(np.asarray(codes).ravel(), minlength=step.bins) for codes in answer]
+                answer = np.stack([one[: step.bins] for one in counts])
+            step = questions.send(np.asarray(answer))
+    except StopIteration as done:
+        return done.value, passes
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:

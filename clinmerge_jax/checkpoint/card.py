@@ -1,14 +1,19 @@
-"""Model cards (README.md) of the checkpoints that jobs write."""
+"""Model cards (README.md) and terms of what jobs write."""
 
+import itertools
+import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from clinmerge_jax.checkpoint.adapter import split_location
+from clinmerge_jax.checkpoint.folder import licence_files
+from clinmerge_jax.checkpoint.output import OutputFolder
+
 _FENCE = "---"
-_CREDENTIALED = "**Derived from credentialed data**: the data use agreement applies to these weights too."
 
 
 def front_matter(folder: pathlib.Path) -> dict[str, Any]:
@@ -24,6 +29,43 @@ def front_matter(folder: pathlib.Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}  # a damaged card of a parent is no reason to refuse its weights
     return head if isinstance(head, dict) else {}
+
+
+def shown_name(location: str) -> str:
+    """How a card names a model: a folder by its last part, so that no place of this machine gets into it.
+
+    Args:
+      location: `model` or `model+adapter`, as a config or a recipe names it.
+    """
+    places = [os.path.expanduser(part) for part in split_location(location) if part]
+    return "+".join(os.path.basename(os.path.abspath(part)) if os.path.isdir(part) else part for part in places)
+
+
+def copy_licences(output: OutputFolder, leading: pathlib.Path, others: Iterable[tuple[str, pathlib.Path]]) -> None:
+    """Copies the terms of what a result derives from, each as ROLE.FILE; but not what the leading folder has too.
+
+    Args:
+      output: where the leading folder's own files go by other ways.
+      leading: the folder.
+      others: role and folder of each; other texts of a role that comes again go to ROLE-2.FILE and so on.
+    """
+    known = {path.read_bytes() for path in licence_files(leading)}
+    copied: dict[str, bytes] = {}
+    for role, folder in others:
+        for path in licence_files(folder):
+            text = path.read_bytes()
+            if text in known:
+                continue
+            names = (f"{role}-{number}.{path.name}" for number in itertools.count(2))
+            names = itertools.chain([f"{role}.{path.name}"], names)
+            name = next(name for name in names if copied.get(name, text) == text)
+            copied[name] = text
+            output.write_bytes(name, text)
+
+
+def credentialed_note(what: str) -> str:
+    """The line that a result needs which derives from data under a use agreement."""
+    return f"**Derived from credentialed data**: the data use agreement applies to {what} too."
 
 
 def merge_card(
@@ -45,38 +87,79 @@ def merge_card(
       credentialed: whether a parent was derived from data under a use agreement.
     """
     licences = {role: front_matter(folder).get("license") for role, _, folder in parents}
-    stated = sorted({str(licence) for licence in licences.values() if licence})
     head = {"base_model": [name for _, name, _ in parents], "tags": ["merge", "clinmerge_jax"]}
-    if stated:
-        head["license"] = stated[0] if len(stated) == 1 else "other"
-    lines = [_FENCE, yaml.safe_dump(head, sort_keys=False).strip(), _FENCE, f"# {title}", ""]
+    lines = _beginning(title, head, licences.values())
     lines.append(f"A {method} merge in weight space, made with clinmerge_jax.")
     lines += ["", "## Parents", ""]
     for role, name, _ in parents:
-        lines.append(f"* {role}: {name}, licence {licences[role] or 'not stated in its card: check before use'}")
+        lines.append(f"* {role}: {_with_licence(name, licences[role])}")
     lines += ["", "A merged model inherits the terms of all of its parents."]
     if credentialed:
-        lines += ["", _CREDENTIALED]
+        lines += ["", credentialed_note("these weights")]
     lines += ["", "## Recipe", "", "```yaml", recipe.strip(), "```"]
     for heading, text in tables:
         lines += ["", f"## {heading}", "", text]
     return "\n".join(lines) + "\n"
 
 
-def training_card(title: str, start: pathlib.Path, training: Mapping[str, Any], credentialed: bool) -> str:
+def training_card(title: str, name: str, start: pathlib.Path, training: Mapping[str, Any], credentialed: bool) -> str:
     """The card of a checkpoint that was trained from another one.
 
     Args:
       title: the model's name.
-      start: the folder of the checkpoint that training began from.
+      name: of the checkpoint that training began from.
+      start: its folder.
       training: its settings.
       credentialed: whether data under a use agreement went into it or into its start.
     """
     licence = front_matter(start).get("license")
-    head = {"base_model": start.name, "tags": ["clinmerge_jax"], **({"license": str(licence)} if licence else {})}
-    lines = [_FENCE, yaml.safe_dump(head, sort_keys=False).strip(), _FENCE, f"# {title}", ""]
-    lines.append(f"{start.name}, licence {licence or 'not stated in its card: check before use'}, trained further.")
+    lines = _beginning(title, {"base_model": name, "tags": ["clinmerge_jax"]}, [licence])
+    lines.append(f"{_with_licence(name, licence)}, trained further.")
     if credentialed:
-        lines += ["", _CREDENTIALED]
+        lines += ["", credentialed_note("these weights")]
     lines += ["", "## Training", "", "```yaml", yaml.safe_dump(dict(training), sort_keys=False).strip(), "```"]
     return "\n".join(lines) + "\n"
+
+
+def adapter_card(
+    title: str,
+    parents: Sequence[tuple[str, str, pathlib.Path]],
+    rank: int,
+    alpha: float,
+    tables: Sequence[tuple[str, str]],
+    credentialed: bool,
+) -> str:
+    """The card of a difference of two models as a LoRA adapter.
+
+    Args:
+      title: the adapter's name.
+      parents: role, name and folder of the model that it is for, and of the one that it leads to.
+      rank: of the adapter.
+      alpha: likewise.
+      tables: heading and Markdown table of what it keeps.
+      credentialed: whether one of the models was derived from data under a use agreement.
+    """
+    licences = {role: front_matter(folder).get("license") for role, _, folder in parents}
+    head = {"base_model": parents[0][1], "library_name": "peft", "tags": ["lora", "clinmerge_jax"]}
+    lines = _beginning(title, head, licences.values())
+    lines.append(f"The difference of two models as a LoRA adapter of rank {rank} (alpha {alpha:g}), by clinmerge_jax.")
+    lines.append("")
+    lines += [f"* {role}: {_with_licence(name, licences[role])}" for role, name, _ in parents]
+    lines += ["", "The adapter inherits the terms of both."]
+    if credentialed:
+        lines += ["", credentialed_note("this adapter")]
+    for heading, text in tables:
+        lines += ["", f"## {heading}", "", text]
+    return "\n".join(lines) + "\n"
+
+
+def _beginning(title: str, head: Mapping[str, Any], licences: Iterable[Any]) -> list[str]:
+    """The YAML head and the title; where a licence is not stated, that of the result is not known."""
+    stated = sorted({str(licence or "") for licence in licences})
+    if all(stated):
+        head = {**head, "license": stated[0] if len(stated) == 1 else "other"}
+    return [_FENCE, yaml.safe_dump(head, sort_keys=False).strip(), _FENCE, f"# {title}", ""]
+
+
+def _with_licence(name: str, licence: Any) -> str:
+    return f"{name}, licence {licence or 'not stated in its card: check before use'}"

@@ -1,8 +1,10 @@
 """SHA-256 of files that are being read anyway."""
 
+import concurrent.futures
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterable
 
 from clinmerge_jax.checkpoint.safetensors import read_into
 
@@ -52,6 +54,13 @@ class FileDigest:
         finally:
             os.close(descriptor)
         return self._hash.hexdigest()
+
+
+def finish_all(digests: Iterable[FileDigest]) -> dict[str, str]:
+    """The hexadecimal digest of each file by its path; what is still missing is read from several at once."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        jobs = {str(digest.path): pool.submit(digest.finish) for digest in digests}
+        return {path: job.result() for path, job in jobs.items()}
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -15,8 +15,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
 
-# What travels with the weights when a checkpoint is derived from another one.
-LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+# What travels with the weights when a checkpoint is derived from another one; ROLE.LICENSE is what a parent left there.
+LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.LICENSE*", "*.NOTICE*", "*.USE_POLICY*")
 CARRIED_FILES = (
     GENERATION_FILE,
     "tokenizer*",
@@ -71,6 +71,11 @@ class Checkpoint:
         """Tokenizer, generation and licence files that a derived checkpoint takes along."""
         found = {path for pattern in CARRIED_FILES for path in self.path.glob(pattern) if path.is_file()}
         return sorted(found)
+
+
+def licence_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a folder that state its terms."""
+    return sorted({path for pattern in LICENCE_FILES for path in folder.glob(pattern) if path.is_file()})
 
 
 def resolve(location: str, field: str) -> pathlib.Path:

@@ -13,11 +13,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import tqdm
+
 from clinmerge_jax.errors import BadInput
 
 PROVENANCE_FILE = "provenance.json"
 # Of the work alone: hidden, and gone once the result is in place.
-JOURNAL_FILE = ".journal.json"
+_JOURNAL_FILE = ".journal.json"
 _IDENTITY_FILE = ".identity.json"
 _LOCK_FILE = ".lock"
 _LOCK_TRIES = 10  # each fails only if another process removes the folder at that very moment
@@ -124,7 +126,7 @@ class OutputFolder:
 
     def _remove_leftovers(self) -> None:
         """Removes what a process killed right after putting the target in place did not come to remove."""
-        for name in (JOURNAL_FILE, _IDENTITY_FILE, _LOCK_FILE):
+        for name in (_JOURNAL_FILE, _IDENTITY_FILE, _LOCK_FILE):
             (self.target / name).unlink(missing_ok=True)
         shutil.rmtree(self._replaced(), ignore_errors=True)
 
@@ -189,6 +191,45 @@ class OutputFolder:
     def copy(self, source: pathlib.Path, name: str = "") -> None:
         """Copies one small file into the result, under its own name or another."""
         write_atomically(self.path(name or source.name), source.read_bytes())
+
+    def read_journal(self) -> dict[str, Any]:
+        """What `write_journal` has left in the hidden folder; empty where it has left nothing."""
+        path = self.path(_JOURNAL_FILE)
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+
+    def write_journal(self, content: Mapping[str, Any]) -> None:
+        """Makes durable what an interrupted run goes on from; it is gone once the result is in place."""
+        self.write_text(_JOURNAL_FILE, json.dumps(content))
+
+    def check_space(
+        self, nbytes: int, result: str = "the result", mend: str = "free some or name a folder elsewhere"
+    ) -> None:
+        """Refuses a result that is larger than what is free.
+
+        Args:
+          nbytes: that the result takes.
+          result: what to call it.
+          mend: what to do.
+
+        Raises:
+          BadInput: naming both sizes.
+        """
+        free = shutil.disk_usage(self.partial).free
+        if free < nbytes:
+            need, have = (tqdm.tqdm.format_sizeof(count, "B") for count in (nbytes, free))
+            raise BadInput(f"config.output: {result} takes {need} and {self.target.parent} has {have} free; {mend}")
+
+    def finished_text(self, same: str, tables: str) -> str:
+        """What to say where `open` found the result finished.
+
+        Args:
+          same: what is as it was then.
+          tables: what README.md is or holds.
+        """
+        return (
+            f"{self.target} is finished already: {same}, nothing to do.\n"
+            f"To make it again: --config.overwrite=True. {tables} README.md there."
+        )
 
     def commit(self, provenance: Mapping[str, Any]) -> None:
         """Writes the provenance, makes everything durable and puts the folder in place.

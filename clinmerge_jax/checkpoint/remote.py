@@ -22,6 +22,7 @@ import tqdm
 from absl import logging
 
 from clinmerge_jax.checkpoint.folder import CARRIED_FILES, pickle_refusal
+from clinmerge_jax.checkpoint.output import PROVENANCE_FILE
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.parallel import distributed
 
@@ -31,6 +32,7 @@ FETCHED_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "README.md",
+    PROVENANCE_FILE,  # it says whether data under a use agreement went in
     *CARRIED_FILES,
 )
 # Folders below, pickles, and the second copy of the weights that some models bring in their maker's own layout.

@@ -6,41 +6,33 @@ JSON line per tensor; no weights are made.
 
 import importlib.metadata
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import tqdm
 from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
+from clinmerge_jax.checkpoint.card import shown_name
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from clinmerge_jax.checkpoint.output import OutputFolder, OutputState, write_atomically
+from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.compatibility import check_compatible
-from clinmerge_jax.merging.inspection import (
-    FROM_BASE,
-    PARENTS,
-    Lineage,
-    Measures,
-    Pair,
-    TensorInspection,
-    advice,
-    combine,
-    common_tensors,
-    group,
-    in_display_order,
-    inspect_tensors,
-    lineage,
-    pair_name,
-    pairs_of,
+from clinmerge_jax.merging.inspection import common_tensors, inspect_tensors
+from clinmerge_jax.merging.lineage import Lineage, lineage
+from clinmerge_jax.merging.measures import PARENTS, TensorInspection, pair_name, pairs_of
+from clinmerge_jax.report.advice import advice
+from clinmerge_jax.report.heatmap import png
+from clinmerge_jax.report.inspection import (
+    change_note,
+    change_table,
+    distance_table,
+    figures_by_module,
+    heat_maps,
+    report_text,
 )
-from clinmerge_jax.report.heatmap import HeatMap, Panel, png
-from clinmerge_jax.report.tables import table
 
-_SHOWN_DIFFERENCES = 12  # tensors that could not be compared, in the report; tensors.jsonl has what was
-_NOTHING = "-"
+_SHOWN_DIFFERENCES = 12  # tensors that could not be compared, that a note names
 
 
 def run(config: ConfigDict) -> None:
@@ -60,8 +52,7 @@ def run(config: ConfigDict) -> None:
     with OutputFolder(config.output, identity, config.overwrite, provenance.same_result) as output:
         output.refuse_overlap({f"config.{role}": checkpoint.path for role, checkpoint in models.items()})
         if output.open() is OutputState.FINISHED:
-            print(f"{output.target} is finished already: same models, nothing to do.")
-            print("To make it again: --config.overwrite=True. Its report is README.md there.")
+            print(output.finished_text("same models", "Its report is"))
             return
         notes = [*_vocabularies(models), *_refusals(models), *_left_out(others)]
         logging.info("%d tensors of %s", len(names), ", ".join(models))
@@ -69,26 +60,16 @@ def run(config: ConfigDict) -> None:
         with tqdm.tqdm(total=nbytes, desc="inspect", unit="B", unit_scale=True, mininterval=0.5, leave=False) as bar:
             inspections, digests = inspect_tensors(models, names, config.top, progress=bar.update)
         found = lineage(inspections)
-        everything = combine(one.measures for one in inspections)
-        for pair in found.medians:
-            if found.verdict(pair) != "one family":
-                logging.warning(
-                    "%s: %s (median cosine of the layers' matrices %.4f)",
-                    pair_name(pair),
-                    found.verdict(pair),
-                    found.medians[pair],
-                )
-        rules = advice(found, everything, config.top)
-        ordered = in_display_order(inspections)
-        by_module = {**group(ordered, lambda one: one.module), "all": everything}
-        by_layer = group(inspections, lambda one: one.layer)
-        by_layer = {layer: by_layer[layer] for layer in sorted(by_layer, key=lambda n: (n is None, n))}
-        heat_maps = _heat_maps(ordered, config.top)
-        for name, heat_map in heat_maps.items():
-            write_atomically(output.path(name), png(heat_map))
+        _warn(found)
+        modules = figures_by_module(inspections)
+        rules = advice(found, modules["all"], config.top)
+        pictures = heat_maps(inspections, config.top)
+        for name, picture in pictures.items():
+            output.write_bytes(name, png(picture))
         output.write_text("tensors.jsonl", "".join(_line(one) for one in inspections))
-        report = _report(
-            output.target.name, models, found, rules, notes, by_module, by_layer, heat_maps, config.top, credentialed
+        called = {role: shown_name(place) for role, place in _places(config).items()}
+        report = report_text(
+            output.target.name, called, inspections, found, rules, notes, pictures, config.top, credentialed
         )
         output.write_text("README.md", report)
         environment = provenance.environment()
@@ -104,8 +85,8 @@ def run(config: ConfigDict) -> None:
             }
         )
     print(f"\nLineage\n{found.text()}")
-    print(f"\nHow far the models are apart\n{_distance_table('module', by_module)}")
-    print(f"\nWhat changed\n{_change_table('module', by_module, config.top)}\n{_change_note(found)}")
+    print(f"\nHow far the models are apart\n{distance_table('module', modules)}")
+    print(f"\nWhat changed\n{change_table('module', modules, config.top)}\n{change_note(found)}")
     print("\nRules of thumb\n" + "\n".join(f"* {rule}" for rule in rules))
     for note in notes:
         print(f"Note: {note}")
@@ -115,10 +96,22 @@ def run(config: ConfigDict) -> None:
 
 def _open(config: ConfigDict) -> dict[str, Checkpoint]:
     """The models by role, the parents first."""
-    models = {role: open_checkpoint(config[role], f"config.{role}") for role in ("clinical", "instruct")}
-    miniature = all(config[role].startswith("miniature:") for role in models)
+    return {role: open_checkpoint(place, f"config.{role}") for role, place in _places(config).items()}
+
+
+def _places(config: ConfigDict) -> dict[str, str]:
+    """Where they lie; the base of "auto" is the miniature's if both parents are."""
+    places = {role: config[role] for role in ("clinical", "instruct")}
+    miniature = all(place.startswith("miniature:") for place in places.values())
     base = config.base if config.base != "auto" else "miniature:base" * miniature
-    return models | ({"base": open_checkpoint(base, "config.base")} if base else {})
+    return places | ({"base": base} if base else {})
+
+
+def _warn(found: Lineage) -> None:
+    for pair, median in found.medians.items():
+        verdict = found.verdict(pair)
+        if verdict != "one family":
+            logging.warning("%s: %s (median cosine of the layers' matrices %.4f)", pair_name(pair), verdict, median)
 
 
 def _refusals(models: Mapping[str, Checkpoint]) -> list[str]:
@@ -152,139 +145,6 @@ def _left_out(others: Sequence[str]) -> list[str]:
 
 def _line(one: TensorInspection) -> str:
     return json.dumps(one.to_json(), allow_nan=False) + "\n"
-
-
-def _number(value: float | None, decimals: int = 4) -> str:
-    return _NOTHING if value is None or not math.isfinite(value) else f"{value:.{decimals}f}"
-
-
-def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.1%}"
-
-
-def _label(key: str | int | None) -> str:
-    return "outside" if key is None else str(key)
-
-
-def _changes(measures: Measures) -> list[tuple[str, Pair]]:
-    """The changes that are looked into: each parent's from the base, or that from one parent to the other."""
-    if len(measures.pairs) == 1:
-        return [("clinical - instruct", PARENTS)]
-    return [("clinical - base", FROM_BASE[0]), ("instruct - base", FROM_BASE[1])]
-
-
-def _distance_table(kind: str, groups: Mapping[str | int | None, Measures]) -> str:
-    pairs = next(iter(groups.values())).pairs
-    header = [kind, "tensors", "entries"]
-    for pair in pairs:
-        header += [f"{pair_name(pair)}: distance", "cosine"]
-    rows = []
-    for key, one in groups.items():
-        row = [_label(key), str(one.tensors), f"{one.entries:,}"]
-        for measures in one.pairs.values():
-            row += [_number(measures.relative_distance), _number(measures.cosine, 6)]
-        rows.append([*row, f"{one.collinear} of {one.tensors}"])
-    return table([*header, "collinear"], rows)
-
-
-def _change_table(kind: str, groups: Mapping[str | int | None, Measures], top: float) -> str:
-    some = next(iter(groups.values()))
-    has_base = len(some.pairs) > 1
-    header = [kind, *(["cosine of changes"] if has_base else []), "signs agree"]
-    for name, _ in _changes(some):
-        header += [f"{name}: changed", f"in top {top:g} %"]
-    rows = []
-    for key, one in groups.items():
-        row = [_label(key), *([_number(one.change_cosine)] if has_base else []), _percent(one.sign_agreement)]
-        for _, pair in _changes(one):
-            row += [_percent(one.pairs[pair].changed / one.entries), _percent(one.pairs[pair].top_share)]
-        rows.append(row)
-    return table(header, rows)
-
-
-def _change_note(found: Lineage) -> str:
-    signs = "entries that both parents changed" if found.has_base else "the weights, where neither is zero"
-    return (
-        "Distance: |B - A| / |A| for B vs A. Collinear: tensors of the parents with a |cosine| over 0.9995, which slerp"
-        f" merges along the straight line. Signs: of {signs}. Changed: entries that differ. Top: what the entries that"
-        " changed most hold of the squared change, tensor by tensor."
-    )
-
-
-def _heat_maps(ordered: Sequence[TensorInspection], top: float) -> dict[str, HeatMap]:
-    """The pictures by file name."""
-    inside = group([one for one in ordered if one.layer is not None], lambda one: (one.module, one.layer))
-    outside = group([one for one in ordered if one.layer is None], lambda one: one.module)
-    rows = list(dict.fromkeys(module for module, _ in inside))
-    layers = sorted({layer for _, layer in inside})
-    some = next(iter(inside.values()))
-
-    def panel(title: str, figure: Callable[[Measures], float | None]) -> Panel:
-        def of(measures: Measures | None) -> float:
-            value = None if measures is None else figure(measures)
-            return math.nan if value is None else value
-
-        values = [[of(inside.get((row, layer))) for layer in layers] for row in rows]
-        return Panel(title, np.array(values), np.array([of(one) for one in outside.values()]))
-
-    def picture(title: str, unit: str, panels: Sequence[Panel], **scale) -> HeatMap:
-        return HeatMap(title, unit, rows, layers, [_short(name) for name in outside], panels, **scale)
-
-    distances = [
-        panel(pair_name(pair), lambda one, pair=pair: one.pairs[pair].relative_distance) for pair in some.pairs
-    ]
-    tops = [panel(name, lambda one, pair=pair: one.pairs[pair].top_share) for name, pair in _changes(some)]
-    pictures = {"relative_distance.png": picture("Relative distance", "|B - A| / |A|", distances)}
-    if len(some.pairs) > 1:
-        cosines = [panel("clinical - base and instruct - base", lambda one: one.change_cosine)]
-        pictures["change_cosine.png"] = picture("Cosine of the two changes", "cosine", cosines, centre=0.0)
-        compared = "entries that both parents changed"
-    else:
-        angles = [panel(pair_name(PARENTS), lambda one: one.pairs[PARENTS].degrees)]
-        pictures["weight_angle.png"] = picture("Angle between the weights", "degrees", angles)
-        compared = "the weights themselves"
-    signs = [panel(compared, lambda one: one.sign_agreement)]
-    pictures["sign_agreement.png"] = picture(
-        "Agreement of signs", "equal signs (50 %: chance)", signs, centre=0.5, percent=True
-    )
-    title = f"Share of the squared change in the top {top:g} % of entries"
-    pictures["top_share.png"] = picture(title, "share", tops, percent=True)
-    return pictures
-
-
-def _short(name: str) -> str:
-    """What lies outside the layers, for a narrow column."""
-    return {"embed_tokens": "embeddings", "norm": "final norm", "lm_head": "head"}.get(name, name)
-
-
-def _report(
-    title: str,
-    models: Mapping[str, Checkpoint],
-    found: Lineage,
-    rules: Sequence[str],
-    notes: Sequence[str],
-    by_module: Mapping[str, Measures],
-    by_layer: Mapping[int | None, Measures],
-    heat_maps: Mapping[str, HeatMap],
-    top: float,
-    credentialed: bool,
-) -> str:
-    """README.md of the result."""
-    lines = [f"# {title}: what the models have in common", ""]
-    lines += [f"* {role}: {checkpoint.path.name}" for role, checkpoint in models.items()]
-    if credentialed:
-        lines += ["", "**Derived from credentialed data**: the data use agreement applies to these figures too."]
-    lines += ["", "## Lineage", "", found.text()]
-    lines += ["", "## Rules of thumb", "", *(f"* {rule}" for rule in rules)]
-    if notes:
-        lines += ["", "## Notes", "", *(f"* {note}" for note in notes)]
-    lines += ["", "## By module", "", _distance_table("module", by_module)]
-    lines += ["", _change_table("module", by_module, top), "", _change_note(found)]
-    lines += ["", "## By layer", "", _distance_table("layer", by_layer), "", _change_table("layer", by_layer, top)]
-    lines += ["", "## Pictures", ""]
-    lines += [f"![{heat_map.title}]({name})\n" for name, heat_map in heat_maps.items()]
-    lines += ["`tensors.jsonl` has these figures for every tensor, `provenance.json` the digests of the models.", ""]
-    return "\n".join(lines)
 
 
 def _next_step(config: ConfigDict, found: Lineage) -> str:

@@ -8,9 +8,7 @@ merges of a recipe file with several documents run one after another.
 import dataclasses
 import hashlib
 import math
-import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +18,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint.card import merge_card
-from clinmerge_jax.checkpoint.folder import LICENCE_FILES, Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.adapter import split_location
+from clinmerge_jax.checkpoint.card import copy_licences, merge_card, shown_name
+from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.params import llama_config, load_params, write_weights
 from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
@@ -170,7 +169,7 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
     held_out_text = held_out_sets(config.evaluate, _all_miniature(config)) if stage.final else []
     evaluated = {role: one for role, one in checkpoints.items() if f"{role}, adapter" not in adapters}
     sets = _encode(held_out_text, evaluated, plan, mesh_shape)
-    credentialed = provenance.is_credentialed(config.credentialed, checkpoints.values())
+    credentialed = provenance.is_credentialed(config.credentialed, [*checkpoints.values(), *adapters.values()])
 
     inputs = {role: provenance.fingerprint(one) for role, one in {**checkpoints, **adapters}.items()}
     identity = {
@@ -189,16 +188,18 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
     with OutputFolder(stage.output, identity, config.overwrite, provenance.same_result) as output:
         distributed.at_bad_input(output.discard)
         output.refuse_overlap({stage.field(model): checkpoints[role].path for model, role in roles.items()})
+        output.refuse_overlap(
+            {stage.field(model): one.adapter.path for model, one in plan.models.items() if one.adapter}
+        )
         state = OutputState(distributed.on_first(lambda: output.open().value))
         if state is OutputState.FINISHED:
             if distributed.is_first():
-                print(f"{output.target} is finished already: same recipe, same inputs, nothing to do.")
-                print("To make it again: --config.overwrite=True. Its tables are in README.md there.")
+                print(output.finished_text("same recipe, same inputs", "Its tables are in"))
             return
         if state is OutputState.RESUMED:
             logging.info("continuing the interrupted run in %s", output.partial)
         elif distributed.is_first():
-            _check_space(output, plan.nbytes)
+            output.check_space(plan.nbytes)
         logging.info(
             "%s merge of %d tensors into %s at %s",
             recipe.method,
@@ -227,15 +228,15 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
         if retention:
             tables.append(("What the merge keeps", retention.text()))
             output.write_text("results.jsonl", retention.json_lines(record))
-        _copy_licences(plan, roles, output)
+        parents = _parents(plan, roles)
+        licensed = [(pathlib.PurePath(role).name.replace(", ", "-"), folder) for role, _, folder in parents]
+        copy_licences(output, plan.leading.path, licensed)
         written = dataclasses.replace(recipe, dtype=str(result_dtype(recipe, next(iter(plan.tensors.values())).dtype)))
         folders = {
             model: str(one.checkpoint.path) for model, one in plan.models.items() if model.startswith("miniature:")
         }
         output.write_text(mergekit_yaml.RECIPE_FILE, mergekit_yaml.write(written.renamed(folders)))
-        shown = {model: _shown(model) for model in plan.models}
-        parents = [(roles[model], shown[model], one.checkpoint.path) for model, one in plan.models.items()]
-        described = mergekit_yaml.write(written.renamed(shown))
+        described = mergekit_yaml.write(written.renamed({model: shown_name(model) for model in plan.models}))
         card = merge_card(output.target.name, parents, recipe.method, described, tables, credentialed)
         output.write_text("README.md", card)
         output.commit({**record, "differences": [difference.to_json() for difference in differences]})
@@ -256,22 +257,15 @@ def _first_two(plan: MergePlan, roles: Mapping[str, str]) -> list[str]:
     return [roles[one.model] for one in inputs] if len(inputs) > 1 else ["a model", "itself"]
 
 
-def _shown(model: str) -> str:
-    """How a card names a model: a folder by its last part, so that no place of this machine gets into it."""
-    return "+".join(
-        pathlib.PurePath(os.path.expanduser(part)).name if os.path.isdir(os.path.expanduser(part)) else part
-        for part in model.split("+")
-    )
-
-
-def _copy_licences(plan: MergePlan, roles: Mapping[str, str], output: OutputFolder) -> None:
-    """The terms of the models that the leading one's files do not carry already."""
-    known = {path.read_bytes() for pattern in LICENCE_FILES for path in plan.leading.path.glob(pattern)}
+def _parents(plan: MergePlan, roles: Mapping[str, str]) -> list[tuple[str, str, pathlib.Path]]:
+    """Role, name and folder of every model, and of every adapter on one: each has terms of its own."""
+    parents = []
     for model, one in plan.models.items():
-        for pattern in LICENCE_FILES:
-            for path in sorted(one.checkpoint.path.glob(pattern)):
-                if path.read_bytes() not in known:
-                    output.copy(path, f"{pathlib.PurePath(roles[model]).name}.{path.name}")
+        place, adapter_place = split_location(model) if one.adapter else (model, "")
+        parents.append((roles[model], shown_name(place), one.checkpoint.path))
+        if one.adapter:
+            parents.append((f"{roles[model]}, adapter", shown_name(adapter_place), one.adapter.path))
+    return parents
 
 
 def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | None:
@@ -337,15 +331,6 @@ def _encode(
         for held_out in encoded:
             check_vocabulary(held_out.documents, configs[role].vocab_size, checkpoint.label)
     return encoded
-
-
-def _check_space(output: OutputFolder, nbytes: int) -> None:
-    free = shutil.disk_usage(output.partial).free
-    if free < nbytes:
-        raise BadInput(
-            f"config.output: the result takes {_size(nbytes)} and {output.target.parent} has {_size(free)}"
-            " free; free some or name a folder elsewhere"
-        )
 
 
 def _size(nbytes: int) -> str:

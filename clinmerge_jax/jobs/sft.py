@@ -11,7 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint.card import training_card
+from clinmerge_jax.checkpoint.card import shown_name, training_card
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
@@ -94,7 +94,8 @@ def run(config: ConfigDict) -> None:
             "training": {**dataclasses.asdict(settings), "scored_tokens": scored},
             "losses": losses,
         }
-        card = training_card(output.target.name, checkpoint.path, record["training"], credentialed)
+        name = shown_name(config.model)
+        card = training_card(output.target.name, name, checkpoint.path, record["training"], credentialed)
         output.write_text("README.md", card)
         output.commit(record)
     print(f"Training loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last.")

@@ -19,8 +19,10 @@ from jax.sharding import NamedSharding
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iterate_params, parameters
 from clinmerge_jax.merging import exact
+from clinmerge_jax.merging.counting import count_on_device
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.methods import DIFFERENCES, METHODS, Factors, Method, Step
+from clinmerge_jax.merging.methods.order import ranks
 from clinmerge_jax.merging.plan import Input, PlannedTensor, overflow, plan_tensor, result_dtype
 from clinmerge_jax.merging.recipe import Recipe
 from clinmerge_jax.merging.schedule import depth_of, layer_of
@@ -87,7 +89,7 @@ class OnDeviceMerge:
         """
         order = self._order(recipe)
         return {
-            name: tensor.difference(tensor.pair(self._answer(name, DIFFERENCES, order)), self._factors(tensor, order))
+            name: tensor.difference(tensor.pair(self._answer(tensor, DIFFERENCES, order)), self._factors(tensor, order))
             for name, tensor in self._plan(recipe).items()
         }
 
@@ -100,19 +102,21 @@ class OnDeviceMerge:
         host_half = tensor.steps()
         try:
             step = next(host_half)
-            tensor.pair(self._answer(tensor.name, DIFFERENCES, order))  # refuses what is not finite
+            tensor.pair(self._answer(tensor, DIFFERENCES, order))  # refuses what is not finite
             while True:
-                step = host_half.send(self._answer(tensor.name, step, order))
+                step = host_half.send(self._answer(tensor, step, order))
         except StopIteration as done:
             return done.value
 
-    def _answer(self, name: str, step: Step, order: tuple[int, ...]) -> np.ndarray:
+    def _answer(self, tensor: PlannedTensor, step: Step, order: tuple[int, ...]) -> np.ndarray:
         """One pass over one tensor; those without arguments are taken once for all recipes."""
-        key = (name, step.reduce, order)
+        method = tensor.method
+        key = (tensor.name, step.reduce, order)
         if not step.args and key in self._answers:
             return self._answers[key]
-        row, layer, leaves = self._leaves[name]
-        answer = row_statistics(step, row, self.layout, [leaves[index] for index in order], layer)
+        row, layer, leaves = self._leaves[tensor.name]
+        ranked = None if step is DIFFERENCES else method.ranked
+        answer = tensor_statistics(step, row, self.layout, [leaves[index] for index in order], layer, ranked)
         if not step.args:
             self._answers[key] = answer
         return answer
@@ -185,6 +189,7 @@ def apply_program(layout: Layout, method: Method, dtypes: tuple[np.dtype, ...]) 
 
     def tensor(dtype: np.dtype, pieces: Sequence[jax.Array], factors: Mapping[str, Mapping]) -> jax.Array:
         matrices = [piece.reshape(-1, piece.shape[-1]) for piece in pieces]
+        matrices += [ranks(one) for one in method.ranked(matrices)]
         merged = method.apply(matrices, jnp.uint32(0), factors["args"], factors["row_args"], dtype)
         return merged.reshape(pieces[0].shape)
 
@@ -201,10 +206,15 @@ def apply_program(layout: Layout, method: Method, dtypes: tuple[np.dtype, ...]) 
     return jax.jit(apply, out_shardings=layout.shardings(), donate_argnums=2, keep_unused=True)
 
 
-def row_statistics(
-    step: Step, row: Parameter, layout: Layout, leaves: Sequence[jax.Array], layer: int = 0
+def tensor_statistics(
+    step: Step,
+    row: Parameter,
+    layout: Layout,
+    leaves: Sequence[jax.Array],
+    layer: int = 0,
+    ranked: Callable | None = None,
 ) -> np.ndarray:
-    """The answer [R, K] to one step for one tensor, the same on every process.
+    """The answer to one step for one tensor, the same on every process.
 
     Every device goes through the rows of its own shard, a block at a time.
 
@@ -214,56 +224,72 @@ def row_statistics(
       layout: how the leaves are cut.
       leaves: of every source, in the order of the method's inputs.
       layer: of the tensor, where the leaves are stacked.
+      ranked: `Method.ranked`, if the step is the method's.
     """
     sharding = layout.sharding(row)
     *outer, columns = sharding.shard_shape(leaves[0].shape)[row.stacked :]
     rows = math.prod(outer)
+    whole = math.prod(row.shape(layout.config)[:-1])  # without padded rows
     block = functools.partial(
         block_statistics,
         leaves,
         np.int32(layer),
         args=dict(step.args),
         reduce=step.reduce,
+        ranked=ranked,
         tiled=step.tiled,
+        bins=step.bins,
+        whole=whole,
         stacked=row.stacked,
         sharding=sharding,
     )
     if step.row is not None:
-        answer = np.asarray(block(np.int32(step.row % rows), size=1))
+        answer = np.asarray(block(np.int32(step.row % rows), np.int32(0), size=1))
         return answer[step.row // rows][None]
     size = max(1, min(rows, _BLOCK_BYTES // (4 * columns)))
     starts = [min(start, rows - size) for start in range(0, rows, size)]  # the last block covers some rows twice
-    blocks = [block(np.int32(start), size=size) for start in starts]
+    blocks = [block(np.int32(start), np.int32(index * size), size=size) for index, start in enumerate(starts)]
+    if step.bins:
+        return sum(np.asarray(one).astype(np.int64) for one in blocks)
     parts = blocks[0].shape[0] // size
     answers = np.empty((parts, rows, blocks[0].shape[1]), blocks[0].dtype)
     for start, one in zip(starts, blocks):
         answers[:, start : start + size] = np.asarray(one).reshape(parts, size, -1)
-    whole = row.shape(layout.config)
-    return answers.reshape(parts * rows, -1)[: math.prod(whole[:-1])]  # padded rows left out
+    return answers.reshape(parts * rows, -1)[:whole]
 
 
-@functools.partial(jax.jit, static_argnames=("reduce", "tiled", "stacked", "size", "sharding"))
+@functools.partial(
+    jax.jit, static_argnames=("reduce", "ranked", "tiled", "bins", "whole", "stacked", "size", "sharding")
+)
 def block_statistics(
     leaves: Sequence[jax.Array],
     layer: np.int32,
     start: np.int32,
+    fresh: np.int32,
     *,
     args: Mapping[str, jax.Array],
     reduce: Callable,
+    ranked: Callable | None,
     tiled: bool,
+    bins: int,
+    whole: int,
     stacked: bool,
     size: int,
     sharding: NamedSharding,
 ) -> jax.Array:
-    """What `reduce` says of `size` rows of every device's shard, from one row on, [parts size, K].
+    """What `reduce` says of `size` rows of every device's shard, from one row on: [parts size, K], or [K, bins].
 
     Args:
       leaves: one of each input.
       layer: of a stacked leaf; traced.
       start: the row, counted within a shard of one layer flattened to a matrix; traced.
+      fresh: the first of the rows whose codes are to be counted; traced.
       args: of `reduce`.
       reduce: a `Step.reduce`; static.
+      ranked: what of the pieces is ranked for it; static.
       tiled: whether it sums tiles of rows and joins them by itself; static.
+      bins: of the codes that it gives, 0 where it gives rows; static.
+      whole: rows of the tensor, beyond which a shard is padded; static.
       stacked: whether the leaves' first axis is the layer; static.
       size: how many rows; static.
       sharding: of the leaves; static.
@@ -276,23 +302,34 @@ def block_statistics(
     def gather(x: jax.Array) -> jax.Array:
         return jax.lax.all_gather(x, column_axis, axis=1, tiled=True) if parts > 1 else x
 
-    def local(layer: jax.Array, start: jax.Array, args: Mapping[str, jax.Array], *shards: jax.Array) -> jax.Array:
+    def local(layer, start, fresh, args: Mapping[str, jax.Array], *shards: jax.Array) -> jax.Array:
         if stacked:
             shards = [jax.lax.dynamic_index_in_dim(shard, layer, keepdims=False) for shard in shards]
         matrices = [shard.reshape(-1, shard.shape[-1]) for shard in shards]
-        first_row = start
-        if row_axis is not None:
-            first_row = start + jax.lax.axis_index(row_axis) * matrices[0].shape[0]
+        shard_row = jax.lax.axis_index(row_axis) * matrices[0].shape[0] if row_axis is not None else 0
+        first_row = start + shard_row
         pieces = [jax.lax.dynamic_slice_in_dim(matrix, start, size) for matrix in matrices]
         if tiled and whole_tiles:
             return reduce(pieces, first_row, args, gather)
-        return reduce([gather(piece) for piece in pieces], first_row, args)  # whole rows
+        pieces = [gather(piece) for piece in pieces]  # whole rows
+        if ranked is not None:
+            pieces += [ranks(one) for one in ranked(pieces)]
+        found = reduce(pieces, first_row, args)
+        if not bins:
+            return found
+        rows = start + jnp.arange(size)
+        counted = ((rows >= fresh) & (shard_row + rows < whole))[:, None]
+        codes = [jnp.where(counted, one.astype(jnp.int32), bins) for one in found]
+        counts = jnp.stack([count_on_device(one, bins, sharding.mesh.devices.flat[0].platform) for one in codes])
+        return jax.lax.psum(counts, row_axis) if row_axis is not None else counts
 
     mapped = jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=(jax.P(), jax.P(), jax.P(), *[sharding.spec] * len(leaves)),
-        out_specs=jax.P(row_axis, None),
+        in_specs=(jax.P(), jax.P(), jax.P(), jax.P(), *[sharding.spec] * len(leaves)),
+        out_specs=jax.P(None if bins else row_axis, None),
         check_vma=False,  # answers are the same on all devices that share the rows: the checker cannot see it
     )
-    return jax.lax.with_sharding_constraint(mapped(layer, start, args, *leaves), NamedSharding(sharding.mesh, jax.P()))
+    return jax.lax.with_sharding_constraint(
+        mapped(layer, start, fresh, args, *leaves), NamedSharding(sharding.mesh, jax.P())
+    )

@@ -5,8 +5,9 @@ default device; one thread writes. A tensor whose method needs to know all of it
 the device between the passes if it fits, and read again for each if it does not.
 """
 
+import concurrent.futures
 import dataclasses
-import json
+import functools
 import os
 import queue
 import threading
@@ -14,13 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.checkpoint.digest import FileDigest
-from clinmerge_jax.checkpoint.output import JOURNAL_FILE, OutputFolder, sync
+from clinmerge_jax.checkpoint.digest import FileDigest, finish_all
+from clinmerge_jax.checkpoint.output import OutputFolder, sync
 from clinmerge_jax.checkpoint.safetensors import header_bytes
+from clinmerge_jax.merging.counting import count_on_device, count_on_host
 from clinmerge_jax.merging.diagnostics import TensorDifference
-from clinmerge_jax.merging.methods import DIFFERENCES, Factors, Step
+from clinmerge_jax.merging.methods import DIFFERENCES, Factors, Method, Step, order
 from clinmerge_jax.merging.plan import MergePlan, PlannedTensor, overflow
 from clinmerge_jax.merging.rows import Files, Rows
 
@@ -122,7 +125,7 @@ def _write_shards(
         temporary.rename(output.path(file_name))
         sync(output.partial)  # the journal must not name a file that a power cut could take back
         journal[file_name] = [difference.to_json() for difference in item.differences]
-        output.write_text(JOURNAL_FILE, json.dumps(journal))
+        output.write_journal(journal)
 
 
 class _Computation:
@@ -144,12 +147,11 @@ class _Computation:
         piece_bytes: int,
         held_bytes: int,
     ):
-        self.reduce = jax.jit(lambda reduce, *args: reduce(*args), static_argnums=0)
-        self.apply = jax.jit(lambda method, dtype, *args: method.apply(*args, dtype), static_argnums=(0, 1))
         self.channels = channels
         self.again = again
         self.piece_bytes = piece_bytes
         self.held_bytes = held_bytes
+        self.pool = concurrent.futures.ThreadPoolExecutor()
 
     def pieces(self, tensor: PlannedTensor) -> list[tuple[int, int]]:
         """(first row, rows) of each piece; at least one row, however long."""
@@ -160,7 +162,17 @@ class _Computation:
 
     def held(self, tensor: PlannedTensor) -> bool:
         """Whether the pieces are kept on the device for later passes instead of being read again."""
-        return sum(tensor.size * one.rows.dtype.itemsize for one in tensor.inputs) <= self.held_bytes
+        row = [jax.ShapeDtypeStruct((1, tensor.problem.columns), jnp.float32)] * len(tensor.inputs)
+        ranks = sum(one.dtype.itemsize for one in jax.eval_shape(lambda row: _rank(tensor.method.ranked(row)), row))
+        values = sum(one.rows.dtype.itemsize for one in tensor.inputs)
+        return tensor.size * (values + ranks) <= self.held_bytes
+
+    def ranks(self, method: Method, piece: Sequence[jax.Array]) -> list[jax.Array]:
+        """What the method wants ranked within the rows, ranked."""
+        arrays = _ranked_program(method, piece)
+        if not arrays or not _on_cpu(arrays[0]):
+            return _rank_program(arrays) if arrays else []
+        return [jax.device_put(order.ranks_on_host(np.asarray(one), self.pool)) for one in arrays]
 
     def steps(self, tensor: PlannedTensor, position: int) -> Iterator[tuple[Rows, int, int]]:
         """The reads of one input for this tensor, in the order `merge` takes them; runs in the reader's thread."""
@@ -184,45 +196,110 @@ class _Computation:
             step = next(host_half)
         except StopIteration as done:  # nothing needs to be known: one pass does everything
             sums, passes = [], _Passes(self, tensor, keep=False)
-            for (first_row, rows), piece in passes:
-                sums.append(self._reduce(DIFFERENCES, piece, first_row))
-                send(self._apply(tensor, piece, first_row, rows, done.value))
+            for (first_row, rows), piece, ranks in passes:
+                sums.append(_reduce(DIFFERENCES, piece, first_row))
+                send(_apply(tensor, [*piece, *ranks], first_row, rows, done.value))
             passes.end()
             factors = done.value
             return lambda: tensor.difference(tensor.pair(_rows(sums)), factors)
         pair, passes = None, _Passes(self, tensor, keep=self.held(tensor))
         while True:
-            answers, sums = [], []
-            for (first_row, rows), piece in passes:
+            sums: list[jax.Array] = []
+            answers = _Answers(step)
+            for (first_row, rows), piece, ranks in passes:
                 if pair is None:
-                    sums.append(self._reduce(DIFFERENCES, piece, first_row))
+                    sums.append(_reduce(DIFFERENCES, piece, first_row))
                 if step is DIFFERENCES and pair is None:
-                    answers.append(sums[-1])
+                    answers.add(sums[-1])
                 elif step.row is None:
-                    answers.append(self._reduce(step, piece, first_row))
+                    answers.add(_reduce(step, [*piece, *ranks], first_row))
                 elif first_row <= step.row < first_row + rows:
                     row = step.row - first_row
-                    answers.append(self._reduce(step, [part[row : row + 1] for part in piece], step.row))
+                    answers.add(_reduce(step, [part[row : row + 1] for part in (*piece, *ranks)], step.row))
             if pair is None:
                 pair = tensor.pair(_rows(sums))
             try:
-                step = host_half.send(_rows(answers))
+                step = host_half.send(answers.whole())
             except StopIteration as done:
                 factors = done.value
                 break
-        for (first_row, rows), piece in passes:
-            send(self._apply(tensor, piece, first_row, rows, factors))
+        for (first_row, rows), piece, ranks in passes:
+            send(_apply(tensor, [*piece, *ranks], first_row, rows, factors))
         passes.end()
         return lambda: tensor.difference(pair, factors)
 
-    def _reduce(self, step: Step, piece: Sequence[jax.Array], first_row: int) -> jax.Array:
-        return self.reduce(step.reduce, piece, np.int32(first_row), dict(step.args))
 
-    def _apply(
-        self, tensor: PlannedTensor, piece: Sequence[jax.Array], first_row: int, rows: int, factors: Factors
-    ) -> jax.Array:
-        row_args = {key: value[first_row : first_row + rows] for key, value in factors.row_args.items()}
-        return self.apply(tensor.method, tensor.dtype, piece, np.int32(first_row), dict(factors.args), row_args)
+class _Answers:
+    """The answer to one step, from those of the pieces in turn."""
+
+    def __init__(self, step: Step):
+        self._bins = step.bins
+        self._counts: np.ndarray | int = 0
+        self._pieces: list = []
+
+    def add(self, piece: Any) -> None:
+        """Takes a piece's rows, or its codes: those are counted while the device is at the next piece."""
+        if self._bins and self._pieces:
+            self._count(self._pieces.pop())
+        self._pieces.append(piece)
+
+    def whole(self) -> np.ndarray:
+        """[R, K], or with bins [K, bins]."""
+        if not self._bins:
+            return _rows(self._pieces)
+        self._count(self._pieces.pop())
+        return self._counts
+
+    def _count(self, codes: Sequence[jax.Array]) -> None:
+        if _on_cpu(codes[0]):
+            counts = np.stack([count_on_host(np.asarray(one), self._bins) for one in codes])
+        else:
+            counts = np.asarray(_count_program(codes, self._bins, _platform(codes[0]))).astype(np.int64)
+        self._counts = self._counts + counts
+
+
+def _platform(x: jax.Array) -> str:
+    return next(iter(x.devices())).platform
+
+
+def _on_cpu(x: jax.Array) -> bool:
+    return _platform(x) == "cpu"
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _count_program(codes: Sequence[jax.Array], bins: int, platform: str) -> jax.Array:
+    return jnp.stack([count_on_device(one, bins, platform) for one in codes])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _ranked_program(method: Method, piece: Sequence[jax.Array]) -> list[jax.Array]:
+    return method.ranked(piece)
+
+
+def _rank(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    return [order.ranks(one) for one in arrays]
+
+
+_rank_program = jax.jit(_rank)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reduce_program(reduce: Callable, piece: Sequence[jax.Array], first_row: np.int32, args: dict) -> jax.Array:
+    return reduce(piece, first_row, args)
+
+
+def _reduce(step: Step, piece: Sequence[jax.Array], first_row: int) -> jax.Array:
+    return _reduce_program(step.reduce, piece, np.int32(first_row), dict(step.args))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_program(method: Method, dtype: np.dtype, *args) -> jax.Array:
+    return method.apply(*args, dtype)
+
+
+def _apply(tensor: PlannedTensor, piece: Sequence[jax.Array], first_row: int, rows: int, factors: Factors) -> jax.Array:
+    row_args = {key: value[first_row : first_row + rows] for key, value in factors.row_args.items()}
+    return _apply_program(tensor.method, tensor.dtype, piece, np.int32(first_row), dict(factors.args), row_args)
 
 
 def _rows(answers: Sequence[jax.Array]) -> np.ndarray:
@@ -230,19 +307,21 @@ def _rows(answers: Sequence[jax.Array]) -> np.ndarray:
 
 
 class _Passes:
-    """Iterates over the pieces of one tensor, as often as asked: ((first row, rows), a piece of every input)."""
+    """Iterates over the pieces of one tensor, as often as asked: ((first row, rows), a piece of every input, ranks)."""
 
     def __init__(self, computation: _Computation, tensor: PlannedTensor, *, keep: bool):
         self._channels = computation.channels[: len(tensor.inputs)]
         self._again = [] if computation.held(tensor) else computation.again[: len(tensor.inputs)]
         self._where = computation.pieces(tensor)
+        self._ranks = functools.partial(computation.ranks, tensor.method)
         self._keep = keep
-        self._kept: list[list[jax.Array]] = []
+        self._kept: list[tuple[list[jax.Array], list[jax.Array]]] = []
         self._begun = False
 
-    def __iter__(self) -> Iterator[tuple[tuple[int, int], list[jax.Array]]]:
+    def __iter__(self) -> Iterator[tuple[tuple[int, int], list[jax.Array], list[jax.Array]]]:
         if self._begun and self._keep:
-            yield from zip(self._where, self._kept)
+            for where, kept in zip(self._where, self._kept):
+                yield where, *kept
             return
         if self._begun:
             for channel in self._again:
@@ -250,9 +329,10 @@ class _Passes:
         self._begun = True
         for where in self._where:
             piece = [channel.get() for channel in self._channels]
+            ranks = self._ranks(piece)
             if self._keep:
-                self._kept.append(piece)
-            yield where, piece
+                self._kept.append((piece, ranks))
+            yield where, piece, ranks
 
     def end(self) -> None:
         """Lets the readers go on to the next tensor."""
@@ -288,9 +368,7 @@ def run_merge(
       BadInput: a tensor holds values that are not finite.
       OSError: reading or writing failed; a rerun goes on from the last finished file.
     """
-    journal_path = output.path(JOURNAL_FILE)
-    journal = json.loads(journal_path.read_bytes()) if journal_path.is_file() else {}
-    journal = {name: records for name, records in journal.items() if output.path(name).is_file()}
+    journal = {name: records for name, records in output.read_journal().items() if output.path(name).is_file()}
     for file_name in journal:
         progress(sum(plan.tensors[name].nbytes for name in plan.files[file_name]))
     todo = [file_name for file_name in plan.files if file_name not in journal]
@@ -328,11 +406,12 @@ def run_merge(
     finally:
         for worker in workers:
             worker.join()
+        computation.pool.shutdown()
     for worker in workers:
         if worker.error is not None:
             raise worker.error
 
-    sha256 = {str(path): max((d[path] for d in digests), key=lambda d: d.position).finish() for path in sorted(paths)}
+    sha256 = finish_all(max((d[path] for d in digests), key=lambda d: d.position) for path in sorted(paths))
     plan.write_small_files(output)
     records = [TensorDifference.from_json(record) for name in plan.files for record in journal[name]]
     return records, sha256

@@ -168,8 +168,8 @@ def test_number_of_layers_is_a_positive_integer(tmp_path, layers):
 def test_carried_files_are_tokenizer_generation_and_licence(tmp_path):
     carried = {
         "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "added_tokens.json", "chat_template.jinja",
-        "generation_config.json", "merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer.model",
-        "tokenizer_config.json", "vocab.json",
+        "clinical.LICENSE.md", "generation_config.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
+        "tokenizer.model", "tokenizer_config.json", "vocab.json",
     }  # fmt: skip
     folder = support.write_llama(tmp_path / "model")
     for name in (*carried, "README.md", "provenance.json", "modeling_llama.py", "pytorch_model.bin", "optimizer.pt"):

@@ -5,9 +5,11 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -311,3 +313,33 @@ def test_a_target_that_holds_an_input_is_refused(tmp_path):
 def test_a_place_where_no_folder_can_be_made_is_refused():
     with pytest.raises(BadInput, match="config.output: cannot make"):
         OutputFolder("/proc/result", {}).open()
+
+
+def test_a_journal_outlives_an_interruption_and_not_the_result(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), OutputFolder(target, {"t": 0.5}) as output:
+        output.open()
+        assert output.read_journal() == {}
+        output.write_journal({"done": [1, 0.1]})
+        raise KeyboardInterrupt
+    with OutputFolder(target, {"t": 0.5}) as output:
+        assert output.open() is OutputState.RESUMED
+        assert output.read_journal() == {"done": [1, 0.1]}
+        output.commit({})
+    assert os.listdir(target) == [PROVENANCE_FILE]
+    assert output.finished_text("same t", "Its tables are in") == (
+        f"{target} is finished already: same t, nothing to do.\n"
+        "To make it again: --config.overwrite=True. Its tables are in README.md there."
+    )
+
+
+def test_a_result_larger_than_the_disk_is_refused_with_both_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=5_000_000))
+    with OutputFolder(tmp_path / "out", {}) as output:
+        output.open()
+        output.check_space(5_000_000)
+        with pytest.raises(BadInput) as refusal:
+            output.check_space(7_000_000_000, "the adapter", "free some or give a lower rank")
+    assert str(refusal.value) == (
+        f"config.output: the adapter takes 7.00GB and {tmp_path} has 5.00MB free; free some or give a lower rank"
+    )

@@ -23,6 +23,7 @@ from huggingface_hub import constants
 from clinmerge_jax.checkpoint import remote
 from clinmerge_jax.checkpoint.folder import open_checkpoint, resolve
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.provenance import is_credentialed
 
 FIELD = "config.clinical"
 HEADS = {"main": "a" * 40, "v1": "b" * 40}
@@ -190,6 +191,13 @@ def test_a_hub_id_is_fetched_and_opens(hub, tmp_path):
     assert len(lines) == 2 and all(line.startswith(FIELD) and HEADS["main"] in line for line in lines)
     assert "fetching org/model, revision main" in lines[0] and hub.url in lines[0]
     assert str(checkpoint.path) in lines[1]
+
+
+def test_what_a_hub_model_says_of_its_data_comes_with_it(hub, tmp_path):
+    folder = _model(tmp_path / "model")
+    (folder / "provenance.json").write_text('{"credentialed": true}')
+    hub.add("org/model", folder)
+    assert is_credentialed(False, [open_checkpoint("org/model", FIELD)])
 
 
 @pytest.mark.parametrize("revision", ["v1", HEADS["v1"]])

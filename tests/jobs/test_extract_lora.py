@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ import support
 from ml_collections import ConfigDict
 from support import BF16, TINY, write_llama
 
+from clinmerge_jax.checkpoint import remote
 from clinmerge_jax.checkpoint.adapter import open_adapter
 from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.safetensors import read_tensor
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.jobs import extract_lora
@@ -101,38 +105,6 @@ def test_a_difference_of_low_rank_is_found_at_that_rank(tmp_path):
         assert np.linalg.norm(values - model[name]) <= 1e-5 * difference
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (3, 3, {})
-
-
-def _decaying(rows, columns, power):
-    generator = np.random.default_rng(4)
-    u = np.linalg.qr(generator.normal(size=(rows, rows))).Q
-    v = np.linalg.qr(generator.normal(size=(columns, columns))).Q
-    side = min(rows, columns)
-    return ((u[:, :side] * np.arange(1, side + 1) ** -power) @ v[:side]).astype(np.float32)
-
-
-@pytest.mark.parametrize("shape", [(400, 500), (500, 400)])
-@pytest.mark.parametrize("rank", [1, 12, 13, 399, 400])  # up to 12 in a Krylov space
-@pytest.mark.parametrize("power", [0.1, 1.0])
-def test_factors_keep_what_the_best_ones_keep(shape, rank, power):
-    matrix = _decaying(*shape, power)
-    a, b = extract_lora.factor(matrix, rank)
-    assert a.shape == (rank, shape[1]) and b.shape == (shape[0], rank) and a.dtype == b.dtype == np.float32
-    squares = np.square(np.linalg.svd(matrix.astype(np.float64), compute_uv=False))
-    kept = 1 - np.square(matrix - b.astype(np.float64) @ a).sum() / squares.sum()
-    best = squares[:rank].sum() / squares.sum()
-    assert best * 0.999 < kept < best + 1e-6
-    np.testing.assert_allclose(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=0), rtol=1e-4)
-
-
-@pytest.mark.parametrize("rank", [3, 12, 100])  # of a matrix of rank 3
-def test_factors_of_more_than_a_matrix_has_lose_nothing(rank):
-    generator = np.random.default_rng(6)
-    matrix = generator.normal(size=(400, 3)) @ generator.normal(size=(3, 500))
-    a, b = extract_lora.factor(matrix.astype(np.float32), rank)
-    assert np.linalg.norm(matrix - b @ a) < 1e-5 * np.linalg.norm(matrix)
-    again = extract_lora.factor(matrix.astype(np.float32), rank)
-    assert a.tobytes() == again[0].tobytes() and b.tobytes() == again[1].tobytes()
 
 
 @pytest.mark.parametrize("fields", [{"rank": 4}, {"rank": 12, "alpha": 3.0}, {"rank": 4, "dtype": "bfloat16"}])
@@ -288,6 +260,33 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "adapter")) == sorted(os.listdir(tmp_path / "whole"))
     records = [json.loads((tmp_path / name / "provenance.json").read_text()) for name in ("adapter", "whole")]
     assert records[0]["squared_remainder"] == records[1]["squared_remainder"]
+
+
+def test_what_an_interrupted_run_has_written_outlives_a_full_disk(tmp_path, monkeypatch):
+    write_pair(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100))
+    with pytest.raises(BadInput, match="^config.output: the adapter takes .* and .* has 100B free; .* lower rank"):
+        extract_lora.run(settings(tmp_path, rank=2))
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1 << 40))
+        patched.setattr(OutputFolder, "commit", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            extract_lora.run(settings(tmp_path, rank=2))
+    extract_lora.run(settings(tmp_path, rank=2))  # nothing is left to be written
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_the_card_names_models_of_the_hub_by_their_ids(tmp_path, monkeypatch):
+    write_pair(tmp_path)
+    (tmp_path / "base").rename(tmp_path / "0a1b2c3d")  # the cache has a folder for each commit
+    monkeypatch.setattr(remote, "fetch_hub", lambda location, field: tmp_path / "0a1b2c3d")
+    extract_lora.run(settings(tmp_path, rank=1, base="org/base@v1"))
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "base_model: org/base@v1" in card and "* base: org/base@v1, " in card and "0a1b2c3d" not in card
 
 
 def test_terms_and_credentials_of_both_are_kept(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 from support import TINY, WORDS, llama_tensors, write_llama, write_tokenizer
 
+from clinmerge_jax.checkpoint import remote
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.jobs import inspect as inspect_job
 
@@ -171,6 +172,13 @@ def test_credentials_of_a_parent_go_into_the_report(family, tmp_path, no_picture
     (family["clinical"] / "provenance.json").write_text('{"credentialed": true}')
     inspect_job.run(config(tmp_path / "out", **parents(family)))
     assert "Derived from credentialed data" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_report_names_models_of_the_hub_by_their_ids(family, tmp_path, monkeypatch, no_pictures):
+    monkeypatch.setattr(remote, "fetch_hub", lambda location, field: family["stranger"])
+    inspect_job.run(config(tmp_path / "out", **parents(family, base="org/base")))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "* base: org/base\n" in text and "* clinical: clinical\n" in text and "stranger" not in text
 
 
 @pytest.mark.parametrize(

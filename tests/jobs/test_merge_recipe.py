@@ -159,6 +159,38 @@ def test_a_model_may_carry_an_adapter(folder):
     assert _run(folder, text) == 2  # another adapter: the result that is there is not this one
 
 
+def test_an_adapter_has_terms_and_credentials_of_its_own(folder):
+    _write_adapter(folder / "adapter")
+    (folder / "adapter" / "provenance.json").write_text('{"credentialed": true}')
+    (folder / "adapter" / "LICENSE").write_text("terms of the adapter")
+    (folder / "adapter" / "README.md").write_text("---\nlicense: of-the-adapter\n---\n")
+    assert (
+        _run(folder, "{merge_method: linear, parameters: {weight: 1}, models: [{model: two}, {model: one+adapter}]}")
+        == 0
+    )
+    out = folder / "runs" / "out"
+    assert json.loads((out / "provenance.json").read_text())["credentialed"] is True
+    card = (out / "README.md").read_text()
+    assert "Derived from credentialed data" in card and "adapter, licence of-the-adapter" in card
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == ["two", "one", "adapter"]
+    assert "terms of the adapter" in {path.read_text() for path in out.glob("*.LICENSE")}
+
+
+def test_terms_that_a_parent_inherited_are_inherited_again(folder):
+    (folder / "one" / "clinical.LICENSE").write_text("terms of its parent")
+    assert _run(folder, "{merge_method: passthrough, models: [{model: one}]}") == 0
+    assert (folder / "runs" / "out" / "clinical.LICENSE").read_text() == "terms of its parent"
+
+
+def test_the_result_may_not_replace_an_adapter_of_its_own(folder, capfd):
+    _write_adapter(folder / "adapter")
+    (folder / "adapter" / "provenance.json").write_text('{"identity": {}}')
+    text = "{merge_method: passthrough, models: [{model: one+adapter}]}"
+    assert _run(folder, text, f"--config.output={folder / 'adapter'}", "--config.overwrite=True") == 2
+    assert "lies in the folder of" in capfd.readouterr().err
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_an_adapter_of_another_model_is_refused(folder, capfd):
     _write_adapter(folder / "adapter")
     support.write_llama(folder / "wide", hidden_size=16)

@@ -224,13 +224,13 @@ def test_the_ends_are_the_parents(method, small_engine):
 
 
 def test_statistics_are_taken_once_and_linear_takes_none(small, monkeypatch):
-    calls, real = [], on_device.row_statistics
+    calls, real = [], on_device.tensor_statistics
 
-    def record(step, row, layout, leaves, layer):
+    def record(step, row, layout, leaves, layer, ranked):
         calls.append(row.names(layout.config)[layer])
-        return real(step, row, layout, leaves, layer)
+        return real(step, row, layout, leaves, layer, ranked)
 
-    monkeypatch.setattr(on_device, "row_statistics", record)
+    monkeypatch.setattr(on_device, "tensor_statistics", record)
     engine = _engine(small, (2, 2, 2))
     engine.merge(_recipe("linear"))
     assert calls == []

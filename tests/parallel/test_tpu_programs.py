@@ -12,7 +12,7 @@ from support import LLAMA_3_1_8B
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import iterate_params, parameters
 from clinmerge_jax.merging import on_device
-from clinmerge_jax.merging.methods import DIFFERENCES, METHODS
+from clinmerge_jax.merging.methods import DIFFERENCES, METHODS, Problem
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.parallel.mesh import build_mesh, pick_shape
 
@@ -110,20 +110,56 @@ def test_merges_take_no_temporaries_and_no_communication(layout, params, measure
     assert not any(name in compiled.as_text() for name in ("all-gather", "all-reduce", "all-to-all", "permute"))
 
 
+def _block_rows(leaf):
+    _, rows, columns = leaf.sharding.shard_shape(leaf.shape)
+    return min(rows, on_device._BLOCK_BYTES // (4 * columns))
+
+
 def test_statistics_take_the_memory_of_a_few_blocks(layout, params, measure):
     leaf = params["layers"]["mlp"]["gate_proj"]["weight"]
-    rows = on_device._BLOCK_BYTES // (4 * leaf.sharding.shard_shape(leaf.shape)[-1])
+    rows = _block_rows(leaf)
     start = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = on_device.block_statistics.lower(
         [leaf, leaf],
         start,
         start,
+        start,
         args={},
         reduce=DIFFERENCES.reduce,
+        ranked=None,
         tiled=True,
+        bins=0,
+        whole=leaf.shape[1],
         stacked=True,
         size=rows,
         sharding=leaf.sharding,
     )
     _, (_, temporary, output) = measure("statistics of a block of gate_proj's rows", lowered)
     assert temporary + output < 4 * on_device._BLOCK_BYTES
+
+
+@pytest.mark.parametrize("method", ["ties", "della"])  # counts of codes; ranks within rows
+def test_counts_and_ranks_take_the_memory_of_a_few_blocks(layout, params, measure, method):
+    leaf = params["layers"]["mlp"]["gate_proj"]["weight"]
+    rows = _block_rows(leaf)
+    sources = [{"weight": 0.5, "density": 0.5, "epsilon": 0.1}] * 2
+    problem = Problem("tensor", leaf.shape[1], leaf.shape[2], METHODS[method].parameters, sources, True)
+    step = next(METHODS[method].steps(problem))
+    start = jax.ShapeDtypeStruct((), jnp.int32)
+    lowered = on_device.block_statistics.lower(
+        [leaf] * 3,
+        start,
+        start,
+        start,
+        args=dict(step.args),
+        reduce=step.reduce,
+        ranked=METHODS[method].ranked,
+        tiled=False,
+        bins=step.bins,
+        whole=leaf.shape[1],
+        stacked=True,
+        size=rows,
+        sharding=leaf.sharding,
+    )
+    _, (_, temporary, output) = measure(f"first pass of {method}, one block of gate_proj's rows", lowered)
+    assert temporary + output < 8 * on_device._BLOCK_BYTES

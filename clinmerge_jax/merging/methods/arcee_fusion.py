@@ -54,7 +54,8 @@ class ArceeFusion(Method):
         divergence = yield Step(_divergence)
         # Position int(p (n - 1)) in ascending order.
         ks = [problem.size - int(p * (problem.size - 1)) for p in (0.5, 0.25, 0.75)]
-        median, low, high = (yield from kth_largest(_importance, (0, 0, 0), ks)).view(np.float32).astype(np.float64)
+        found = yield from kth_largest(_importance, (0, 0, 0), ks)
+        median, low, high = np.array([one.bits for one in found], np.uint32).view(np.float32).astype(np.float64)
         threshold = np.float32(median + _SPREAD * (high - low))
         return Factors({"threshold": threshold}, {"divergence": divergence})
 

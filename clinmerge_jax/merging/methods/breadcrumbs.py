@@ -39,7 +39,7 @@ class WithoutOutliers(Sparsifier):
         found = yield from order.largest(magnitudes, of, ks, size, problem.columns)
         return {"selections": np.stack([selection.as_array() for selection in found]).reshape(-1, 2, 3)}
 
-    def keep(self, index, change, first_row, args):
+    def keep(self, index, change, first_row, args, rank):
         """See `Sparsifier.keep`."""
         whole, top = (order.selected(jnp.abs(change), first_row, selection) for selection in args["selections"][index])
         return whole & ~top

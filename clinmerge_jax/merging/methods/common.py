@@ -69,17 +69,20 @@ class Step:
     """A pass over one tensor that the host half asks for; the engine answers with an array [R, K].
 
     Attributes:
-      reduce: (pieces, first_row, args) -> [R, K]; pieces are whole rows of every source, base first. Hashable, so
-        that equal steps compile once.
+      reduce: (pieces, first_row, args) -> [R, K]; pieces are whole rows of every source, base first, then the ranks
+        that the method asks for (`Method.ranked`). Hashable, so that equal steps compile once.
       args: arrays, traced.
       row: only this row is wanted, and the answer is [1, K]; None for all.
       tiled: `reduce` takes `gather` too (`exact.row_sums`) and then does not need whole rows.
+      bins: if not 0, `reduce` gives K arrays of codes [R, C] instead, and the answer is how often each code from 0 to
+        bins - 1 occurs in the whole tensor, int64 [K, bins]; other codes are not counted.
     """
 
     reduce: Callable
     args: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     row: int | None = None
     tiled: bool = False
+    bins: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +131,13 @@ class Method:
           ValueError: they cannot be used.
         """
 
+    def ranked(self, pieces: Sequence[jax.Array]) -> list[jax.Array]:
+        """Arrays [R, C] whose ranks within each row `steps` and `apply` find after the pieces, uint16 or uint32 from 0.
+
+        Ranks cost a sort, so that an engine computes them once a piece and not in every pass.
+        """
+        return []
+
     def steps(self, problem: Problem) -> Steps:
         """The host half: yields the passes it needs, is sent their answers, and returns the factors."""
         raise NotImplementedError
@@ -143,7 +153,7 @@ class Method:
         """The device half: merges some rows [R, C], elementwise but for what it does within a row.
 
         Args:
-          pieces: the same rows of every source, the base first where there is one.
+          pieces: the same rows of every source, the base first where there is one, then the ranks of `ranked`.
           first_row: the row of the tensor that the pieces begin with.
           args: `Factors.args`.
           row_args: the rows of `Factors.row_args` that belong to the pieces.

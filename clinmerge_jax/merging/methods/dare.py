@@ -54,7 +54,7 @@ class Bernoulli(Sparsifier):
         limits = np.clip(np.rint(densities * _RANGE) - 1, 0, _RANGE - 1).astype(np.uint32)
         return {"keys": mask_keys(problem), "limits": limits, "any": densities > 0.0}
 
-    def keep(self, index, change, first_row, args):
+    def keep(self, index, change, first_row, args, rank):
         """See `Sparsifier.keep`."""
         bits = uniform_bits(change.shape, first_row, args["keys"][index])
         return (bits <= args["limits"][index]) & args["any"][index]

@@ -6,7 +6,6 @@ density + epsilon. Of equal magnitudes the one with the lower column ranks lower
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,17 +16,11 @@ from clinmerge_jax.merging.methods.task_vectors import Sparsifier, check_density
 _RANGE = 2**32
 
 
-def ranks(magnitude_RC: jax.Array) -> jax.Array:
-    """The rank of every entry within its row, uint32 from 0 for the smallest."""
-    column = jax.lax.broadcasted_iota(jnp.uint32, magnitude_RC.shape, 1)
-    _, by_size = jax.lax.sort((magnitude_RC, column), dimension=1, is_stable=True, num_keys=1)
-    _, rank = jax.lax.sort((by_size, column), dimension=1, num_keys=1)
-    return rank
-
-
 @dataclasses.dataclass(frozen=True)
 class MagnitudeRanks(Sparsifier):
     """Kept with a probability that rises with the rank."""
+
+    ranked = True
 
     def check(self, problem: Problem) -> None:
         """See `Sparsifier.check`."""
@@ -52,9 +45,9 @@ class MagnitudeRanks(Sparsifier):
             "any": densities > 0.0,
         }
 
-    def keep(self, index, change, first_row, args):
+    def keep(self, index, change, first_row, args, rank):
         """See `Sparsifier.keep`."""
-        limit = args["first"][index] + args["step"][index] * ranks(jnp.abs(change))
+        limit = args["first"][index] + args["step"][index] * rank.astype(jnp.uint32)
         return (uniform_bits(change.shape, first_row, args["keys"][index]) <= limit) & args["any"][index]
 
 

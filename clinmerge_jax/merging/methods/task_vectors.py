@@ -21,7 +21,13 @@ _NO_NORM = 1e-7  # a smaller L1 norm is not restored
 
 @dataclasses.dataclass(frozen=True)
 class Sparsifier:
-    """Which entries of each change are kept; this one keeps all."""
+    """Which entries of each change are kept; this one keeps all.
+
+    Attributes:
+      ranked: whether `keep` needs the ranks of the magnitudes within their rows.
+    """
+
+    ranked = False
 
     def check(self, problem: Problem) -> None:
         """Raises ValueError where the parameters cannot be used."""
@@ -35,7 +41,14 @@ class Sparsifier:
         yield from ()
         return {}
 
-    def keep(self, index: int, change: jax.Array, first_row: jax.Array, args: Mapping[str, jax.Array]) -> jax.Array:
+    def keep(
+        self,
+        index: int,
+        change: jax.Array,
+        first_row: jax.Array,
+        args: Mapping[str, jax.Array],
+        rank: jax.Array | None,
+    ) -> jax.Array:
         """Where the entries [R, C] of one model's change are kept."""
         return jnp.ones(change.shape, bool)
 
@@ -47,11 +60,17 @@ def check_density(problem: Problem) -> None:
             raise ValueError(f"density is {density:g}; it is the share that is kept, give 0 to 1")
 
 
+def changes_of(sparsifier: Sparsifier, pieces) -> tuple[list[jax.Array], list[jax.Array | None]]:
+    """The changes, and the ranks that came with them."""
+    models = (len(pieces) - 1) // 2 if sparsifier.ranked else len(pieces) - 1
+    return deltas(pieces[: 1 + models]), list(pieces[1 + models :]) or [None] * models
+
+
 def thinned(sparsifier: Sparsifier, pieces, first_row, args) -> list[jax.Array]:
     """The changes with what is dropped set to zero."""
     return [
-        jnp.where(sparsifier.keep(index, change, first_row, args), change, 0.0)
-        for index, change in enumerate(deltas(pieces))
+        jnp.where(sparsifier.keep(index, change, first_row, args, rank), change, 0.0)
+        for index, (change, rank) in enumerate(zip(*changes_of(sparsifier, pieces)))
     ]
 
 
@@ -62,7 +81,8 @@ class _NormSums:
     sparsifier: Sparsifier
 
     def __call__(self, pieces, first_row, args) -> jax.Array:
-        whole, kept = deltas(pieces), thinned(self.sparsifier, pieces, first_row, args)
+        whole, _ = changes_of(self.sparsifier, pieces)
+        kept = thinned(self.sparsifier, pieces, first_row, args)
         return jnp.stack([exact.row_sums(jnp.abs(change)) for change in (*whole, *kept)], axis=-1)
 
 
@@ -103,6 +123,10 @@ class TaskVectors(Method):
     def check(self, problem: Problem) -> None:
         """See `Method.check`."""
         self.sparsifier.check(problem)
+
+    def ranked(self, pieces: Sequence[jax.Array]) -> list[jax.Array]:
+        """See `Method.ranked`."""
+        return [jnp.abs(change) for change in deltas(pieces)] if self.sparsifier.ranked else []
 
     def steps(self, problem: Problem) -> Steps:
         """See `Method.steps`."""

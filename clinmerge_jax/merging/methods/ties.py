@@ -32,7 +32,7 @@ class Largest(Sparsifier):
         found = yield from order.largest(magnitudes, range(len(ks)), ks, problem.size, problem.columns)
         return {"selections": np.stack([selection.as_array() for selection in found])}
 
-    def keep(self, index, change, first_row, args):
+    def keep(self, index, change, first_row, args, rank):
         """See `Sparsifier.keep`."""
         return order.selected(jnp.abs(change), first_row, args["selections"][index])
 

@@ -12,7 +12,7 @@ from method_runner import agreeing_sum, run_method, siblings
 
 from clinmerge_jax.merging.methods import Problem
 from clinmerge_jax.merging.methods.dare import mask_keys, uniform_bits
-from clinmerge_jax.merging.methods.della import ranks
+from clinmerge_jax.merging.methods.order import ranks
 
 SHAPE = (400, 500)
 SIGMAS = 5.0

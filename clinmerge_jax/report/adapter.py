@@ -1,0 +1,67 @@
+"""What an extracted LoRA adapter keeps of the difference, as tables."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from clinmerge_jax.checkpoint.adapter_files import Target
+from clinmerge_jax.merging.diagnostics import module_of
+from clinmerge_jax.report.tables import table
+
+_NOTE = (
+    "Difference: the share of the whole model's squared difference that lies in these tensors. Kept: the share of it"
+    " that the adapter gives back, 1 - |D - scaling B A|² / |D|²."
+)
+
+
+def share(value: float) -> str:
+    """As tables show it."""
+    return f"{value:.4%}"
+
+
+def adapter_tables(
+    targets: Sequence[Target], differences: Mapping[str, float], left: Mapping[str, float]
+) -> list[tuple[str, str]]:
+    """Heading and table of what is in the adapter, and of what differs and is not.
+
+    Args:
+      targets: what the adapter holds.
+      differences: the squared difference of every tensor of the model.
+      left: what the adapter leaves of it, by target.
+    """
+    total = math.fsum(differences.values())
+    groups: dict[str, list[Target]] = {}
+    for target in targets:
+        groups.setdefault(module_of(target.name), []).append(target)
+    rows = []
+    for module, group in [*groups.items(), ("all", list(targets))]:
+        square = math.fsum(differences[target.name] for target in group)
+        kept = [1 - left[target.name] / differences[target.name] for target in group]
+        ranks = sorted({target.rank for target in group if target.rank})
+        rows.append(
+            [
+                module,
+                str(len(group)),
+                "whole" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
+                share(square / total),
+                share(1 - math.fsum(left[target.name] for target in group) / square),
+                share(min(kept)),
+            ]
+        )
+    tables = [
+        (
+            "What the adapter keeps",
+            table(["module", "tensors", "rank", "difference", "kept", "least kept of a tensor"], rows) + f"\n\n{_NOTE}",
+        )
+    ]
+    inside = {target.name for target in targets}
+    outside: dict[str, list[str]] = {}
+    for name, square in differences.items():
+        if square and name not in inside:
+            outside.setdefault(module_of(name), []).append(name)
+    if outside:
+        rows = [
+            [module, str(len(names)), share(math.fsum(differences[name] for name in names) / total)]
+            for module, names in outside.items()
+        ]
+        tables.append(("What differs and is not in the adapter", table(["module", "tensors", "difference"], rows)))
+    return tables
