@@ -39,7 +39,7 @@ from clinmerge_jax.merging.streaming import run_merge
 from clinmerge_jax.parallel import distributed
 from clinmerge_jax.parallel.layout import Layout, make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
-from clinmerge_jax.report.merge_plan import plan_text
+from clinmerge_jax.report.merge_plan import plan_text, vocabulary_text
 from clinmerge_jax.report.tables import table
 
 _NEXT_STEP_OF_A_RECIPE = (
@@ -217,7 +217,7 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
             return
         tables = [(f"How much {' and '.join(_first_two(plan, roles))} differ", _difference_text(differences))]
         if plan.vocabulary is not None:
-            tables.append(("Vocabulary", "\n".join(f"* {note}" for note in plan.vocabulary.notes)))
+            tables.append(("Vocabulary", vocabulary_text(plan, roles)))
         sources = {**checkpoints, **adapters}
         record = {
             **provenance.environment(),

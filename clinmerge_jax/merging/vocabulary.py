@@ -146,7 +146,7 @@ def _vocabulary(
     if lead is not None:
         used = min(used, max(lead.tokens) + 1)
     moved = token_id_updates(sources, table)
-    notes = [f"vocabulary: {note}" for note in table.notes] + _notes(sources, table, fill, untrained) + moved.notes
+    notes = table.notes + _notes(sources, table, fill, untrained) + moved.notes
     files = dict(table.files)
     if moved.generation:
         files[GENERATION_FILE] = json_bytes(moved.generation_config)

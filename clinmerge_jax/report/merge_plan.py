@@ -27,7 +27,7 @@ def plan_text(plan: MergePlan, output: str, roles: Mapping[str, str]) -> str:
     if recipe.slices:
         lines += ["", *_stack(plan, roles)]
     if plan.vocabulary is not None:
-        lines += ["", f"Vocabulary: {plan.vocabulary.size} rows", *(f"* {note}" for note in plan.vocabulary.notes)]
+        lines += ["", f"Vocabulary: {plan.vocabulary.size} rows", vocabulary_text(plan, roles)]
     modules: dict[tuple, list[PlannedTensor]] = {}
     for tensor in plan.tensors.values():
         models = tuple(one.model for one in tensor.inputs[tensor.problem.from_base :])
@@ -45,6 +45,17 @@ def plan_text(plan: MergePlan, output: str, roles: Mapping[str, str]) -> str:
     text = table(["module", "tensors", "dtype", recipe.method, *(roles[model] for model in columns)], rows)
     note = "Several values of one coefficient run over the layers; (xN): the same in N layers."
     return "\n".join([*lines, "", text, note])
+
+
+def vocabulary_text(plan: MergePlan, roles: Mapping[str, str]) -> str:
+    """What was done to align vocabularies, in a list that calls models by their roles, not by where they were given."""
+    labels = {one.checkpoint.label: roles[model] for model, one in plan.models.items()}
+    lines = []
+    for note in plan.vocabulary.notes:
+        for label in sorted(labels, key=len, reverse=True):
+            note = note.replace(label, labels[label])
+        lines.append(f"* {note}")
+    return "\n".join(lines)
 
 
 def _stack(plan: MergePlan, roles: Mapping[str, str]) -> list[str]:

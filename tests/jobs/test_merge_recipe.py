@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import support
+import tokenizers
 import yaml
 from tokenizer_builders import llama_3, write_model
 
@@ -234,3 +235,25 @@ def test_the_chat_template_of_the_recipe_is_the_results(folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "runs" / "out")
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "fever"}], tokenize=False)
     assert chat == "<|im_start|>user\nfever<|im_end|>\n"
+
+
+def test_an_aligned_merge_tells_whose_rows_went_where_and_names_no_place(folder, capfd):
+    support.write_llama(folder / "more", 5, vocab_size=18)
+    support.write_tokenizer(folder / "more")
+    path = folder / "more" / "tokenizer.json"
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    backend.add_tokens(["edema", "wound"])
+    backend.save(str(path))
+    text = (
+        "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: one}, {model: more}]\ntokenizer_source: union"
+    )
+    for arguments in (["--config.dry_run=True"], []):
+        assert _run(folder, text, *arguments) == 0
+        out = capfd.readouterr().out
+        assert "* one: rows of tokens that it takes from elsewhere come from more: 2 tokens ('edema', 'wound')" in out
+    merged = folder / "runs" / "out"
+    card = (merged / "README.md").read_text()
+    assert "## Vocabulary" in card and str(folder) not in card
+    rows = _tensor(merged, "model.embed_tokens.weight")
+    assert len(rows) == len(support.WORDS) + 2
+    np.testing.assert_array_equal(rows[-2:], _tensor(folder / "more", "model.embed_tokens.weight")[13:15])

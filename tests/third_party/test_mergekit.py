@@ -177,6 +177,14 @@ def _rows_there(folder):
     return [two.token_to_id(one.id_to_token(index)) for index in range(one.get_vocab_size())]
 
 
+def _takes_the_written_recipe(python, path):
+    code = (
+        "import sys, yaml; from mergekit.config import MergeConfiguration;"
+        " MergeConfiguration.model_validate(yaml.safe_load(open(sys.argv[1])))"
+    )
+    subprocess.run([python, "-c", code, path], check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_peer_gives_the_same_weights(python, request, repository, tmp_path, figures, monkeypatch, name):
     models = request.getfixturevalue("tokenized" if "tokenizer" in RECIPES[name] else "plain")
@@ -202,5 +210,6 @@ def test_the_peer_gives_the_same_weights(python, request, repository, tmp_path, 
             values = values[rows]
         assert mine.shape == values.shape, key
         largest = max(largest, np.abs(mine - values).max() / (np.abs(values).max() or 1.0))
+    _takes_the_written_recipe(python, tmp_path / "ours" / "recipe.yml")
     figures.append(f"{name}: largest difference to mergekit {largest:.2g} of the tensor's largest value")
     assert largest <= LIMIT
