@@ -36,9 +36,11 @@ def _divergence(pieces, first_row, args) -> jax.Array:
     return exact.row_sums(terms)[:, None]
 
 
-def _importance(pieces, args) -> list[jax.Array]:
-    """|W_1 - W_0| times the row's divergence, [R, C]."""
-    return [_weigh(pieces, _divergence(pieces, 0, args))]
+def _importance(pieces, first_row, args) -> list[jax.Array]:
+    """|W_1 - W_0| times the row's divergence, [R, C], from those of all rows."""
+    rows = first_row + jax.lax.broadcasted_iota(jnp.int32, (pieces[0].shape[0], 1), 0).astype(first_row.dtype)
+    known = args["divergence"]
+    return [_weigh(pieces, known[jnp.minimum(rows[:, 0], known.shape[0] - 1)])]  # a shard may be padded with rows
 
 
 def _weigh(pieces, divergence_R1) -> jax.Array:
@@ -54,7 +56,7 @@ class ArceeFusion(Method):
         divergence = yield Step(_divergence)
         # Position int(p (n - 1)) in ascending order.
         ks = [problem.size - int(p * (problem.size - 1)) for p in (0.5, 0.25, 0.75)]
-        found = yield from kth_largest(_importance, (0, 0, 0), ks)
+        found = yield from kth_largest(_importance, (0, 0, 0), ks, {"divergence": divergence})
         median, low, high = np.array([one.bits for one in found], np.uint32).view(np.float32).astype(np.float64)
         threshold = np.float32(median + _SPREAD * (high - low))
         return Factors({"threshold": threshold}, {"divergence": divergence})

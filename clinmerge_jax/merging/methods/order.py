@@ -22,7 +22,7 @@ _HIGH_BINS, _LOW_BINS = 1 << 16, 1 << _LOWER
 _CACHED_ENTRIES = 1 << 17  # that are ranked at once
 _NOTHING = np.uint32(0xFFFFFFFF)  # no float's bits
 
-Magnitudes = Callable[..., Sequence[jax.Array]]  # (pieces, args) -> arrays [R, C], non-negative; hashable
+Magnitudes = Callable[..., Sequence[jax.Array]]  # (pieces, first_row, args) -> arrays [R, C], non-negative; hashable
 
 
 def bits(magnitude: jax.Array) -> jax.Array:
@@ -38,7 +38,7 @@ class _High:
     of: tuple[int, ...]
 
     def __call__(self, pieces, first_row, args) -> list[jax.Array]:
-        values = self.magnitudes(pieces, args)
+        values = self.magnitudes(pieces, first_row, args)
         return [(bits(values[which]) >> _LOWER).astype(jnp.uint16) for which in self.of]
 
 
@@ -50,7 +50,7 @@ class _Low:
     of: tuple[int, ...]
 
     def __call__(self, pieces, first_row, args) -> list[jax.Array]:
-        values = [bits(x) for x in self.magnitudes(pieces, args)]
+        values = [bits(x) for x in self.magnitudes(pieces, first_row, args)]
         codes = []
         for m, which in enumerate(self.of):
             there = values[which] >> _LOWER == args["upper"][m]
@@ -66,7 +66,7 @@ class _EqualInRow:
     of: tuple[int, ...]
 
     def __call__(self, pieces, first_row, args) -> jax.Array:
-        values = [bits(x) for x in self.magnitudes(pieces, args)]
+        values = [bits(x) for x in self.magnitudes(pieces, first_row, args)]
         equal = [values[which] == args["thresholds"][m] for m, which in enumerate(self.of)]
         return jnp.stack([jnp.sum(there, axis=1, dtype=jnp.int32) for there in equal], axis=-1)
 
@@ -79,7 +79,7 @@ class _Equal:
     which: int
 
     def __call__(self, pieces, first_row, args) -> jax.Array:
-        return (bits(self.magnitudes(pieces, args)[self.which]) == args["threshold"]).astype(jnp.uint8)
+        return (bits(self.magnitudes(pieces, first_row, args)[self.which]) == args["threshold"]).astype(jnp.uint8)
 
 
 @dataclasses.dataclass(frozen=True)

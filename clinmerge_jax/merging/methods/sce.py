@@ -16,7 +16,7 @@ from clinmerge_jax.merging.methods.task_vectors import consensus
 _NO_WEIGHT = 1e-6  # a smaller sum of the mean squares means equal weights
 
 
-def _variances(pieces, args) -> list[jax.Array]:
+def _variances(pieces, first_row, args) -> list[jax.Array]:
     """The population variance over the models' changes, times their number, [R, C]."""
     changes = deltas(pieces)
     mean = sum(changes[1:], changes[0]) / np.float32(len(changes))
@@ -25,12 +25,12 @@ def _variances(pieces, args) -> list[jax.Array]:
 
 
 def _not_zero(pieces, first_row, args) -> jax.Array:
-    return jnp.sum(_variances(pieces, args)[0] > 0.0, axis=1, dtype=jnp.int32)[:, None]
+    return jnp.sum(_variances(pieces, first_row, args)[0] > 0.0, axis=1, dtype=jnp.int32)[:, None]
 
 
 def _kept(pieces, first_row, args) -> list[jax.Array]:
     changes = deltas(pieces)
-    mask = order.selected(_variances(pieces, args)[0], first_row, args["selection"])
+    mask = order.selected(_variances(pieces, first_row, args)[0], first_row, args["selection"])
     return [jnp.where(mask, change, 0.0) for change in changes]
 
 

@@ -13,7 +13,7 @@ from clinmerge_jax.merging.methods.common import Problem, deltas
 from clinmerge_jax.merging.methods.task_vectors import Sparsifier, check_density, make
 
 
-def magnitudes(pieces, args):
+def magnitudes(pieces, first_row, args):
     """|d_i| of every model."""
     return [jnp.abs(change) for change in deltas(pieces)]
 

@@ -10,7 +10,7 @@ from method_runner import ask, largest
 from clinmerge_jax.merging.methods import order
 
 
-def _magnitudes(pieces, args):
+def _magnitudes(pieces, first_row, args):
     return [jnp.abs(piece) for piece in pieces]
 
 
