@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from clinmerge_jax.command_line import parse_flags, refuse
 from clinmerge_jax.errors import BadInput
 
-JOBS = ("merge", "inspect", "extract_lora", "sft", "miniature", "benchmark")
+JOBS = ("merge", "inspect", "extract_lora", "sft", "generate", "compare", "miniature", "benchmark")
 _ONE_PROCESS_JOBS = JOBS[1:]
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The job: configs/JOB.py[:arg]", lock_config=True)

@@ -1,13 +1,14 @@
 """Measure against the floor and the peer.
 
 python -m clinmerge_jax.main \
-    --config=configs/benchmark.py[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load] \
+    --config=configs/benchmark.py[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load|:decode|:decode_8b] \
     [--config.peer_python=PYTHON_WITH_MERGEKIT] [--config.output=FOLDER_ON_THE_DISK_TO_MEASURE]
 
 merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_methods: the same by the methods that need
 more of a tensor than its sums, most of them with a base as third input. merge_on_device: two such models in device
 memory, one t after another; merge_on_device_8b: the same in Llama-3.1-8B's shape. load: an 8B-shaped checkpoint (16 GB)
-onto eight devices and back to disk.
+onto eight devices and back to disk. decode: generation with a model of 110e6 parameters in float32; decode_8b: with one
+of Llama-3.1-8B's shape in bfloat16.
 """
 
 from ml_collections import ConfigDict
@@ -33,6 +34,11 @@ LLAMA_8B = {
     "torch_dtype": "bfloat16",
 }
 # Llama-3.2-1B's with an embedding and a head of their own: 1.5e9 parameters.
+LLAMA_110M = {
+    **LLAMA_8B, "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "num_key_value_heads": 12, "head_dim": 64, "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 LLAMA_1B = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
 
 
@@ -43,8 +49,8 @@ METHODS = (
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Strict: "merge" (the default), "merge_methods", "merge_on_device", "merge_on_device_8b" or "load"."""
-    known = ("", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load")
+    """Strict: one of those above; "merge" is the default."""
+    known = ("", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load", "decode", "decode_8b")
     variant = parse(arg, known) or "merge"
     config = ConfigDict()
     config.job = "benchmark"
@@ -52,7 +58,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.output = f"runs/benchmark-{variant}"
     config.repeats = 1 if variant == "merge_methods" else 3
     config.model = ConfigDict(LLAMA_8B if variant in ("merge_on_device_8b", "load") else LLAMA_1B)
-    if config.what != "load":
+    if config.what == "decode":
+        large = variant == "decode_8b"
+        config.model = ConfigDict(LLAMA_8B if large else LLAMA_110M)
+        config.dtype = "bfloat16" if large else "float32"
+        config.batches = (1, 8, 64, 256) if large else (1, 16)
+        config.prompt = 512 if large else 64
+        config.new = 128 if large else 64
+        config.peer = True  # transformers on the same device
+        config.peer_compiled = large  # it too with a static cache, compiled
+    if config.what.startswith("merge"):
         config.methods = METHODS if variant == "merge_methods" else ("linear", "slerp")
         config.drift = 0.03  # relative size of the difference between the two
     if config.what != "merge":

@@ -5,7 +5,8 @@ Params stay plain pytrees outside; the Block is merged with one layer's paramete
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +50,17 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return weight * (wide * scale).astype(x.dtype)
 
 
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q_BTNH, k_BTGH, v_BTGH) -> y_BTNH
+
+
+def attend_causally(q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array) -> jax.Array:
+    """Every position to itself and what precedes it in its row."""
+    with jax.numpy_dtype_promotion("standard"):  # inside, bfloat16 meets float32 and strict promotion refuses
+        return jax.nn.dot_product_attention(q_BTNH, k_BTGH, v_BTGH, is_causal=True, implementation="xla")
+
+
 class Attention(nnx.Module):
-    """Causal grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with rotary positions."""
+    """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with rotary positions."""
 
     def __init__(self, config: LlamaConfig):
         size, bias = config.hidden_size, config.attention_bias
@@ -62,14 +72,12 @@ class Attention(nnx.Module):
         self.o_proj = Linear(size, queries, bias)
         self.head_dim = config.head_dim
 
-    def __call__(self, x_BTD: jax.Array, rotations) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, rotations, attend: Attend) -> jax.Array:
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
         q_BTNH = rope.rotate(self.q_proj(x_BTD).reshape(heads), *rotations)
         k_BTGH = rope.rotate(self.k_proj(x_BTD).reshape(heads), *rotations)
         v_BTGH = self.v_proj(x_BTD).reshape(heads)
-        with jax.numpy_dtype_promotion("standard"):  # inside, bfloat16 meets float32 and strict promotion refuses
-            y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTGH, v_BTGH, is_causal=True, implementation="xla")
-        return self.o_proj(y_BTNH.reshape(*x_BTD.shape[:2], -1))
+        return self.o_proj(attend(q_BTNH, k_BTGH, v_BTGH).reshape(*x_BTD.shape[:2], -1))
 
 
 class MLP(nnx.Module):
@@ -94,9 +102,9 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def __call__(self, x_BTD: jax.Array, rotations) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, rotations, attend: Attend = attend_causally) -> jax.Array:
         with jax.named_scope("attention"):
-            x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotations)
+            x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotations, attend)
         with jax.named_scope("mlp"):
             return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
@@ -136,20 +144,44 @@ def forward(
     """
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    embedding_VD = params["embed_tokens"]["weight"]
-    x_BTD = constrain(embedding_VD[tokens_BT], "batch", None, None)
+    x_BTD, _ = _layers(params, tokens_BT, config, constrain, keep=False)
+    return constrain(logits(params, x_BTD, config), "batch", None, "vocab")
+
+
+def hidden_states(params: Params, tokens_BT: jax.Array, config: LlamaConfig) -> jax.Array:
+    """What goes into every layer and what comes out of the last, [L + 1, B, T, D]; arguments as in `forward`."""
+    x_BTD, into_LBTD = _layers(params, tokens_BT, config, _leave, keep=True)
+    return jnp.concatenate([into_LBTD, x_BTD[None]])
+
+
+def _layers(
+    params: Params, tokens_BT: jax.Array, config: LlamaConfig, constrain: Callable[..., jax.Array], keep: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """What the last layer gives, and if it is to be kept what goes into each."""
+    x_BTD = constrain(params["embed_tokens"]["weight"][tokens_BT], "batch", None, None)
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     rotations = rope.rotations(config, positions_BT)
     graphdef, _ = abstract_block(config)
 
     def layer(x_BTD, layer_params):
-        return constrain(nnx.merge(graphdef, layer_params)(x_BTD, rotations), "batch", None, None), None
+        y_BTD = constrain(nnx.merge(graphdef, layer_params)(x_BTD, rotations), "batch", None, None)
+        return y_BTD, x_BTD if keep else None
 
-    x_BTD, _ = jax.lax.scan(layer, x_BTD, params["layers"])
-    x_BTD = rms_norm(x_BTD, params["norm"]["weight"], config.rms_norm_eps)
-    head_VD = embedding_VD if config.tie_word_embeddings else params["lm_head"]["weight"]
+    return jax.lax.scan(layer, x_BTD, params["layers"])
+
+
+def logits(params: Mapping[str, Any], x_xD: jax.Array, config: LlamaConfig) -> jax.Array:
+    """Next-token logits [..., V] of what the last layer gives: the final norm and the head.
+
+    Args:
+      params: `norm`, `embed_tokens` and `lm_head` of Params.
+      x_xD: the last layer's output, with any leading axes.
+      config: the architecture.
+    """
+    x_xD = rms_norm(x_xD, params["norm"]["weight"], config.rms_norm_eps)
+    head_VD = params["embed_tokens" if config.tie_word_embeddings else "lm_head"]["weight"]
     with jax.named_scope("lm_head"):
-        logits_BTV = constrain(jnp.einsum("btd,vd->btv", x_BTD, head_VD), "batch", None, "vocab")
+        logits_xV = jnp.einsum("...d,vd->...v", x_xD, head_VD)
     if head_VD.shape[0] > config.vocab_size:
-        logits_BTV = jnp.where(jnp.arange(head_VD.shape[0]) < config.vocab_size, logits_BTV, -jnp.inf)
-    return logits_BTV
+        logits_xV = jnp.where(jnp.arange(head_VD.shape[0]) < config.vocab_size, logits_xV, -jnp.inf)
+    return logits_xV

@@ -1,0 +1,147 @@
+"""Generates with a model of random weights: reading prompts, and decoding, at several batch sizes.
+
+The floor of a decoded token is what it has to read, every weight once a step and the keys and values before it, at the
+bandwidth of a copy measured in the same repeat. The peer is transformers on the same device, eager and, where it works,
+compiled with a static cache.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from clinmerge_jax.benchmark import measure
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.generation.engine import Engine, Request
+from clinmerge_jax.llama.cache import cache_bytes
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.parameters import Params, count_parameters, init_params
+from clinmerge_jax.parallel.layout import make_layout
+from clinmerge_jax.parallel.mesh import MeshShape
+
+_FLOOR = "floor: weights and cache read once a step"
+
+
+def run(config: ConfigDict) -> None:
+    """Runs the benchmark; see configs/benchmark.py for its fields."""
+    llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
+    measure.check_repeats(config.repeats)
+    if config.prompt + config.new > llama.max_position_embeddings or config.prompt < 1 or config.new < 2:
+        raise BadInput(f"config.prompt: {config.prompt} and config.new {config.new} do not fit the model's context")
+    place = measure.place_with_space(config.output, 1e6)
+    dtype = jnp.dtype(config.dtype)
+    layout = make_layout(llama, MeshShape(**config.mesh))
+    params = jax.block_until_ready(
+        jax.jit(lambda: init_params(llama, jax.random.key(0), dtype), out_shardings=layout.shardings())()
+    )
+    weights = count_parameters(llama) * dtype.itemsize
+    # The head is taken of a prompt's last token alone.
+    multiplied = count_parameters(llama) - (2 - llama.tie_word_embeddings) * llama.vocab_size * llama.hidden_size
+    measured: dict[str, list[dict[str, float]]] = {}
+    floors: dict[str, str] = {}
+    for batch in config.batches:
+        prompts = np.random.default_rng(batch).integers(3, llama.vocab_size, (batch, config.prompt))
+        programs = {f"clinmerge_jax, batch {batch}": _ours(layout, params, prompts, config)}
+        if config.peer:
+            programs |= _peers(config, prompts, dtype.name)
+        floor = f"{_FLOOR}, batch {batch}"
+        for generate in programs.values():
+            generate(config.new)  # compiles, and is not counted
+            generate(1)
+        for repeat in range(config.repeats):
+            steps = config.new - 1
+            kept = cache_bytes(llama, batch, config.prompt, dtype) + cache_bytes(llama, batch, config.new // 2, dtype)
+            seconds = steps * (weights + kept) / _bandwidth(weights)
+            _add(measured, floors, floor, floor, seconds, batch * steps / seconds)
+            for name, generate in programs.items():
+                first = generate(1)
+                decoded = generate(config.new) - first
+                _add(measured, floors, name, floor, decoded, batch * steps / decoded)
+                reading = f"{name}: prompts"
+                flops = 2 * batch * config.prompt * multiplied
+                _add(measured, floors, reading, reading, first, batch * config.prompt / first, flops / first)
+                logging.info("repeat %d, %s: %.0f tokens/s", repeat + 1, name, batch * steps / decoded)
+    measure.record(place / "decode.json", measured, weights=weights, mesh=dict(layout.mesh.shape))
+    print(measure.ratios_table(measured, floors, "decoding"))
+    for name, runs in measured.items():
+        print(f"{name}: {np.median([run['tokens_per_second'] for run in runs]):.0f} tokens/s")
+    print(
+        f"{config.repeats} repeats; prompts of {config.prompt} tokens, {config.new} new ones; {weights / 1e9:.2f} GB of"
+        f" {dtype} weights on {layout.mesh.size} {jax.devices()[0].device_kind} devices."
+    )
+    print(f"\nThe figures of every run are in {place / 'decode.json'}.")
+
+
+def _add(measured, floors, name: str, floor: str, seconds: float, rate: float, flops: float = 0.0) -> None:
+    more = {"flops_per_second": flops} if flops else {}
+    measured.setdefault(name, []).append({"seconds": seconds, "tokens_per_second": rate, **more})
+    floors[name] = floor
+
+
+def _ours(layout, params: Params, prompts: np.ndarray, config: ConfigDict) -> Callable[[int], float]:
+    engine = Engine(layout, params, slots=len(prompts), length=config.prompt + config.new, share_prefix=False)
+
+    def generate(new: int) -> float:
+        start = time.perf_counter()
+        answers = list(engine.generate([Request(prompt, new) for prompt in prompts]))
+        if not all(len(answer.tokens) == new for _, answer in answers):
+            raise RuntimeError("an answer has not the length that was asked for")
+        return time.perf_counter() - start
+
+    return generate
+
+
+def _peers(config: ConfigDict, prompts: np.ndarray, dtype: str) -> dict[str, Callable[[int], float]]:
+    """transformers' generate with random weights of the same shapes."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise BadInput("config.peer: torch is not installed; install it, or set config.peer to False") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = transformers.LlamaConfig(**config.model.to_dict())
+    with torch.device(device):
+        model = transformers.LlamaForCausalLM(settings).to(getattr(torch, dtype)).eval()
+    tokens = torch.tensor(prompts, device=device)
+
+    def generate(new: int, **more) -> float:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            answer = model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                **more,
+            )
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if answer.shape[1] != prompts.shape[1] + new:
+            raise RuntimeError("an answer of the peer has not the length that was asked for")
+        return time.perf_counter() - start
+
+    found: dict[str, Callable[[int], float]] = {f"transformers, batch {len(prompts)}": generate}
+    if config.peer_compiled:
+        compiled = f"transformers, compiled, batch {len(prompts)}"
+        found[compiled] = lambda new: generate(new, cache_implementation="static")
+    return found
+
+
+def _bandwidth(nbytes: int) -> float:
+    """Bytes a second that a copy reads and writes, of as much as the weights take (1 GB at most)."""
+    values = jnp.zeros(min(nbytes, 10**9) // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1, donate_argnums=0)
+    values = jax.block_until_ready(copy(values))
+    seconds: Sequence[float] = []
+    for _ in range(5):
+        start = time.perf_counter()
+        values = jax.block_until_ready(copy(values))
+        seconds = [*seconds, time.perf_counter() - start]
+    return 2 * values.nbytes / float(np.median(seconds))

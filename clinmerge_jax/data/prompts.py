@@ -1,0 +1,118 @@
+"""Prompts as tokens: raw text or conversations, the chat template applied once, one BOS."""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from clinmerge_jax.checkpoint.safetensors import parse_json
+from clinmerge_jax.errors import BadInput
+
+_MEND = "give JSON lines with 'prompt' or 'messages', or text with a prompt a line"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One prompt; `name` stands for it in messages, its words never do.
+
+    Attributes:
+      name: file and line.
+      id: the row's own "id", or its number from 0.
+      text: raw text; None for a conversation.
+      messages: a conversation that an answer is to follow.
+    """
+
+    name: str
+    id: str | int
+    text: str | None = None
+    messages: Sequence[Mapping[str, str]] | None = None
+
+
+def read_prompts(path: str, field: str) -> list[Prompt]:
+    """Reads a file of prompts: JSON lines (`.jsonl`, `.json`) with `prompt` or `messages`, or a prompt a line.
+
+    Raises:
+      BadInput: naming the file and line, never quoting the text.
+    """
+    file = pathlib.Path(path).expanduser()
+    if not file.is_file():
+        raise BadInput(f"{field}: {path} is not a file; {_MEND}")
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON text may hold U+2028 and its kin
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise BadInput(f"{path}: holds no prompts; {_MEND}")
+    if file.suffix not in (".jsonl", ".json"):
+        return [Prompt(f"{path}:{number}", index, text=line) for index, (number, line) in enumerate(numbered)]
+    return [
+        _prompt(parse_json(line, f"{path}:{number}"), f"{path}:{number}", index)
+        for index, (number, line) in enumerate(numbered)
+    ]
+
+
+def _prompt(row: Any, name: str, index: int) -> Prompt:
+    if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
+        raise BadInput(f"{name}: has {'both' if isinstance(row, dict) and 'prompt' in row else 'neither'} 'prompt' and "
+                       "'messages'; give one of the two")  # fmt: skip
+    if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
+        raise BadInput(f"{name}: holds half of a surrogate pair, which is no Unicode text; write the file as UTF-8")
+    own = row.get("id", index)
+    if not isinstance(own, (str, int)):
+        raise BadInput(f"{name}: 'id' is neither text nor a whole number; give one of the two")
+    if "prompt" in row:
+        if not isinstance(row["prompt"], str) or not row["prompt"]:
+            raise BadInput(f"{name}: 'prompt' is no text; give some")
+        return Prompt(name, own, text=row["prompt"])
+    messages = row["messages"]
+    fits = isinstance(messages, list) and messages and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in messages
+    )  # fmt: skip
+    if not fits:
+        raise BadInput(f"{name}: 'messages' is no list of messages with 'role' and 'content'; give such a list")
+    return Prompt(name, own, messages=messages)
+
+
+def encode_prompt(prompt: Prompt, tokenizer, chat: bool | None = None) -> np.ndarray:
+    """A prompt's tokens, int32 [T], with no more than one BOS.
+
+    Args:
+      prompt: raw text is taken as the tokenizer takes it; of a conversation the chat template makes text once.
+      tokenizer: of transformers.
+      chat: True puts raw text into the chat template, as a user's message; None and False leave it raw.
+
+    Raises:
+      BadInput: there is no chat template, it refuses the conversation, or nothing is left to read.
+    """
+    messages = prompt.messages
+    if messages is None and chat:
+        messages = [{"role": "user", "content": prompt.text}]
+    if messages is None:
+        ids = tokenizer(prompt.text)["input_ids"]
+    else:
+        if not tokenizer.chat_template:
+            raise BadInput(f"{prompt.name}: is a conversation, but the tokenizer has no chat template; add one, or give"
+                           " 'prompt' and leave config.chat_template at False")  # fmt: skip
+        try:
+            ids = tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except jinja2.TemplateError as error:
+            # The template's own words are left out: they may quote the conversation.
+            raise BadInput(
+                f"{prompt.name}: the chat template refuses it; mend the conversation or the template"
+            ) from error
+    ids = list(ids)
+    bos = tokenizer.bos_token_id
+    while bos is not None and ids[:2] == [bos, bos]:
+        ids.pop(0)  # the text or the template had one already
+    if not ids:
+        raise BadInput(f"{prompt.name}: the tokenizer makes no token of it; remove it")
+    return np.asarray(ids, np.int32)

@@ -1,0 +1,1 @@
+"""Generation: sampling, the engine with its slots, requests."""

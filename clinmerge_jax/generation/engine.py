@@ -1,0 +1,342 @@
+"""The decode engine: a fixed number of slots, refilled from the queue as rows finish.
+
+Prompts are read in chunks of a few fixed lengths; tokens are decoded by one compiled loop that comes back when enough
+rows have finished. Lengths, limits, stop ids and sampling settings are traced, so nothing is compiled for another
+request. S slots, P prompts read together, C tokens of a chunk, T positions of the cache, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.generation import programs
+from clinmerge_jax.generation.memory import check_memory
+from clinmerge_jax.generation.programs import State, empty_state, unstacked
+from clinmerge_jax.generation.sampling import Kind, Sampling, Settings
+from clinmerge_jax.llama.cache import Cache, unstack
+from clinmerge_jax.llama.parameters import Params
+from clinmerge_jax.parallel.layout import Layout
+
+CHUNKS = (32, 128, 512)  # tokens of every prompt that are read at once; the smallest that fits is taken
+_STOP_IDS = 16  # at most
+_LOOP_STEPS = 64  # after which the loop comes back in any case, so that progress shows
+_SHARED = 16  # tokens from which a prefix that all prompts share is read once
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt.
+
+    Attributes:
+      tokens: ids, at least one.
+      max_new_tokens: the most that are generated.
+      sampling: how they are chosen.
+      stopped: is given what was generated so far and says whether that ends the answer (for stop strings).
+    """
+
+    tokens: np.ndarray
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    stopped: Callable[[np.ndarray], bool] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What was generated.
+
+    Attributes:
+      tokens: ids, without the stop id.
+      finished: whether it ended by a stop id or by `Request.stopped`, not by its limit.
+    """
+
+    tokens: np.ndarray
+    finished: bool
+
+
+@dataclasses.dataclass
+class Counts:
+    """What an engine has done since it was made.
+
+    Attributes:
+      prompt_tokens: read, without a prefix that was read before.
+      new_tokens: generated.
+      steps: of the decode loop.
+      rows: of these steps, dead slots included.
+      live_rows: of these steps, without them.
+    """
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    rows: int = 0
+    live_rows: int = 0
+
+    @property
+    def live_share(self) -> float:
+        """The share of the decode steps' rows that generated a token."""
+        return self.live_rows / self.rows if self.rows else 1.0
+
+
+def check_engine(layout: Layout, slots: int, length: int, stop_ids: Sequence[int], dtype: Any) -> None:
+    """Refuses an engine that cannot be, before a weight is read; arguments as of `Engine`, `dtype` of its cache.
+
+    Raises:
+      BadInput: the mesh does not cut the slots, the model's context is shorter than `length`, the cache does not fit
+        into memory, or there are too many stop ids.
+    """
+    context, parts = layout.config.max_position_embeddings, layout.parts("batch")
+    if slots < 1 or slots % parts:
+        raise BadInput(f"config.slots: is {slots}; give a multiple of {parts}, as many as the mesh cuts a batch into")
+    if not 1 < length <= context:
+        raise BadInput(
+            f"config.length: {length} tokens of prompt and answer do not fit the model's context of {context}; give"
+            " fewer"
+        )
+    if len(stop_ids) > _STOP_IDS:
+        raise BadInput(f"generation_config.json: has {len(stop_ids)} stop ids; {_STOP_IDS} at most are supported")
+    check_memory(layout, slots, length, dtype)
+
+
+class Engine:
+    """Generates and scores with one model.
+
+    Args:
+      layout: how the parameters lie.
+      params: the model's, in the dtype that is computed in.
+      slots: S, rows of a decode step; a multiple of the mesh's batch parts.
+      length: T, the most tokens of a prompt and its answer.
+      stop_ids: tokens that end an answer.
+      chunks: lengths in which prompts are read.
+      refill: whether finished slots are filled while others go on; otherwise a batch ends before the next begins.
+      share_prefix: whether tokens that all prompts of a call begin with are read once.
+
+    Raises:
+      BadInput: as `check_engine`.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        params: Params,
+        *,
+        slots: int,
+        length: int,
+        stop_ids: Sequence[int] = (),
+        chunks: Sequence[int] = CHUNKS,
+        refill: bool = True,
+        share_prefix: bool = True,
+    ):
+        dtype = params["embed_tokens"]["weight"].dtype
+        check_engine(layout, slots, length, stop_ids, dtype)
+        self.layout = layout
+        self.slots = slots
+        self.length = length
+        self.counts = Counts()
+        self._params = jax.jit(functools.partial(unstack, config=layout.config), out_shardings=unstacked(layout))(
+            params
+        )
+        self._dtype = dtype
+        self._stop_ids = tuple(int(index) for index in stop_ids)
+        self._chunks = tuple(sorted({min(chunk, length) for chunk in chunks}))
+        parts = layout.parts("batch")
+        self._together = -(-max(1, slots // 8) // parts) * parts  # P: as many as are refilled at once
+        self._refill = refill
+        self._share_prefix = share_prefix
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+        """Yields the index of a request and its answer as rows finish, in no particular order.
+
+        Raises:
+          BadInput: a request does not fit; before any is run.
+        """
+        for index, request in enumerate(requests):
+            if request.max_new_tokens < 1:
+                raise BadInput(f"config.max_new_tokens: is {request.max_new_tokens}; give 1 or more")
+            self._check(f"request {index}", len(request.tokens), request.max_new_tokens)
+        kind = Kind.of([request.sampling for request in requests])
+        queue = sorted(range(len(requests)), key=lambda index: -len(requests[index].tokens))
+        state = empty_state(self.layout, self.slots, self.length, self._dtype, kind)
+        prefix = self._common_prefix([request.tokens for request in requests])
+        shared = None
+        if len(prefix):
+            cache, _ = self._read(state.cache, [(0, prefix, 0)])
+            state, shared = dataclasses.replace(state, cache=cache), programs.row_of(cache, np.int32(0))
+        running: dict[int, int] = {}
+        while queue or running:
+            free = [slot for slot in range(self.slots) if slot not in running]
+            fill = self._refill or not running
+            while fill and queue and free:
+                chosen = [(free.pop(0), queue.pop(0)) for _ in range(min(len(free), len(queue), self._together))]
+                state = self._admit(
+                    state, [(slot, requests[index]) for slot, index in chosen], shared, len(prefix), kind
+                )
+                running |= dict(chosen)
+            watched = any(requests[index].stopped for index in running.values())
+            until = max(0, len(running) - self._together) if queue and self._refill else 0
+            state, steps = programs.decode(
+                self._params, state, self._stops(), np.int32(_LOOP_STEPS // (4 if watched else 1)), np.int32(until),
+                layout=self.layout, kind=kind,
+            )  # fmt: skip
+            live, produced, output = map(np.asarray, jax.device_get((state.live, state.produced, state.output)))
+            ended = np.zeros(self.slots, bool)
+            self.counts.steps += int(steps)
+            self.counts.rows += int(steps) * self.slots
+            for slot, index in list(running.items()):
+                request, tokens = requests[index], output[slot, : produced[slot]]
+                ended[slot] = live[slot] and request.stopped is not None and request.stopped(tokens)
+                if live[slot] and not ended[slot]:
+                    continue
+                del running[slot]
+                self.counts.new_tokens += len(tokens)
+                self.counts.live_rows += len(tokens) - 1  # the first is the prompt's
+                by_id = len(tokens) > 0 and int(tokens[-1]) in self._stop_ids
+                by_text = ended[slot] or (request.stopped is not None and request.stopped(tokens))
+                yield index, Answer(tokens[: len(tokens) - by_id].copy(), bool(by_id or by_text))
+            if ended.any():
+                state = programs.end(state, ended)
+
+    def score(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Log-probabilities of continuations.
+
+        Args:
+          pairs: tokens of a context, at least one, and of what follows it; equal contexts are read once.
+
+        Returns:
+          For each pair the log-probability of every token of the continuation in nats, float32, and whether greedy
+          decoding would choose it.
+
+        Raises:
+          BadInput: a pair does not fit.
+        """
+        for index, (context, continuation) in enumerate(pairs):
+            self._check(f"pair {index}", len(context), len(continuation))
+        by_context: dict[bytes, list[int]] = {}
+        for index, (context, _) in enumerate(pairs):
+            by_context.setdefault(np.asarray(context, np.int32).tobytes(), []).append(index)
+        groups = sorted(by_context.values(), key=lambda group: -len(pairs[group[0]][0]))
+        results: list = [None] * len(pairs)
+        cache = empty_state(self.layout, self.slots, self.length, self._dtype, Kind()).cache
+        for start in range(0, len(groups), self.slots):
+            batch = groups[start : start + self.slots]
+            for first in range(0, len(batch), self._together):
+                rows = range(first, min(first + self._together, len(batch)))
+                cache, _ = self._read(cache, [(row, pairs[batch[row][0]][0][:-1], 0) for row in rows])
+            work = [(row, index) for row, group in enumerate(batch) for index in group if len(pairs[index][1])]
+            for index in (index for group in batch for index in group):
+                results[index] = (np.zeros(0, np.float32), np.zeros(0, bool))
+            work.sort(key=lambda item: -len(pairs[item[1]][1]))
+            for first in range(0, len(work), self._together):
+                some = work[first : first + self._together]
+                for (_, index), found in zip(some, self._score_some(cache, pairs, some)):
+                    results[index] = found
+        return results
+
+    def _score_some(self, cache: Cache, pairs, some: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        longest = max(len(pairs[index][1]) for _, index in some)
+        width = next((chunk for chunk in self._chunks if chunk >= longest), self.length)
+        slots, tokens, positions = self._blank(width)
+        targets = np.zeros_like(tokens)
+        for row, (slot, index) in enumerate(some):
+            context, continuation = pairs[index]
+            count = len(continuation)
+            slots[row] = slot
+            tokens[row, :count] = [context[-1], *continuation[:-1]]
+            positions[row, :count] = len(context) - 1 + np.arange(count)
+            targets[row, :count] = continuation
+        log, greedy = jax.device_get(
+            programs.continuations(self._params, cache, slots, tokens, positions, targets, layout=self.layout)
+        )
+        return [(log[row, : len(pairs[i][1])], greedy[row, : len(pairs[i][1])]) for row, (_, i) in enumerate(some)]
+
+    def _check(self, name: str, given: int, more: int) -> None:
+        if not given:
+            raise BadInput(f"{name}: is empty; give at least one token, such as the BOS")
+        if more < 0 or given + more > self.length:
+            raise BadInput(
+                f"{name}: {given} tokens and {more} more are over the {self.length} that a slot holds; shorten it, or"
+                " give more with config.length"
+            )
+
+    def _common_prefix(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
+        """What all prompts begin with, short of the last token of the shortest; nothing where it is not worth it."""
+        nothing = np.zeros(0, np.int32)
+        if not self._share_prefix or len(prompts) < 2:
+            return nothing
+        first = np.asarray(prompts[0], np.int32)
+        count = min(map(len, prompts)) - 1
+        for other in prompts[1:]:
+            differ = np.flatnonzero(first[:count] != np.asarray(other[:count], np.int32))
+            count = int(differ[0]) if differ.size else count
+        return first[:count] if count >= _SHARED else nothing
+
+    def _stops(self) -> np.ndarray:
+        return np.array([*self._stop_ids, *[-1] * (_STOP_IDS - len(self._stop_ids))], np.int32)
+
+    def _blank(self, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Slots, tokens and positions of P rows that leave no trace."""
+        slots = np.full(self._together, self.slots, np.int32)
+        tokens = np.zeros((self._together, width), np.int32)
+        return slots, tokens, np.full((self._together, width), self.length, np.int32)
+
+    def _read(self, cache: Cache, rows: Sequence[tuple[int, np.ndarray, int]]) -> tuple[Cache, jax.Array]:
+        """Reads tokens into slots, chunk by chunk.
+
+        Args:
+          cache: of all slots.
+          rows: slot, tokens, and from which of them on; at most P.
+
+        Returns:
+          The cache, and what the last layer gives for every row's last token, [P, D].
+        """
+        last = jnp.zeros((self._together, self.layout.config.hidden_size), self._dtype)
+        done = [start for _, _, start in rows]
+        ends = np.full(self._together, -1, np.int32)
+        ends[: len(rows)] = [len(tokens) - 1 for _, tokens, _ in rows]
+        while rest := max(len(tokens) - so_far for (_, tokens, _), so_far in zip(rows, done)):
+            width = next((chunk for chunk in self._chunks if chunk >= rest), self._chunks[-1])
+            slots, chunk, positions = self._blank(width)
+            for row, (slot, tokens, _) in enumerate(rows):
+                piece = tokens[done[row] : done[row] + width]
+                slots[row] = slot
+                chunk[row, : len(piece)] = piece
+                positions[row, : len(piece)] = done[row] + np.arange(len(piece))
+                done[row] += len(piece)
+                self.counts.prompt_tokens += len(piece)
+            cache, last = programs.read_chunk(
+                self._params, cache, last, slots, chunk, positions, ends, layout=self.layout
+            )
+        return cache, last
+
+    def _admit(
+        self, state: State, chosen: Sequence[tuple[int, Request]], shared: Cache | None, prefix: int, kind: Kind
+    ) -> State:
+        """Reads some prompts and begins their answers."""
+        slots, _, _ = self._blank(1)
+        slots[: len(chosen)] = [slot for slot, _ in chosen]
+        cache = state.cache if shared is None else programs.spread(state.cache, shared, slots)
+        cache, last = self._read(cache, [(slot, request.tokens, prefix) for slot, request in chosen])
+        missing = self._together - len(chosen)
+        vocabulary = self.layout.vocab_rows if kind.penalties else 0
+        seen = np.zeros((self._together, vocabulary), bool)
+        if kind.penalties:
+            for row, (_, request) in enumerate(chosen):
+                seen[row, request.tokens] = True
+        return programs.begin(
+            self._params,
+            dataclasses.replace(state, cache=cache),
+            last,
+            slots,
+            np.array([*(len(request.tokens) for _, request in chosen), *[0] * missing], np.int32),
+            np.array([*(request.max_new_tokens for _, request in chosen), *[0] * missing], np.int32),
+            seen,
+            Settings.of([*(request.sampling for _, request in chosen), *[Sampling()] * missing]),
+            self._stops(),
+            layout=self.layout,
+            kind=kind,
+        )

@@ -1,0 +1,42 @@
+"""How large a cache may be."""
+
+import pathlib
+from typing import Any
+
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.cache import cache_bytes
+from clinmerge_jax.parallel.layout import Layout
+
+
+def check_memory(layout: Layout, slots: int, length: int, dtype: Any) -> None:
+    """Refuses a cache that does not fit into what the devices have free.
+
+    Raises:
+      BadInput: with how many slots would fit.
+    """
+    free = _free_bytes(layout)
+    wanted = cache_bytes(layout.config, slots, length, dtype)
+    if free is not None and wanted > free:
+        fit = int(free // cache_bytes(layout.config, 1, length, dtype))
+        raise BadInput(
+            f"config.slots: a cache of {slots} slots of {length} tokens takes {wanted / 1e9:.3g} GB and the devices"
+            f" have {free / 1e9:.3g} GB free; give {fit or 'none: shorten config.length'}"
+        )
+
+
+def _free_bytes(layout: Layout) -> float | None:
+    """Bytes free on all devices of the mesh together; of host memory where those are CPUs; None where unknown."""
+    devices = layout.mesh.devices.ravel()
+    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return 0.95 * len(devices) * (stats["bytes_limit"] - stats["bytes_in_use"])
+    if devices[0].platform != "cpu":
+        return None
+    return _available_memory()
+
+
+def _available_memory() -> float | None:
+    path = pathlib.Path("/proc/meminfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return 1024.0 * int(found[0][1]) if found else None

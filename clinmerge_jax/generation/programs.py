@@ -1,0 +1,255 @@
+"""The compiled programs of the decode engine, and the state of its slots that they pass on.
+
+S slots, P prompts read together, C tokens of a chunk, T positions of the cache, D hidden, V vocabulary. Slots from S on
+and positions from T on stand for nothing: what is written there is dropped.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from clinmerge_jax.generation.sampling import Kind, Sampling, Settings, choose
+from clinmerge_jax.llama.cache import Cache, empty_cache, extend
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.model import logits
+from clinmerge_jax.parallel.layout import Layout
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["cache", "tokens", "lengths", "produced", "limits", "live", "output", "seen", "settings"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All slots.
+
+    Attributes:
+      cache: keys and values.
+      tokens: [S] the last token of each, which is not in the cache yet.
+      lengths: [S] how many tokens are in the cache.
+      produced: [S] how many tokens were generated.
+      limits: [S] how many may be.
+      live: [S] whether the slot is generating.
+      output: [S, T] what was generated.
+      seen: [S, V] which tokens a row has had, for the repetition penalty; [S, 0] where nobody asks for it.
+      settings: of sampling.
+    """
+
+    cache: Cache
+    tokens: jax.Array
+    lengths: jax.Array
+    produced: jax.Array
+    limits: jax.Array
+    live: jax.Array
+    output: jax.Array
+    seen: jax.Array
+    settings: Settings
+
+
+def blank_state(config: LlamaConfig, vocab_rows: int, slots: int, length: int, dtype: Any, kind: Kind) -> State:
+    """Slots without life, wherever JAX puts arrays.
+
+    Args:
+      config: the model.
+      vocab_rows: V, with padding.
+      slots: S.
+      length: T.
+      dtype: of keys and values.
+      kind: of sampling; decides whether tokens that were seen are kept.
+    """
+    nothing = jnp.zeros(slots, jnp.int32)
+    return State(
+        cache=empty_cache(config, slots, length, dtype),
+        tokens=nothing,
+        lengths=nothing,
+        produced=nothing,
+        limits=nothing,
+        live=jnp.zeros(slots, bool),
+        output=jnp.zeros((slots, length), jnp.int32),
+        seen=jnp.zeros((slots, vocab_rows if kind.penalties else 0), bool),
+        settings=jax.tree.map(jnp.asarray, Settings.of([Sampling()] * slots)),
+    )
+
+
+def state_shardings(layout: Layout) -> State:
+    """Keys and values are cut as the model's batches and key-value heads are; the rest lies whole on every device."""
+    layers = (layout.named("batch", "kv_heads", None, None),) * layout.config.num_hidden_layers
+    whole = layout.named()
+    settings = Settings(**{field.name: whole for field in dataclasses.fields(Settings)})
+    others = {field.name: whole for field in dataclasses.fields(State)}
+    return State(**{**others, "cache": Cache(layers, layers), "settings": settings})
+
+
+def empty_state(layout: Layout, slots: int, length: int, dtype: Any, kind: Kind) -> State:
+    """Slots without life on the devices of a layout; arguments as of `blank_state`."""
+    return _maker(layout, slots, length, jnp.dtype(dtype), kind)()
+
+
+@functools.lru_cache(maxsize=32)
+def _maker(layout: Layout, slots: int, length: int, dtype: jnp.dtype, kind: Kind) -> Callable[[], State]:
+    make = functools.partial(blank_state, layout.config, layout.vocab_rows, slots, length, dtype, kind)
+    return jax.jit(make, out_shardings=state_shardings(layout))
+
+
+def unstacked(layout: Layout) -> dict[str, Any]:
+    """The shardings of parameters whose layers lie one by one."""
+    stacked = layout.shardings()
+
+    def one_layer(sharding: NamedSharding) -> NamedSharding:
+        return NamedSharding(sharding.mesh, jax.P(*sharding.spec[1:]))
+
+    layer = jax.tree.map(one_layer, stacked["layers"])
+    return {**stacked, "layers": (layer,) * layout.config.num_hidden_layers}
+
+
+@functools.partial(jax.jit, static_argnames="layout", donate_argnums=1)
+def read_chunk(
+    params: Mapping[str, Any],
+    cache: Cache,
+    last_PD: jax.Array,
+    slots_P: jax.Array,
+    tokens_PC: jax.Array,
+    positions_PC: jax.Array,
+    ends_P: jax.Array,
+    *,
+    layout: Layout,
+) -> tuple[Cache, jax.Array]:
+    """Reads one chunk of some prompts into their slots; keeps what the last layer gives for the tokens at `ends_P`."""
+    rows = jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), cache)
+    x_PCD, rows = extend(params, rows, tokens_PC, positions_PC, layout.config, layout.constrain)
+    cache = jax.tree.map(lambda x, row: x.at[slots_P].set(row, mode="drop"), cache, rows)
+    ended_PC = positions_PC == ends_P[:, None]
+    here_PD = jnp.take_along_axis(x_PCD, jnp.argmax(ended_PC, axis=1)[:, None, None], axis=1)[:, 0]
+    return cache, jnp.where(ended_PC.any(axis=1)[:, None], here_PD, last_PD)
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "kind"), donate_argnums=1)
+def begin(
+    params: Mapping[str, Any],
+    state: State,
+    last_PD: jax.Array,
+    slots_P: jax.Array,
+    lengths_P: jax.Array,
+    limits_P: jax.Array,
+    seen_PV: jax.Array,
+    settings: Settings,
+    stop_ids: jax.Array,
+    *,
+    layout: Layout,
+    kind: Kind,
+) -> State:
+    """Chooses the first token of prompts that were read, and brings their slots to life."""
+    logits_PV = layout.constrain(logits(params, last_PD, layout.config).astype(jnp.float32), None, None)
+    first_P = choose(logits_PV, settings, seen_PV, lengths_P, kind)
+    if kind.penalties:
+        seen_PV = seen_PV.at[jnp.arange(len(first_P)), first_P].set(True)
+    ended_P = (first_P[:, None] == stop_ids).any(axis=1) | (limits_P <= 1)
+
+    def put(x: jax.Array, value: jax.Array) -> jax.Array:
+        return x.at[slots_P].set(value.astype(x.dtype), mode="drop")
+
+    return State(
+        cache=state.cache,
+        tokens=put(state.tokens, first_P),
+        lengths=put(state.lengths, lengths_P),
+        produced=put(state.produced, jnp.ones_like(lengths_P)),
+        limits=put(state.limits, limits_P),
+        live=put(state.live, ~ended_P),
+        output=state.output.at[slots_P, 0].set(first_P, mode="drop"),
+        seen=put(state.seen, seen_PV),
+        settings=jax.tree.map(put, state.settings, settings),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "kind"), donate_argnums=1)
+def decode(
+    params: Mapping[str, Any],
+    state: State,
+    stop_ids: jax.Array,
+    most_steps: jax.Array,
+    until_live: jax.Array,
+    *,
+    layout: Layout,
+    kind: Kind,
+) -> tuple[State, jax.Array]:
+    """Decodes until so many steps were taken or no more than `until_live` slots are live; returns the steps too."""
+    rows_S = jnp.arange(state.tokens.shape[0])
+
+    def go_on(carry: tuple[State, jax.Array]) -> jax.Array:
+        state, step = carry
+        return (step < most_steps) & (jnp.sum(state.live, dtype=jnp.int32) > until_live)
+
+    def step(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+        state, step = carry
+        nowhere = state.cache.length
+        positions_S = jnp.where(state.live, state.lengths, nowhere)
+        x_S1D, cache = extend(
+            params, state.cache, state.tokens[:, None], positions_S[:, None], layout.config, layout.constrain
+        )
+        logits_SV = layout.constrain(logits(params, x_S1D[:, 0], layout.config).astype(jnp.float32), None, None)
+        chosen_S = choose(logits_SV, state.settings, state.seen, state.lengths + 1, kind)
+        chosen_S = jnp.where(state.live, chosen_S, state.tokens)
+        output = state.output.at[rows_S, jnp.where(state.live, state.produced, nowhere)].set(chosen_S, mode="drop")
+        seen = state.seen.at[rows_S, chosen_S].set(True) if kind.penalties else state.seen
+        one = state.live.astype(jnp.int32)
+        produced, lengths = state.produced + one, state.lengths + one
+        ended_S = (chosen_S[:, None] == stop_ids).any(axis=1) | (produced >= state.limits)
+        after = dataclasses.replace(
+            state,
+            cache=cache,
+            tokens=chosen_S,
+            lengths=lengths,
+            produced=produced,
+            live=state.live & ~ended_S,
+            output=output,
+            seen=seen,
+        )
+        return after, step + 1
+
+    return jax.lax.while_loop(go_on, step, (state, jnp.int32(0)))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def end(state: State, ended_S: jax.Array) -> State:
+    """Ends some slots' answers."""
+    return dataclasses.replace(state, live=state.live & ~ended_S)
+
+
+@jax.jit
+def row_of(cache: Cache, slot: jax.Array) -> Cache:
+    """One slot of the cache, [G, T, H] each."""
+    return jax.tree.map(lambda x: x[slot], cache)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def spread(cache: Cache, row: Cache, slots_P: jax.Array) -> Cache:
+    """The cache with one row in some of its slots."""
+    return jax.tree.map(lambda x, one: x.at[slots_P].set(one[None], mode="drop"), cache, row)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def continuations(
+    params: Mapping[str, Any],
+    cache: Cache,
+    slots_P: jax.Array,
+    tokens_PC: jax.Array,
+    positions_PC: jax.Array,
+    targets_PC: jax.Array,
+    *,
+    layout: Layout,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of every target after its token, [P, C], and whether it is the likeliest."""
+    rows = jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), cache)
+    x_PCD, _ = extend(params, rows, tokens_PC, positions_PC, layout.config, layout.constrain)
+    logits_PCV = logits(params, x_PCD, layout.config).astype(jnp.float32)
+    log_PCV = jax.nn.log_softmax(logits_PCV, axis=-1)
+    return (
+        layout.constrain(jnp.take_along_axis(log_PCV, targets_PC[..., None], axis=-1)[..., 0], None, None),
+        layout.constrain(jnp.argmax(logits_PCV, axis=-1) == targets_PC, None, None),
+    )

@@ -1,0 +1,54 @@
+"""The prompts that a config names, as tokens that its model can read."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from clinmerge_jax.data.prompts import Prompt, encode_prompt, read_prompts
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.miniature.corpus import corpus
+
+_MINIATURE, _MINIATURE_PROMPTS = "miniature:chat", 64
+
+
+def prepare(
+    config: ConfigDict, tokenizer, llama: LlamaConfig, length: int = 0
+) -> tuple[list[Prompt], list[np.ndarray]]:
+    """Reads `config.prompts`, the first `config.limit` of them, and makes tokens of them once.
+
+    Args:
+      config: has `prompts`, `limit`, `chat_template` and `max_new_tokens`.
+      tokenizer: of transformers.
+      llama: the model.
+      length: the most tokens of a prompt and its answer, from `config.length`; 0 for the model's context.
+
+    Raises:
+      BadInput: in one line, the field or the prompt that is wrong, none of which is quoted.
+    """
+    if config.limit < 0:
+        raise BadInput(f"config.limit: is {config.limit}; give how many prompts, or 0 for all")
+    if config.max_new_tokens < 1:
+        raise BadInput(f"config.max_new_tokens: is {config.max_new_tokens}; give 1 or more")
+    prompts = _read(config.prompts)[: config.limit or None]
+    tokens = [encode_prompt(prompt, tokenizer, config.chat_template) for prompt in prompts]
+    for prompt, ids in zip(prompts, tokens):
+        if int(ids.max()) >= llama.vocab_size:
+            raise BadInput(
+                f"config.model: the tokenizer gives token id {int(ids.max())}, but vocab_size in its config.json is"
+                f" {llama.vocab_size}; tokenizer and weights belong to different models"
+            )
+        most = length or llama.max_position_embeddings
+        if len(ids) + config.max_new_tokens > most:
+            raise BadInput(
+                f"{prompt.name}: {len(ids)} tokens and {config.max_new_tokens} new ones are over"
+                f" {'config.length' if length else 'the model context'} of {most}; shorten it, or give fewer with"
+                " config.max_new_tokens"
+            )
+    return prompts, tokens
+
+
+def _read(spec: str) -> list[Prompt]:
+    if spec != _MINIATURE:
+        return read_prompts(spec, "config.prompts")
+    conversations = corpus("instruct", 0, _MINIATURE_PROMPTS, held_out=True)
+    return [Prompt(one.name, index, messages=one.messages[:-1]) for index, one in enumerate(conversations)]

@@ -1,0 +1,109 @@
+"""Prompts: files, the chat template once, one BOS, refusals that quote nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import support
+import transformers
+
+from clinmerge_jax.data.prompts import Prompt, encode_prompt, read_prompts
+from clinmerge_jax.errors import BadInput
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %} assistant{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    support.write_tokenizer(folder, chat_template=TEMPLATE)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def _ids(*words):
+    return [support.WORDS.index(word) for word in words]
+
+
+def _write(path, *rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_json_lines_and_text_are_read(tmp_path):
+    messages = [{"role": "user", "content": "fever"}]
+    path = _write(tmp_path / "a.jsonl", {"prompt": "the patient"}, "", {"id": "x7", "messages": messages})
+    assert read_prompts(path, "f") == [
+        Prompt(f"{path}:1", 0, text="the patient"), Prompt(f"{path}:3", "x7", messages=messages),
+    ]  # fmt: skip
+    path = _write(tmp_path / "a.txt", "the patient", "", '{"prompt": "raw"}')
+    assert [prompt.text for prompt in read_prompts(path, "f")] == ["the patient", '{"prompt": "raw"}']
+
+
+def test_the_template_is_applied_once_and_there_is_one_bos(tokenizer):
+    expected = _ids("<s>", "user", "fever", "assistant")
+    chat = Prompt("f:1", 0, messages=[{"role": "user", "content": "fever"}])
+    np.testing.assert_array_equal(encode_prompt(chat, tokenizer), expected)
+    raw = Prompt("f:1", 0, text="fever")
+    np.testing.assert_array_equal(encode_prompt(raw, tokenizer, chat=True), expected)
+    np.testing.assert_array_equal(encode_prompt(raw, tokenizer), _ids("fever"))
+    rendered = Prompt("f:1", 0, text="<s> <s> user fever assistant")
+    np.testing.assert_array_equal(encode_prompt(rendered, tokenizer), expected)
+    assert encode_prompt(raw, tokenizer).dtype == np.int32
+
+
+def test_a_tokenizer_that_adds_a_bos_adds_no_second(tmp_path):
+    support.write_tokenizer(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    adds = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("the patient", "<s> the patient"):
+        np.testing.assert_array_equal(encode_prompt(Prompt("f", 0, text=text), adds), _ids("<s>", "the", "patient"))
+
+
+def test_chat_without_a_template_is_refused(tmp_path):
+    support.write_tokenizer(tmp_path)
+    bare = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for prompt, chat in ((Prompt("f:3", 0, text="fever"), True), (Prompt("f:3", 0, messages=[{}]), None)):
+        with pytest.raises(BadInput, match="f:3: is a conversation, but the tokenizer has no chat template"):
+            encode_prompt(prompt, bare, chat)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"text": "secret"}, "has neither 'prompt' and 'messages'"),
+        ({"prompt": "secret", "messages": []}, "has both 'prompt' and 'messages'"),
+        ({"prompt": ["secret"]}, "'prompt' is no text"),
+        ({"prompt": ""}, "'prompt' is no text"),
+        ({"messages": []}, "'messages' is no list of messages"),
+        ({"messages": [{"role": "user", "content": ["secret"]}]}, "'messages' is no list of messages"),
+        ({"prompt": "secret", "id": 1.5}, "'id' is neither text nor a whole number"),
+        ({"prompt": "secret \ud800"}, "half of a surrogate pair"),
+        ("{secret", "is not valid JSON"),
+        ('["secret"]', "has neither"),
+    ],
+)
+def test_bad_rows_are_refused_by_line_and_not_quoted(tmp_path, row, problem):
+    path = _write(tmp_path / "a.jsonl", {"prompt": "fine"}, row)
+    with pytest.raises(BadInput, match=problem) as refusal:
+        read_prompts(path, "config.prompts")
+    assert str(refusal.value).startswith(f"{path}:2") and "secret" not in str(refusal.value)
+
+
+def test_bad_files_are_refused(tmp_path):
+    with pytest.raises(BadInput, match="config.prompts: .* is not a file"):
+        read_prompts(str(tmp_path / "no.jsonl"), "config.prompts")
+    (tmp_path / "latin.txt").write_bytes(b"na\xefve")
+    with pytest.raises(BadInput, match="is not UTF-8 at byte 2"):
+        read_prompts(str(tmp_path / "latin.txt"), "config.prompts")
+    with pytest.raises(BadInput, match="holds no prompts"):
+        read_prompts(_write(tmp_path / "empty.txt", "", " "), "config.prompts")

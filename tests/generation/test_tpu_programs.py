@@ -1,0 +1,64 @@
+"""Llama-3.1-8B's decode step compiles ahead of time for small TPU slices; needs the tpu extra, no TPU."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+from support import LLAMA_3_1_8B
+
+from clinmerge_jax.generation import programs
+from clinmerge_jax.generation.sampling import Kind
+from clinmerge_jax.llama.cache import unstack
+from clinmerge_jax.parallel.layout import Layout
+from clinmerge_jax.parallel.mesh import build_mesh, pick_shape
+
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install clinmerge_jax[tpu]"
+    ),
+    pytest.mark.slow,  # a minute each: 32 layers one by one
+]
+
+SLOTS, LENGTH = 64, 1024
+PODS = {"v5e:2x4": 16e9, "v6e:2x2": 32e9}  # bytes of a chip
+
+
+@pytest.mark.parametrize("topology", PODS)
+def test_the_decode_step_fits(topology, monkeypatch, figures):
+    from jax.experimental import topologies
+
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",  # no machine to ask what it is
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    shape, _ = pick_shape(LLAMA_3_1_8B, len(devices))
+    layout = Layout(build_mesh(shape, devices), LLAMA_3_1_8B)
+
+    def abstract(tree, shardings):
+        return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, shardings)
+
+    params = jax.eval_shape(lambda p: unstack(p, LLAMA_3_1_8B), layout.abstract_params(jnp.bfloat16))
+    params = abstract(params, programs.unstacked(layout))
+    state = jax.eval_shape(lambda: _state_alone(layout))
+    state = abstract(state, programs.state_shardings(layout))
+    whole = layout.named()
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    stops = jax.ShapeDtypeStruct((16,), jnp.int32, sharding=whole)
+    compiled = programs.decode.lower(params, state, stops, scalar, scalar, layout=layout, kind=Kind()).compile()
+    memory = compiled.memory_analysis()
+    argument, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    figures.append(
+        f"{topology}, {shape}, decode of {SLOTS} slots of {LENGTH} tokens: argument {argument / 1e9:.3f}, temporary"
+        f" {temporary / 1e9:.3f} GB a device"
+    )
+    assert argument + temporary < PODS[topology]
+
+
+def _state_alone(layout):
+    """The shapes alone: arrays of the topology's devices cannot be made."""
+    return programs.blank_state(layout.config, layout.vocab_rows, SLOTS, LENGTH, jnp.bfloat16, Kind())
