@@ -171,6 +171,26 @@ LLAMA_3_1_70B = dataclasses.replace(
 )
 
 
+def tpu_devices(patch, topology: str, kind: str) -> Sequence[Any]:
+    """Abstract TPU devices to compile for, as libtpu describes them where there is no TPU.
+
+    Args:
+      patch: pytest's MonkeyPatch.
+      topology: such as v5e:4x4.
+      kind: an accelerator type of that size, such as v5litepod-16.
+    """
+    from jax.experimental import topologies
+
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",  # no machine to ask what it is
+        "TPU_ACCELERATOR_TYPE": kind,
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+    }.items():
+        patch.setenv(name, value)
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+
 def tiny_config(**fields: Any) -> LlamaConfig:
     """A Llama of two layers and a vocabulary of 32 for tests that need any model."""
     sizes = {

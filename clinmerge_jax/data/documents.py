@@ -13,6 +13,8 @@ import numpy as np
 from clinmerge_jax.checkpoint.safetensors import parse_json
 from clinmerge_jax.errors import BadInput
 
+_MEND = "give JSON lines with a 'text' or 'messages' field"
+
 
 @dataclasses.dataclass(frozen=True)
 class Document:
@@ -42,33 +44,65 @@ def read_documents(path: str, field: str) -> list[Document]:
     Raises:
       BadInput: naming the file and line, never quoting the text.
     """
+    lines = numbered_lines(path, field, _MEND)
+    return [_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}") for number, line in lines]
+
+
+def numbered_lines(path: str, field: str, mend: str) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers from 1.
+
+    Args:
+      path: the file.
+      field: the config field that gave it.
+      mend: what to give instead, for messages.
+
+    Raises:
+      BadInput: there is no such file, it is not UTF-8, or it is empty.
+    """
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
-        raise BadInput(f"{field}: {path} is not a file; give JSON lines with a 'text' or 'messages' field")
-    documents = []
+        raise BadInput(f"{field}: {path} is not a file; {mend}")
     try:
         lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON text may hold U+2028 and its kin
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            documents.append(_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
-    if not documents:
-        raise BadInput(f"{path}: holds no documents; give JSON lines with a 'text' or 'messages' field")
-    return documents
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise BadInput(f"{path}: is empty; {mend}")
+    return numbered
+
+
+def check_unicode(row: Any, name: str) -> None:
+    """Refuses JSON with text that is none.
+
+    Raises:
+      BadInput: naming the row.
+    """
+    if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
+        raise BadInput(f"{name}: holds half of a surrogate pair, which is no Unicode text; write the file as UTF-8")
+
+
+def check_messages(messages: Any, name: str) -> None:
+    """Refuses what is no conversation.
+
+    Raises:
+      BadInput: naming the row.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise BadInput(f"{name}: 'messages' is no list of messages; give such a list")
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise BadInput(f"{name}: a message lacks the text 'role' or 'content'; give both to each message")
 
 
 def _document(row: Any, name: str) -> Document:
-    if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
-        raise BadInput(f"{name}: holds half of a surrogate pair, which is no Unicode text; write the file as UTF-8")
+    check_unicode(row, name)
     if isinstance(row, dict) and isinstance(row.get("text"), str) and row["text"].strip():
         return Document(name, text=row["text"])
     messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list) or not messages:
         raise BadInput(f"{name}: has neither a non-empty 'text' nor 'messages'; give one of the two")
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise BadInput(f"{name}: a message lacks the text 'role' or 'content'; give both to each message")
+    check_messages(messages, name)
     return Document(name, messages=messages)
 
 

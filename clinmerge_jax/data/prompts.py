@@ -1,9 +1,7 @@
 """Prompts as tokens: raw text or conversations, the chat template applied once, one BOS."""
 
 import dataclasses
-import json
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ import jinja2
 import numpy as np
 
 from clinmerge_jax.checkpoint.safetensors import parse_json
+from clinmerge_jax.data.documents import check_messages, check_unicode, numbered_lines
 from clinmerge_jax.errors import BadInput
 
 _MEND = "give JSON lines with 'prompt' or 'messages', or text with a prompt a line"
@@ -39,17 +38,8 @@ def read_prompts(path: str, field: str) -> list[Prompt]:
     Raises:
       BadInput: naming the file and line, never quoting the text.
     """
-    file = pathlib.Path(path).expanduser()
-    if not file.is_file():
-        raise BadInput(f"{field}: {path} is not a file; {_MEND}")
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON text may hold U+2028 and its kin
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise BadInput(f"{path}: holds no prompts; {_MEND}")
-    if file.suffix not in (".jsonl", ".json"):
+    numbered = numbered_lines(path, field, _MEND)
+    if pathlib.PurePath(path).suffix not in (".jsonl", ".json"):
         return [Prompt(f"{path}:{number}", index, text=line) for index, (number, line) in enumerate(numbered)]
     return [
         _prompt(parse_json(line, f"{path}:{number}"), f"{path}:{number}", index)
@@ -58,26 +48,19 @@ def read_prompts(path: str, field: str) -> list[Prompt]:
 
 
 def _prompt(row: Any, name: str, index: int) -> Prompt:
-    if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
-        raise BadInput(f"{name}: has {'both' if isinstance(row, dict) and 'prompt' in row else 'neither'} 'prompt' and "
-                       "'messages'; give one of the two")  # fmt: skip
-    if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
-        raise BadInput(f"{name}: holds half of a surrogate pair, which is no Unicode text; write the file as UTF-8")
+    given = [key for key in ("prompt", "messages") if isinstance(row, dict) and key in row]
+    if len(given) != 1:
+        raise BadInput(f"{name}: has {'both' if given else 'neither'} of 'prompt' and 'messages'; give one of the two")
+    check_unicode(row, name)
     own = row.get("id", index)
     if not isinstance(own, (str, int)):
         raise BadInput(f"{name}: 'id' is neither text nor a whole number; give one of the two")
-    if "prompt" in row:
+    if given == ["prompt"]:
         if not isinstance(row["prompt"], str) or not row["prompt"]:
             raise BadInput(f"{name}: 'prompt' is no text; give some")
         return Prompt(name, own, text=row["prompt"])
-    messages = row["messages"]
-    fits = isinstance(messages, list) and messages and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-        for message in messages
-    )  # fmt: skip
-    if not fits:
-        raise BadInput(f"{name}: 'messages' is no list of messages with 'role' and 'content'; give such a list")
-    return Prompt(name, own, messages=messages)
+    check_messages(row["messages"], name)
+    return Prompt(name, own, messages=row["messages"])
 
 
 def encode_prompt(prompt: Prompt, tokenizer, chat: bool | None = None) -> np.ndarray:

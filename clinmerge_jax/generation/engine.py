@@ -23,7 +23,7 @@ from clinmerge_jax.llama.cache import Cache, unstack
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
 
-CHUNKS = (32, 128, 512)  # tokens of every prompt that are read at once; the smallest that fits is taken
+CHUNKS = (32, 64, 128, 256, 512)  # tokens of every prompt that are read at once; the smallest that fits is taken
 _STOP_IDS = 16  # at most
 _LOOP_STEPS = 64  # after which the loop comes back in any case, so that progress shows
 _SHARED = 16  # tokens from which a prefix that all prompts share is read once

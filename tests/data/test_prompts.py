@@ -80,12 +80,12 @@ def test_chat_without_a_template_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"text": "secret"}, "has neither 'prompt' and 'messages'"),
-        ({"prompt": "secret", "messages": []}, "has both 'prompt' and 'messages'"),
+        ({"text": "secret"}, "has neither of 'prompt' and 'messages'"),
+        ({"prompt": "secret", "messages": []}, "has both of 'prompt' and 'messages'"),
         ({"prompt": ["secret"]}, "'prompt' is no text"),
         ({"prompt": ""}, "'prompt' is no text"),
         ({"messages": []}, "'messages' is no list of messages"),
-        ({"messages": [{"role": "user", "content": ["secret"]}]}, "'messages' is no list of messages"),
+        ({"messages": [{"role": "user", "content": ["secret"]}]}, "a message lacks the text"),
         ({"prompt": "secret", "id": 1.5}, "'id' is neither text nor a whole number"),
         ({"prompt": "secret \ud800"}, "half of a surrogate pair"),
         ("{secret", "is not valid JSON"),
@@ -105,5 +105,5 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"na\xefve")
     with pytest.raises(BadInput, match="is not UTF-8 at byte 2"):
         read_prompts(str(tmp_path / "latin.txt"), "config.prompts")
-    with pytest.raises(BadInput, match="holds no prompts"):
+    with pytest.raises(BadInput, match="is empty"):
         read_prompts(_write(tmp_path / "empty.txt", "", " "), "config.prompts")

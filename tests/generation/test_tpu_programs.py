@@ -5,7 +5,7 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import pytest
-from support import LLAMA_3_1_8B
+from support import LLAMA_3_1_8B, tpu_devices
 
 from clinmerge_jax.generation import programs
 from clinmerge_jax.generation.sampling import Kind
@@ -26,16 +26,7 @@ PODS = {"v5e:2x4": 16e9, "v6e:2x2": 32e9}  # bytes of a chip
 
 @pytest.mark.parametrize("topology", PODS)
 def test_the_decode_step_fits(topology, monkeypatch, figures):
-    from jax.experimental import topologies
-
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",  # no machine to ask what it is
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    devices = tpu_devices(monkeypatch, topology, "v5litepod-8")
     shape, _ = pick_shape(LLAMA_3_1_8B, len(devices))
     layout = Layout(build_mesh(shape, devices), LLAMA_3_1_8B)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import LLAMA_3_1_8B
+from support import LLAMA_3_1_8B, tpu_devices
 
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import iterate_params, parameters
@@ -41,17 +41,8 @@ def pod(request):
 
 @pytest.fixture(scope="module")
 def layout(pod):
-    from jax.experimental import topologies
-
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "TPU_SKIP_MDS_QUERY": "1",  # no machine to ask what it is
-            "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_WORKER_ID": "0",
-        }.items():
-            patch.setenv(name, value)
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
+        devices = tpu_devices(patch, pod.topology, "v5litepod-16")
         shape, _ = pick_shape(LLAMA_3_1_8B, len(devices))
         return Layout(build_mesh(shape, devices), LLAMA_3_1_8B)
 
