@@ -21,6 +21,19 @@ def figures() -> list[str]:
     return _FIGURES
 
 
+def pytest_sessionfinish(session) -> None:
+    """Hands the figures of a worker process to the one that reports."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["figures"] = _FIGURES
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    """Takes them over."""
+    _FIGURES.extend(getattr(node, "workeroutput", {}).get("figures", []))
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """Shows the figures."""
     if _FIGURES:

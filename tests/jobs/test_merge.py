@@ -214,7 +214,7 @@ def test_models_whose_special_rows_are_lent_are_measured_and_others_refused(repo
     ]
     assert run_command(*common, f"--config.output={tmp_path / 'merged'}") == 0
     printed = capsys.readouterr().out
-    assert "never trained come from config.instruct: 1 token ('<|eot_id|>')" in printed and "What the merge" in printed
+    assert "never trained come from instruct: 1 token ('<|eot_id|>')" in printed and "What the merge" in printed
     write_model(tmp_path, "shorter", llama_3())
     for arguments in (["--config.tokenizer=union"], ["--config.cut_to_common=True"]):
         shorter = f"--config.clinical={tmp_path / 'shorter'}"
