@@ -1,14 +1,28 @@
 #!/usr/bin/env bash
 # Runs the tests: launch/test.sh [--all] [pytest arguments]. --all adds what is too long for every run, and installs
-# libtpu, so that TPU programs are compiled too. The files are shared out among up to four processes, one a core.
+# libtpu, so that TPU programs are compiled too. The files are shared out among up to four processes, one a core; tests
+# of several processes that watch one another's time come after them, alone.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
-select=(-m "not slow")
+select="not slow"
 if [ "${1:-}" = "--all" ]; then
-  select=()
+  select="slow or not slow"
   export EXTRAS=${EXTRAS:-tpu}
   shift
 fi
 prepare_environment test install_tests
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} HF_HUB_OFFLINE=1
-exec .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "${select[@]}" "$@"
+nothing=5 # pytest's status where no test was selected
+status=$nothing
+
+phase() {
+  local now=0
+  .venv/bin/python -m pytest "$@" || now=$?
+  if [ "$now" != $nothing ] && { [ "$status" = $nothing ] || [ "$status" = 0 ]; }; then
+    status=$now
+  fi
+}
+
+phase --numprocesses=auto --maxprocesses=4 --dist=loadfile -m "($select) and not alone" "$@"
+phase -m "($select) and alone" "$@"
+exit "$status"

@@ -18,6 +18,8 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.main import JOBS
 from clinmerge_jax.parallel import distributed
 
+pytestmark = pytest.mark.alone
+
 LIMIT = 60  # seconds in which a run ends once one of its processes failed
 SIZES = {
     "vocab_size": 51,
