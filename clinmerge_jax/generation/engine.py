@@ -115,6 +115,8 @@ class Engine:
       chunks: lengths in which prompts are read.
       refill: whether finished slots are filled while others go on; otherwise a batch ends before the next begins.
       share_prefix: whether tokens that all prompts of a call begin with are read once.
+      int8_weights: whether the layers' matrices are kept in int8, with a scale for each row.
+      int8_cache: whether keys and values are, with a scale for each head and position.
 
     Raises:
       BadInput: as `check_engine`.
@@ -131,16 +133,18 @@ class Engine:
         chunks: Sequence[int] = CHUNKS,
         refill: bool = True,
         share_prefix: bool = True,
+        int8_weights: bool = False,
+        int8_cache: bool = False,
     ):
         dtype = params["embed_tokens"]["weight"].dtype
-        check_engine(layout, slots, length, stop_ids, dtype)
+        self._cache_dtype = jnp.dtype(jnp.int8) if int8_cache else dtype
+        check_engine(layout, slots, length, stop_ids, self._cache_dtype)
         self.layout = layout
         self.slots = slots
         self.length = length
         self.counts = Counts()
-        self._params = jax.jit(functools.partial(unstack, config=layout.config), out_shardings=unstacked(layout))(
-            params
-        )
+        split = functools.partial(unstack, config=layout.config, quantized=int8_weights)
+        self._params = jax.jit(split, out_shardings=unstacked(layout, int8_weights))(params)
         self._dtype = dtype
         self._stop_ids = tuple(int(index) for index in stop_ids)
         self._chunks = tuple(sorted({min(chunk, length) for chunk in chunks}))
@@ -161,7 +165,7 @@ class Engine:
             self._check(f"request {index}", len(request.tokens), request.max_new_tokens)
         kind = Kind.of([request.sampling for request in requests])
         queue = sorted(range(len(requests)), key=lambda index: -len(requests[index].tokens))
-        state = empty_state(self.layout, self.slots, self.length, self._dtype, kind)
+        state = empty_state(self.layout, self.slots, self.length, self._cache_dtype, kind)
         prefix = self._common_prefix([request.tokens for request in requests])
         shared = None
         if len(prefix):
@@ -221,7 +225,7 @@ class Engine:
             by_context.setdefault(np.asarray(context, np.int32).tobytes(), []).append(index)
         groups = sorted(by_context.values(), key=lambda group: -len(pairs[group[0]][0]))
         results: list = [None] * len(pairs)
-        cache = empty_state(self.layout, self.slots, self.length, self._dtype, Kind()).cache
+        cache = empty_state(self.layout, self.slots, self.length, self._cache_dtype, Kind()).cache
         for start in range(0, len(groups), self.slots):
             batch = groups[start : start + self.slots]
             for first in range(0, len(batch), self._together):

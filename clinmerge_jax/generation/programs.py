@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from clinmerge_jax.generation.sampling import Kind, Sampling, Settings, choose
-from clinmerge_jax.llama.cache import Cache, empty_cache, extend
+from clinmerge_jax.llama.cache import Cache, empty_cache, extend, unstack
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import logits
 from clinmerge_jax.parallel.layout import Layout
@@ -77,13 +77,19 @@ def blank_state(config: LlamaConfig, vocab_rows: int, slots: int, length: int, d
     )
 
 
-def state_shardings(layout: Layout) -> State:
-    """Keys and values are cut as the model's batches and key-value heads are; the rest lies whole on every device."""
-    layers = (layout.named("batch", "kv_heads", None, None),) * layout.config.num_hidden_layers
-    whole = layout.named()
+def state_shardings(layout: Layout, dtype: Any) -> State:
+    """Keys and values are cut as the model's batches and key-value heads are; the rest lies whole on every device.
+
+    Args:
+      layout: how the model lies.
+      dtype: of keys and values.
+    """
+    count, whole = layout.config.num_hidden_layers, layout.named()
+    layers = (layout.named("batch", "kv_heads", None, None),) * count
+    scales = (layout.named("batch", "kv_heads", None),) * count if jnp.dtype(dtype) == jnp.int8 else ()
     settings = Settings(**{field.name: whole for field in dataclasses.fields(Settings)})
     others = {field.name: whole for field in dataclasses.fields(State)}
-    return State(**{**others, "cache": Cache(layers, layers), "settings": settings})
+    return State(**{**others, "cache": Cache(layers, layers, scales, scales), "settings": settings})
 
 
 def empty_state(layout: Layout, slots: int, length: int, dtype: Any, kind: Kind) -> State:
@@ -94,18 +100,26 @@ def empty_state(layout: Layout, slots: int, length: int, dtype: Any, kind: Kind)
 @functools.lru_cache(maxsize=32)
 def _maker(layout: Layout, slots: int, length: int, dtype: jnp.dtype, kind: Kind) -> Callable[[], State]:
     make = functools.partial(blank_state, layout.config, layout.vocab_rows, slots, length, dtype, kind)
-    return jax.jit(make, out_shardings=state_shardings(layout))
+    return jax.jit(make, out_shardings=state_shardings(layout, dtype))
 
 
-def unstacked(layout: Layout) -> dict[str, Any]:
-    """The shardings of parameters whose layers lie one by one."""
+def unstacked(layout: Layout, quantized: bool = False) -> dict[str, Any]:
+    """The shardings of parameters whose layers lie one by one, from `cache.unstack`."""
+    abstract = jax.eval_shape(lambda params: unstack(params, layout.config, quantized), layout.abstract_params())
     stacked = layout.shardings()
 
-    def one_layer(sharding: NamedSharding) -> NamedSharding:
-        return NamedSharding(sharding.mesh, jax.P(*sharding.spec[1:]))
+    def one(path: tuple, _: Any) -> NamedSharding:
+        keys = [getattr(part, "key", None) for part in path]
+        if keys[0] != "layers":
+            return functools.reduce(lambda tree, key: tree[key], keys, stacked)
+        *module, leaf = keys[2:]  # beyond "layers" and the layer's number
+        whole = functools.reduce(
+            lambda tree, key: tree[key], [*module, "weight" if leaf == "scale" else leaf], stacked["layers"]
+        )
+        axes = whole.spec[1:2] if leaf == "scale" else whole.spec[1:]
+        return NamedSharding(whole.mesh, jax.P(*axes))
 
-    layer = jax.tree.map(one_layer, stacked["layers"])
-    return {**stacked, "layers": (layer,) * layout.config.num_hidden_layers}
+    return jax.tree_util.tree_map_with_path(one, abstract)
 
 
 @functools.partial(jax.jit, static_argnames="layout", donate_argnums=1)

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import tqdm
 from absl import logging
 from ml_collections import ConfigDict
@@ -53,7 +54,7 @@ def run(config: ConfigDict) -> None:
     layout = make_layout(llama, MeshShape(**config.mesh))
     ids = stop_ids(checkpoint)
     dtype = _DTYPES[config.dtype] or checkpoint.tensors["model.embed_tokens.weight"].dtype
-    check_engine(layout, config.slots, length, ids, dtype)
+    check_engine(layout, config.slots, length, ids, np.dtype(np.int8) if config.int8_cache else dtype)
     credentialed = provenance.is_credentialed(False, [checkpoint])
     identity = {
         "job": "generate",
@@ -63,6 +64,7 @@ def run(config: ConfigDict) -> None:
         "max_new_tokens": config.max_new_tokens,
         "stop": list(stops),
         "dtype": config.dtype,
+        "int8": [config.int8_weights, config.int8_cache],
         "slots": config.slots,
         "length": length,
     }
@@ -88,7 +90,15 @@ def run(config: ConfigDict) -> None:
         if todo:
             logging.info("loading %s", config.model)
             _, params = load_params(checkpoint, _DTYPES[config.dtype], mesh=layout.mesh)
-            engine = Engine(layout, params, slots=config.slots, length=length, stop_ids=ids)
+            engine = Engine(
+                layout,
+                params,
+                slots=config.slots,
+                length=length,
+                stop_ids=ids,
+                int8_weights=config.int8_weights,
+                int8_cache=config.int8_cache,
+            )
             del params
             start = time.perf_counter()
             with tqdm.tqdm(total=len(prompts), initial=len(rows.known), desc="generate", unit="answer") as bar:

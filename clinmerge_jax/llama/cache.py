@@ -21,14 +21,27 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import abstract_block
 from clinmerge_jax.llama.parameters import Params
 
+_LARGEST = 127  # of int8, the same on both sides of 0
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["keys", "values"], meta_fields=[])
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["keys", "values", "key_scales", "value_scales"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of every layer, [S, G, T, H] each, rotated already."""
+    """Keys and values of every layer, [S, G, T, H] each, rotated already.
+
+    Attributes:
+      keys: by layer.
+      values: by layer.
+      key_scales: [S, G, T] by layer, what keys in int8 are multiplied by; empty where they are not.
+      value_scales: likewise.
+    """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
+    key_scales: tuple[jax.Array, ...] = ()
+    value_scales: tuple[jax.Array, ...] = ()
 
     @property
     def length(self) -> int:
@@ -43,36 +56,86 @@ class Cache:
 
 def cache_bytes(config: LlamaConfig, slots: int, length: int, dtype: Any) -> int:
     """Bytes of a Cache over all devices."""
-    entries = slots * length * config.num_key_value_heads * config.head_dim
-    return 2 * config.num_hidden_layers * entries * np.dtype(dtype).itemsize
+    heads = slots * length * config.num_key_value_heads
+    scales = 4 * heads * (np.dtype(dtype) == np.int8)
+    return 2 * config.num_hidden_layers * (heads * config.head_dim * np.dtype(dtype).itemsize + scales)
 
 
 def empty_cache(config: LlamaConfig, slots: int, length: int, dtype: Any) -> Cache:
-    """A Cache of zeros."""
+    """A Cache of zeros, with scales if its dtype is int8."""
     shape = (slots, config.num_key_value_heads, length, config.head_dim)
 
-    def layers() -> tuple[jax.Array, ...]:
+    def layers(shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, ...]:
         return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
 
-    return Cache(layers(), layers())
+    if np.dtype(dtype) != np.int8:
+        return Cache(layers(shape, dtype), layers(shape, dtype))
+    scales = (layers(shape[:3], jnp.float32), layers(shape[:3], jnp.float32))
+    return Cache(layers(shape, dtype), layers(shape, dtype), *scales)
 
 
-def unstack(params: Params, config: LlamaConfig) -> dict[str, Any]:
-    """Params with the layers one by one, in a tuple under "layers"; takes the layers' memory once more."""
-    layers = (jax.tree.map(operator.itemgetter(layer), params["layers"]) for layer in range(config.num_hidden_layers))
+def unstack(params: Params, config: LlamaConfig, quantized: bool = False) -> dict[str, Any]:
+    """Params with the layers one by one, in a tuple under "layers"; takes the layers' memory once more.
+
+    Args:
+      params: of a model.
+      config: the architecture.
+      quantized: whether the layers' matrices become int8 with a scale for each row.
+    """
+    layers = [jax.tree.map(operator.itemgetter(layer), params["layers"]) for layer in range(config.num_hidden_layers)]
+    if quantized:
+        layers = [
+            {
+                name: {key: _quantized_linear(one) for key, one in module.items()} if "weight" not in module else module
+                for name, module in layer.items()
+            }
+            for layer in layers
+        ]
     return {**params, "layers": tuple(layers)}
 
 
-def attend_cache(q_BCNH: jax.Array, k_BGTH: jax.Array, v_BGTH: jax.Array, positions_BC: jax.Array) -> jax.Array:
-    """Every new token to all cached positions up to its own; scores and softmax in float32, [B, C, N, H]."""
+def _quantized_linear(linear: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    weight, scale = quantize(linear["weight"])
+    return {**linear, "weight": weight, "scale": scale}
+
+
+def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """int8 of an array, and float32 scales of the rows of its last axis: the largest magnitude of each becomes 127."""
+    wide = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=-1) / _LARGEST
+    steps = jnp.round(wide / jnp.where(scale == 0.0, 1.0, scale)[..., None])
+    return steps.astype(jnp.int8), scale
+
+
+def attend_cache(
+    q_BCNH: jax.Array,
+    k_BGTH: jax.Array,
+    v_BGTH: jax.Array,
+    positions_BC: jax.Array,
+    scales_BGT: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
+    """Every new token to all cached positions up to its own; scores and softmax in float32, [B, C, N, H].
+
+    Args:
+      q_BCNH: queries.
+      k_BGTH: keys.
+      v_BGTH: values.
+      positions_BC: where each query stands.
+      scales_BGT: what keys and values in int8 are multiplied by.
+    """
     B, C, N, H = q_BCNH.shape
     G, T = k_BGTH.shape[1:3]
     wide = np.promote_types(q_BCNH.dtype, np.float32)
     q_BGRCH = q_BCNH.reshape(B, C, G, N // G, H).transpose(0, 2, 3, 1, 4)
+    k_BGTH, v_BGTH = k_BGTH.astype(q_BCNH.dtype), v_BGTH.astype(q_BCNH.dtype)
     scores = jnp.einsum("bgrch,bgth->bgrct", q_BGRCH, k_BGTH, preferred_element_type=wide) * wide.type(H**-0.5)
+    if scales_BGT is not None:
+        scores = scores * scales_BGT[0][:, :, None, None].astype(wide)
     seen = jnp.arange(T) <= positions_BC[:, None, None, :, None]
-    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(wide).min), axis=-1).astype(v_BGTH.dtype)
-    y_BGRCH = jnp.einsum("bgrct,bgth->bgrch", weights, v_BGTH)
+    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(wide).min), axis=-1)
+    if scales_BGT is not None:
+        weights = weights * scales_BGT[1][:, :, None, None].astype(wide)
+    y_BGRCH = jnp.einsum("bgrct,bgth->bgrch", weights.astype(q_BCNH.dtype), v_BGTH)
     return y_BGRCH.transpose(0, 3, 1, 2, 4).reshape(B, C, N, H)
 
 
@@ -101,16 +164,24 @@ def extend(
     # Requests end within the context, where dynamic RoPE has its plain frequencies.
     inside_BC = jnp.minimum(positions_BC, config.max_position_embeddings - 1)
     rotations = rope.rotations(config, inside_BC)
-    graphdef, _ = abstract_block(config)
-    rows_B1 = jnp.arange(tokens_BC.shape[0])[:, None]
-    keys, values = list(cache.keys), list(cache.values)
+    graphdef, _ = abstract_block(config, "scale" in params["layers"][0]["self_attn"]["q_proj"])
+    at = (jnp.arange(tokens_BC.shape[0])[:, None], slice(None), positions_BC)
+    grown = {field.name: list(getattr(cache, field.name)) for field in dataclasses.fields(Cache)}
+    in_int8 = bool(cache.key_scales)
+
+    def put(kind: str, index: int, new_BCGx: jax.Array) -> jax.Array:
+        layer = grown[kind][index]
+        grown[kind][index] = layer.at[at].set(new_BCGx.astype(layer.dtype), mode="drop")
+        return grown[kind][index]
+
     for index, layer in enumerate(params["layers"]):
 
         def attend(q_BCNH, k_BCGH, v_BCGH, index=index):
-            at = (rows_B1, slice(None), positions_BC)
-            keys[index] = keys[index].at[at].set(k_BCGH.astype(keys[index].dtype), mode="drop")
-            values[index] = values[index].at[at].set(v_BCGH.astype(values[index].dtype), mode="drop")
-            return attend_cache(q_BCNH, keys[index], values[index], positions_BC)
+            scales = None
+            if in_int8:
+                (k_BCGH, k_scale), (v_BCGH, v_scale) = quantize(k_BCGH), quantize(v_BCGH)
+                scales = put("key_scales", index, k_scale), put("value_scales", index, v_scale)
+            return attend_cache(q_BCNH, put("keys", index, k_BCGH), put("values", index, v_BCGH), positions_BC, scales)
 
         x_BCD = constrain(nnx.merge(graphdef, layer)(x_BCD, rotations, attend), "batch", None, None)
-    return x_BCD, Cache(tuple(keys), tuple(values))
+    return x_BCD, Cache(**{kind: tuple(layers) for kind, layers in grown.items()})

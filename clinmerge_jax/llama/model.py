@@ -19,16 +19,21 @@ from clinmerge_jax.llama.parameters import Params
 
 
 class Linear(nnx.Module):
-    """y = x W^T (+ b), the weight in Hugging Face's [out, in] orientation."""
+    """y = x W^T (+ b), the weight in Hugging Face's [out, in] orientation; in int8 with a scale for every row."""
 
-    def __init__(self, outputs: int, inputs: int, bias: bool):
-        self.weight = nnx.Param(jnp.zeros((outputs, inputs)))
+    def __init__(self, outputs: int, inputs: int, bias: bool, quantized: bool = False):
+        self.weight = nnx.Param(jnp.zeros((outputs, inputs), jnp.int8 if quantized else None))
+        if quantized:
+            self.scale = nnx.Param(jnp.ones((outputs,)))
         if bias:
             self.bias = nnx.Param(jnp.zeros((outputs,)))
         self.has_bias = bias
+        self.quantized = quantized
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+        if self.quantized:
+            y = (y.astype(jnp.float32) * self.scale[...]).astype(x.dtype)
         return y + self.bias[...] if self.has_bias else y
 
 
@@ -62,14 +67,14 @@ def attend_causally(q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array) -> 
 class Attention(nnx.Module):
     """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with rotary positions."""
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, quantized: bool = False):
         size, bias = config.hidden_size, config.attention_bias
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(queries, size, bias)
-        self.k_proj = Linear(keys, size, bias)
-        self.v_proj = Linear(keys, size, bias)
-        self.o_proj = Linear(size, queries, bias)
+        self.q_proj = Linear(queries, size, bias, quantized)
+        self.k_proj = Linear(keys, size, bias, quantized)
+        self.v_proj = Linear(keys, size, bias, quantized)
+        self.o_proj = Linear(size, queries, bias, quantized)
         self.head_dim = config.head_dim
 
     def __call__(self, x_BTD: jax.Array, rotations, attend: Attend) -> jax.Array:
@@ -83,11 +88,11 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, quantized: bool = False):
         size, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(width, size, bias)
-        self.up_proj = Linear(width, size, bias)
-        self.down_proj = Linear(size, width, bias)
+        self.gate_proj = Linear(width, size, bias, quantized)
+        self.up_proj = Linear(width, size, bias, quantized)
+        self.down_proj = Linear(size, width, bias, quantized)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
@@ -96,11 +101,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm decoder layer."""
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, quantized: bool = False):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, quantized)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, quantized)
 
     def __call__(self, x_BTD: jax.Array, rotations, attend: Attend = attend_causally) -> jax.Array:
         with jax.named_scope("attention"):
@@ -110,9 +115,9 @@ class Block(nnx.Module):
 
 
 @functools.cache
-def abstract_block(config: LlamaConfig) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_block(config: LlamaConfig, quantized: bool = False) -> tuple[nnx.GraphDef, nnx.State]:
     """The Block's graph definition and the shapes of one layer's parameters; allocates nothing."""
-    return nnx.split(nnx.eval_shape(lambda: Block(config)))
+    return nnx.split(nnx.eval_shape(lambda: Block(config, quantized)))
 
 
 def _leave(x: jax.Array, *axes: str | None) -> jax.Array:

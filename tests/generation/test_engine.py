@@ -20,8 +20,9 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation import memory, programs
 from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.generation.sampling import Sampling
+from clinmerge_jax.llama.cache import quantize
 from clinmerge_jax.miniature.corpus import corpus
-from clinmerge_jax.parallel.layout import Layout
+from clinmerge_jax.parallel.layout import Layout, one_device
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
 
 CONTEXT = 96
@@ -345,3 +346,52 @@ def test_stories260k_tells_what_transformers_tells(shared, repository, tmp_path,
     rng = np.random.default_rng(0)
     prompts = [np.concatenate([[1], rng.integers(3, 512, length)]) for length in rng.integers(0, 60, 12)]
     _same_as_transformers(tmp_path / "stories", prompts, 100, figures, "stories260K")
+
+
+INT8 = {
+    "weights": {"int8_weights": True},
+    "cache": {"int8_cache": True},
+    "both": {"int8_weights": True, "int8_cache": True},
+}
+
+
+@pytest.mark.parametrize("what", INT8)
+def test_int8_changes_log_likelihoods_little(what, figures):
+    """On the miniature, whose weights are trained: of its held-out answers, against the same engine in float32."""
+    checkpoint = open_checkpoint("miniature:instruct", "model")
+    tokenizer = load_tokenizer(checkpoint.path, "model")
+    pairs = []
+    for one in corpus("instruct", 4, 32, held_out=True):
+        context = encode_prompt(Prompt(one.name, 0, messages=one.messages[:-1]), tokenizer)
+        pairs.append((context, np.array(tokenizer(one.messages[-1]["content"])["input_ids"])))
+    length = max(len(context) + len(answer) for context, answer in pairs)
+    layout = one_device(load_params(checkpoint)[0])
+    _, params = load_params(checkpoint, jnp.float32)
+    plain, rounded = (
+        Engine(layout, params, slots=8, length=length, **settings).score(pairs) for settings in ({}, INT8[what])
+    )
+    off = np.concatenate([two - one for (one, _), (two, _) in zip(plain, rounded)])
+    same = np.concatenate([one == two for (_, one), (_, two) in zip(plain, rounded)])
+    figures.append(
+        f"int8 {what}, miniature: log-likelihoods of {off.size} answer tokens move by {np.abs(off).mean():.2g} nats"
+        f" in the mean, {np.abs(off).max():.2g} at most; greedy choice the same for {same.mean():.2%}"
+    )
+    assert 0 < np.abs(off).mean() < 0.05 and abs(off.mean()) < 0.02 and same.mean() > 0.97
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 1, 8)])
+def test_int8_is_the_same_on_meshes(model, mesh):
+    checkpoint, _ = model(0)
+    requests = [Request(prompt, NEW) for prompt in _prompts(3)]
+    alone = _generate(_engine(checkpoint, slots=8, **INT8["both"]), requests)
+    cut = _generate(_engine(checkpoint, mesh, slots=8, **INT8["both"]), requests)
+    for one, two in zip(alone, cut):
+        np.testing.assert_array_equal(one.tokens, two.tokens)
+
+
+def test_quantized_rows_lie_within_half_a_step():
+    values = np.random.default_rng(0).standard_normal((5, 3, 64)).astype(np.float32)
+    values[2, 1] = 0
+    steps, scale = map(np.asarray, quantize(jnp.asarray(values)))
+    assert steps.dtype == np.int8 and np.abs(steps).max() == 127
+    assert np.all(np.abs(steps * scale[..., None] - values) <= 0.5001 * scale[..., None])

@@ -36,7 +36,7 @@ def test_the_decode_step_fits(topology, monkeypatch, figures):
     params = jax.eval_shape(lambda p: unstack(p, LLAMA_3_1_8B), layout.abstract_params(jnp.bfloat16))
     params = abstract(params, programs.unstacked(layout))
     state = jax.eval_shape(lambda: _state_alone(layout))
-    state = abstract(state, programs.state_shardings(layout))
+    state = abstract(state, programs.state_shardings(layout, jnp.bfloat16))
     whole = layout.named()
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     stops = jax.ShapeDtypeStruct((16,), jnp.int32, sharding=whole)
