@@ -1,15 +1,19 @@
 """Tokenizers of Llama 3's and Llama 2's kind, trained on a few sentences, and checkpoints that have them."""
 
 import functools
+import io
 import json
 import pathlib
 import random
+import tempfile
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import support
 import tokenizers
+import transformers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from clinmerge_jax.checkpoint.embedding import has_vocabulary_rows
@@ -51,13 +55,27 @@ def llama_3_core(seed: int) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...
 
 @functools.cache
 def _llama_2_core() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """Words and merges of a sentencepiece-like BPE with byte fallback."""
-    trained = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    first = [*LLAMA_2_SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=first, show_progress=False)
-    trained.train_from_iterator(_CORPUS, trainer)
-    return _core_of(trained)
+    """Words and merges of a sentencepiece BPE with byte fallback, trained here and converted by transformers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its bindings' types name no module
+        import sentencepiece
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_CORPUS),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        minloglevel=2,
+        **{f"{name}_id": index for index, name in enumerate(("unk", "bos", "eos"))},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "tokenizer.model").write_bytes(model.getvalue())
+        (pathlib.Path(folder) / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+        return _core_of(transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer)
 
 
 def _core_of(trained):
