@@ -58,10 +58,15 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q_BTNH, k_BTGH, v_BTGH) -> y_BTNH
 
 
-def attend_causally(q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array) -> jax.Array:
-    """Every position to itself and what precedes it in its row."""
+def attend_causally(
+    q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array, segments_BT: jax.Array | None = None
+) -> jax.Array:
+    """Every position to itself and what precedes it in its row, or if there are segments in its segment."""
+    same_B1TT = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
     with jax.numpy_dtype_promotion("standard"):  # inside, bfloat16 meets float32 and strict promotion refuses
-        return jax.nn.dot_product_attention(q_BTNH, k_BTGH, v_BTGH, is_causal=True, implementation="xla")
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BTGH, v_BTGH, mask=same_B1TT, is_causal=True, implementation="xla"
+        )
 
 
 class Attention(nnx.Module):
@@ -107,7 +112,7 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, quantized)
 
-    def __call__(self, x_BTD: jax.Array, rotations, attend: Attend = attend_causally) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, rotations, attend: Attend) -> jax.Array:
         with jax.named_scope("attention"):
             x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotations, attend)
         with jax.named_scope("mlp"):
@@ -131,6 +136,8 @@ def forward(
     *,
     dtype=None,
     constrain: Callable[..., jax.Array] = _leave,
+    positions_BT: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Next-token logits of every position, [B, T, V], each row attending to itself and what precedes it.
 
@@ -146,30 +153,42 @@ def forward(
         own. Norms and softmax are computed in float32 at least.
       constrain: is given an activation and its logical axes, and fixes how it is cut over a mesh
         (`parallel.layout.Layout.constrain`); static under jit.
+      positions_BT: where each token stands in its document; None counts from the row's start.
+      segments_BT: which document of its row each token belongs to, where a row holds several: a token attends to its
+        own document's alone. None takes the row for one.
     """
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    x_BTD, _ = _layers(params, tokens_BT, config, constrain, keep=False)
+    x_BTD, _ = _layers(params, tokens_BT, config, constrain, positions_BT, segments_BT)
     return constrain(logits(params, x_BTD, config), "batch", None, "vocab")
 
 
 def hidden_states(params: Params, tokens_BT: jax.Array, config: LlamaConfig) -> jax.Array:
     """What goes into every layer and what comes out of the last, [L + 1, B, T, D]; arguments as in `forward`."""
-    x_BTD, into_LBTD = _layers(params, tokens_BT, config, _leave, keep=True)
+    x_BTD, into_LBTD = _layers(params, tokens_BT, config, keep=True)
     return jnp.concatenate([into_LBTD, x_BTD[None]])
 
 
 def _layers(
-    params: Params, tokens_BT: jax.Array, config: LlamaConfig, constrain: Callable[..., jax.Array], keep: bool
+    params: Params,
+    tokens_BT: jax.Array,
+    config: LlamaConfig,
+    constrain: Callable[..., jax.Array] = _leave,
+    positions_BT: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
+    *,
+    keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the last layer gives, and if it is to be kept what goes into each."""
     x_BTD = constrain(params["embed_tokens"]["weight"][tokens_BT], "batch", None, None)
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    if positions_BT is None:
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    attend = functools.partial(attend_causally, segments_BT=segments_BT)
     rotations = rope.rotations(config, positions_BT)
     graphdef, _ = abstract_block(config)
 
     def layer(x_BTD, layer_params):
-        y_BTD = constrain(nnx.merge(graphdef, layer_params)(x_BTD, rotations), "batch", None, None)
+        y_BTD = constrain(nnx.merge(graphdef, layer_params)(x_BTD, rotations, attend), "batch", None, None)
         return y_BTD, x_BTD if keep else None
 
     return jax.lax.scan(layer, x_BTD, params["layers"])

@@ -96,6 +96,20 @@ def test_right_padding_changes_no_logits_before_it(params, tokens_BT, config):
         np.testing.assert_allclose(padded[:, :length], short, rtol=0, atol=F32_NOISE)
 
 
+@pytest.mark.parametrize("rope_type", ["default", "linear", "llama3"])
+def test_documents_in_one_row_have_the_logits_they_have_alone(params, tokens_BT, rope_type):
+    config = dataclasses.replace(CONFIG, rope=ROPES[rope_type])
+    sizes = [7, 1, TOKENS - 8]
+    segments_BT = jnp.broadcast_to(jnp.repeat(jnp.arange(3), jnp.array(sizes)), tokens_BT.shape)
+    positions_BT = jnp.broadcast_to(jnp.concatenate([jnp.arange(size) for size in sizes]), tokens_BT.shape)
+    packed = forward(params, tokens_BT, config, positions_BT=positions_BT, segments_BT=segments_BT)
+    start = 0
+    for size in sizes:
+        part = slice(start, start + size)
+        np.testing.assert_allclose(packed[:, part], forward(params, tokens_BT[:, part], config), atol=F32_NOISE)
+        start += size
+
+
 def test_dynamic_rope_is_default_rope_up_to_its_limit_and_another_beyond(params, tokens_BT):
     dynamic = dataclasses.replace(CONFIG, rope=ROPES["dynamic"])
     within_BT = tokens_BT[:, : CONFIG.max_position_embeddings]
