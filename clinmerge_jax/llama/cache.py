@@ -25,28 +25,32 @@ _LARGEST = 127  # of int8, the same on both sides of 0
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["keys", "values", "key_scales", "value_scales"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["keys", "values", "key_scales", "value_scales"],
+    meta_fields=["positions_last"],
 )
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of every layer, [S, G, T, H] each, rotated already.
+    """Keys and values of every layer, [S, G, T, H] or [S, G, H, T] each, rotated already.
 
     Attributes:
       keys: by layer.
       values: by layer.
       key_scales: [S, G, T] by layer, what keys in int8 are multiplied by; empty where they are not.
       value_scales: likewise.
+      positions_last: whether T is the last axis.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     key_scales: tuple[jax.Array, ...] = ()
     value_scales: tuple[jax.Array, ...] = ()
+    positions_last: bool = False
 
     @property
     def length(self) -> int:
         """T."""
-        return self.keys[0].shape[2]
+        return self.keys[0].shape[3 if self.positions_last else 2]
 
     @property
     def slots(self) -> int:
@@ -61,17 +65,18 @@ def cache_bytes(config: LlamaConfig, slots: int, length: int, dtype: Any) -> int
     return 2 * config.num_hidden_layers * (heads * config.head_dim * np.dtype(dtype).itemsize + scales)
 
 
-def empty_cache(config: LlamaConfig, slots: int, length: int, dtype: Any) -> Cache:
+def empty_cache(config: LlamaConfig, slots: int, length: int, dtype: Any, positions_last: bool = False) -> Cache:
     """A Cache of zeros, with scales if its dtype is int8."""
-    shape = (slots, config.num_key_value_heads, length, config.head_dim)
+    heads = (slots, config.num_key_value_heads)
+    shape = (*heads, config.head_dim, length) if positions_last else (*heads, length, config.head_dim)
 
     def layers(shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, ...]:
         return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
 
     if np.dtype(dtype) != np.int8:
-        return Cache(layers(shape, dtype), layers(shape, dtype))
-    scales = (layers(shape[:3], jnp.float32), layers(shape[:3], jnp.float32))
-    return Cache(layers(shape, dtype), layers(shape, dtype), *scales)
+        return Cache(layers(shape, dtype), layers(shape, dtype), positions_last=positions_last)
+    scales = (layers((*heads, length), jnp.float32), layers((*heads, length), jnp.float32))
+    return Cache(layers(shape, dtype), layers(shape, dtype), *scales, positions_last)
 
 
 def unstack(params: Params, config: LlamaConfig, quantized: bool = False) -> dict[str, Any]:
@@ -165,14 +170,16 @@ def extend(
     inside_BC = jnp.minimum(positions_BC, config.max_position_embeddings - 1)
     rotations = rope.rotations(config, inside_BC)
     graphdef, _ = abstract_block(config, "scale" in params["layers"][0]["self_attn"]["q_proj"])
-    at = (jnp.arange(tokens_BC.shape[0])[:, None], slice(None), positions_BC)
-    grown = {field.name: list(getattr(cache, field.name)) for field in dataclasses.fields(Cache)}
+    rows_B1 = jnp.arange(tokens_BC.shape[0])[:, None]
+    grown = {kind: list(getattr(cache, kind)) for kind in ("keys", "values", "key_scales", "value_scales")}
     in_int8 = bool(cache.key_scales)
 
     def put(kind: str, index: int, new_BCGx: jax.Array) -> jax.Array:
         layer = grown[kind][index]
+        last = cache.positions_last and layer.ndim == 4
+        at = (rows_B1, *[slice(None)] * (1 + last), positions_BC)
         grown[kind][index] = layer.at[at].set(new_BCGx.astype(layer.dtype), mode="drop")
-        return grown[kind][index]
+        return grown[kind][index].swapaxes(2, 3) if last else grown[kind][index]
 
     for index, layer in enumerate(params["layers"]):
 
@@ -184,4 +191,4 @@ def extend(
             return attend_cache(q_BCNH, put("keys", index, k_BCGH), put("values", index, v_BCGH), positions_BC, scales)
 
         x_BCD = constrain(nnx.merge(graphdef, layer)(x_BCD, rotations, attend), "batch", None, None)
-    return x_BCD, Cache(**{kind: tuple(layers) for kind, layers in grown.items()})
+    return x_BCD, dataclasses.replace(cache, **{kind: tuple(layers) for kind, layers in grown.items()})
