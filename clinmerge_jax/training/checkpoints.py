@@ -1,0 +1,86 @@
+"""States of a training run on disk, one folder for each step that is kept, written by Orbax while training goes on."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+_STATE, _POSITION, _LOSS = "state", "position", "loss"
+
+
+class Checkpoints:
+    """What a run can go on from.
+
+    Args:
+      folder: where the steps' folders lie; made where it is not there. What a killed process left half-written in it
+        is removed.
+      keep_last: how many of the latest are kept.
+      keep_best: whether that of the least loss is kept beside them.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep_last: int = 2, keep_best: bool = False):
+        policies: list[Any] = [preservation_policy.LatestN(keep_last)]
+        if keep_best:
+            policies.append(
+                preservation_policy.BestN(get_metric_fn=_closeness, n=1, keep_checkpoints_without_metrics=False)
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            best_fn=_closeness,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(folder, options=options, item_names=(_STATE, _POSITION))
+
+    def latest(self) -> int | None:
+        """The last step that is whole; None where there is none."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step of the least loss among those that are kept and have one; of equal ones the last."""
+        return self._manager.best_step()
+
+    def save(self, step: int, state: Any, position: Mapping[str, Any], loss: float | None = None) -> None:
+        """Copies the state from the devices and comes back; what remains is done meanwhile.
+
+        Args:
+          step: how many steps were taken.
+          state: a tree of arrays.
+          position: JSON-serialisable, such as the state of the loader.
+          loss: on development data, if it was measured after this step.
+        """
+        items = ocp.args.Composite(
+            **{_STATE: ocp.args.StandardSave(state), _POSITION: ocp.args.JsonSave(dict(position))}
+        )
+        self._manager.save(step, args=items, metrics=None if loss is None else {_LOSS: loss}, force=True)
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """The state and the position of a step.
+
+        Args:
+          step: one that is kept.
+          like: a tree of `jax.ShapeDtypeStruct`s with the shardings to restore to, whatever they were when saved.
+        """
+        items = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(like), _POSITION: ocp.args.JsonRestore()})
+        restored = self._manager.restore(step, args=items)
+        return restored[_STATE], restored[_POSITION]
+
+    def wait(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """The same, and ends the threads."""
+        self._manager.close()
+
+
+def _closeness(metrics: Mapping[str, float]) -> float:
+    """The larger the better, as Orbax wants it."""
+    return -metrics[_LOSS]
+
+
+def abstract(state: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays, for `Checkpoints.restore`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

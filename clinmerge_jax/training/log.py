@@ -1,0 +1,48 @@
+"""What a training run says of itself: JSON lines and TensorBoard events, numbers only."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+import tensorboardX
+
+LOG_FILE = "log.jsonl"
+_EVENTS = "events"
+
+
+class TrainingLog:
+    """A row for every step that says something.
+
+    Args:
+      folder: of `log.jsonl` and of the folder `events`; made where it is not there.
+      after: the step that the run goes on from; rows of later ones, from before the interruption, are dropped.
+    """
+
+    def __init__(self, folder: pathlib.Path, after: int = 0):
+        folder.mkdir(exist_ok=True)
+        path = folder / LOG_FILE
+        whole = path.read_bytes() if path.is_file() else b""
+        lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may have cut the last
+        kept = [line for line in lines if json.loads(line)["step"] <= after]
+        path.write_bytes(b"".join(kept))
+        self.rows: list[dict[str, float]] = [json.loads(line) for line in kept]
+        self._file = path.open("a", encoding="utf-8")
+        self._events = tensorboardX.SummaryWriter(str(folder / _EVENTS), purge_step=after + 1 if after else None)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes what was measured after a step."""
+        row = {"step": step, **values}
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def column(self, name: str) -> list[tuple[int, float]]:
+        """Steps and values of one name."""
+        return [(int(row["step"]), row[name]) for row in self.rows if name in row]
+
+    def close(self) -> None:
+        """Writes out what is left."""
+        self._file.close()
+        self._events.close()
