@@ -4,6 +4,7 @@ B batch, T tokens, D hidden, N query heads, G key-value heads, H head_dim, F MLP
 Params stay plain pytrees outside; the Block is merged with one layer's parameters inside the scan.
 """
 
+import enum
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,25 +16,54 @@ from flax import nnx
 
 from clinmerge_jax.llama import rope
 from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.lora import LoraSettings, low_rank_product, targeting
 from clinmerge_jax.llama.parameters import Params
 
 
-class Linear(nnx.Module):
-    """y = x W^T (+ b), the weight in Hugging Face's [out, in] orientation; in int8 with a scale for every row."""
+class Remat(enum.Enum):
+    """What of a layer's forward pass is kept for the backward pass; the rest is computed again."""
 
-    def __init__(self, outputs: int, inputs: int, bias: bool, quantized: bool = False):
+    NONE = "none"  # everything is kept
+    DOTS = "dots"  # the results of the products with weights
+    FULL = "full"  # nothing but what goes into the layer
+
+
+_POLICIES = {
+    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Linear(nnx.Module):
+    """y = x W^T (+ b), the weight in Hugging Face's [out, in] orientation; in int8 with a scale for every row.
+
+    With `lora` the product of x and the adapter's factors is added; W + B A is never formed.
+    """
+
+    def __init__(
+        self, outputs: int, inputs: int, bias: bool, quantized: bool = False, lora: LoraSettings | None = None
+    ):
         self.weight = nnx.Param(jnp.zeros((outputs, inputs), jnp.int8 if quantized else None))
         if quantized:
             self.scale = nnx.Param(jnp.ones((outputs,)))
         if bias:
             self.bias = nnx.Param(jnp.zeros((outputs,)))
+        if lora is not None:
+            self.lora_a = nnx.Param(jnp.zeros((lora.rank, inputs)))
+            self.lora_b = nnx.Param(jnp.zeros((outputs, lora.rank)))
+            if lora.dropout:
+                self.lora_keys = nnx.Variable(jax.random.key(0)[None])  # a key for each row of x
         self.has_bias = bias
         self.quantized = quantized
+        self.lora = lora
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
         if self.quantized:
             y = (y.astype(jnp.float32) * self.scale[...]).astype(x.dtype)
+        if self.lora is not None:
+            keys = self.lora_keys[...] if self.lora.dropout else None
+            y = y + low_rank_product(x, self.lora_a[...], self.lora_b[...], self.lora, keys)
         return y + self.bias[...] if self.has_bias else y
 
 
@@ -61,25 +91,33 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q_BTNH, k_BT
 def attend_causally(
     q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array, segments_BT: jax.Array | None = None
 ) -> jax.Array:
-    """Every position to itself and what precedes it in its row, or if there are segments in its segment."""
-    same_B1TT = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-    with jax.numpy_dtype_promotion("standard"):  # inside, bfloat16 meets float32 and strict promotion refuses
-        return jax.nn.dot_product_attention(
-            q_BTNH, k_BTGH, v_BTGH, mask=same_B1TT, is_causal=True, implementation="xla"
-        )
+    """Every position to itself and what precedes it in its row, or if there are segments in its segment.
+
+    Scores and softmax are computed in float32 at least. (jax.nn.dot_product_attention rounds float64 to float32, and
+    its bfloat16 gradient asks for implicit promotion.) J queries share a key; S is T.
+    """
+    heads_BTGJH = q_BTNH.reshape(*k_BTGH.shape[:3], -1, q_BTNH.shape[3])
+    wide = np.promote_types(q_BTNH.dtype, np.float32)
+    scores_BGJTS = jnp.einsum("btgjh,bsgh->bgjts", heads_BTGJH, k_BTGH, preferred_element_type=wide)
+    seen_BTS = jnp.tril(jnp.ones((1, *scores_BGJTS.shape[-2:]), bool))
+    if segments_BT is not None:
+        seen_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
+    scores_BGJTS = jnp.where(seen_BTS[:, None, None], scores_BGJTS * q_BTNH.shape[3] ** -0.5, -jnp.inf)
+    weights_BGJTS = jax.nn.softmax(scores_BGJTS, axis=-1).astype(v_BTGH.dtype)
+    return jnp.einsum("bgjts,bsgh->btgjh", weights_BGJTS, v_BTGH).reshape(q_BTNH.shape)
 
 
 class Attention(nnx.Module):
     """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with rotary positions."""
 
-    def __init__(self, config: LlamaConfig, quantized: bool = False):
+    def __init__(self, config: LlamaConfig, quantized: bool = False, lora: LoraSettings | None = None):
         size, bias = config.hidden_size, config.attention_bias
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(queries, size, bias, quantized)
-        self.k_proj = Linear(keys, size, bias, quantized)
-        self.v_proj = Linear(keys, size, bias, quantized)
-        self.o_proj = Linear(size, queries, bias, quantized)
+        self.q_proj = Linear(queries, size, bias, quantized, targeting(lora, "q_proj"))
+        self.k_proj = Linear(keys, size, bias, quantized, targeting(lora, "k_proj"))
+        self.v_proj = Linear(keys, size, bias, quantized, targeting(lora, "v_proj"))
+        self.o_proj = Linear(size, queries, bias, quantized, targeting(lora, "o_proj"))
         self.head_dim = config.head_dim
 
     def __call__(self, x_BTD: jax.Array, rotations, attend: Attend) -> jax.Array:
@@ -93,11 +131,11 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, config: LlamaConfig, quantized: bool = False):
+    def __init__(self, config: LlamaConfig, quantized: bool = False, lora: LoraSettings | None = None):
         size, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(width, size, bias, quantized)
-        self.up_proj = Linear(width, size, bias, quantized)
-        self.down_proj = Linear(size, width, bias, quantized)
+        self.gate_proj = Linear(width, size, bias, quantized, targeting(lora, "gate_proj"))
+        self.up_proj = Linear(width, size, bias, quantized, targeting(lora, "up_proj"))
+        self.down_proj = Linear(size, width, bias, quantized, targeting(lora, "down_proj"))
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
@@ -106,11 +144,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm decoder layer."""
 
-    def __init__(self, config: LlamaConfig, quantized: bool = False):
+    def __init__(self, config: LlamaConfig, quantized: bool = False, lora: LoraSettings | None = None):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, quantized)
+        self.self_attn = Attention(config, quantized, lora)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config, quantized)
+        self.mlp = MLP(config, quantized, lora)
 
     def __call__(self, x_BTD: jax.Array, rotations, attend: Attend) -> jax.Array:
         with jax.named_scope("attention"):
@@ -120,9 +158,11 @@ class Block(nnx.Module):
 
 
 @functools.cache
-def abstract_block(config: LlamaConfig, quantized: bool = False) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_block(
+    config: LlamaConfig, quantized: bool = False, lora: LoraSettings | None = None
+) -> tuple[nnx.GraphDef, nnx.State]:
     """The Block's graph definition and the shapes of one layer's parameters; allocates nothing."""
-    return nnx.split(nnx.eval_shape(lambda: Block(config, quantized)))
+    return nnx.split(nnx.eval_shape(lambda: Block(config, quantized, lora)))
 
 
 def _leave(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -159,8 +199,35 @@ def forward(
     """
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    x_BTD, _ = _layers(params, tokens_BT, config, constrain, positions_BT, segments_BT)
+    x_BTD = last_states(
+        params, tokens_BT, config, constrain=constrain, positions_BT=positions_BT, segments_BT=segments_BT
+    )
     return constrain(logits(params, x_BTD, config), "batch", None, "vocab")
+
+
+def last_states(
+    params: Params,
+    tokens_BT: jax.Array,
+    config: LlamaConfig,
+    *,
+    dtype=None,
+    constrain: Callable[..., jax.Array] = _leave,
+    positions_BT: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
+    remat: Remat = Remat.NONE,
+    lora: LoraSettings | None = None,
+) -> jax.Array:
+    """What the last layer gives, [B, T, D], before the final norm; `logits` takes it on.
+
+    Args:
+      params: as in `forward`; with `lora` the targeted layers hold an adapter's factors too, and its dropout keys where
+        it has any.
+      dtype: of the activations, and so of the layers' leaves, where the embedding has another; None for the same.
+      tokens_BT, config, constrain, positions_BT, segments_BT: as in `forward`.
+      remat: what is kept for the backward pass (static under jit).
+      lora: what adapter the layers hold (static under jit).
+    """
+    return _layers(params, tokens_BT, config, constrain, positions_BT, segments_BT, dtype, remat, lora)[0]
 
 
 def hidden_states(params: Params, tokens_BT: jax.Array, config: LlamaConfig) -> jax.Array:
@@ -176,36 +243,43 @@ def _layers(
     constrain: Callable[..., jax.Array] = _leave,
     positions_BT: jax.Array | None = None,
     segments_BT: jax.Array | None = None,
+    dtype=None,
+    remat: Remat = Remat.NONE,
+    lora: LoraSettings | None = None,
     *,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the last layer gives, and if it is to be kept what goes into each."""
     x_BTD = constrain(params["embed_tokens"]["weight"][tokens_BT], "batch", None, None)
+    x_BTD = x_BTD if dtype is None else x_BTD.astype(dtype)
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     attend = functools.partial(attend_causally, segments_BT=segments_BT)
-    rotations = rope.rotations(config, positions_BT)
-    graphdef, _ = abstract_block(config)
+    rotations = rope.rotations(config, positions_BT, x_BTD.dtype)
+    graphdef, _ = abstract_block(config, lora=lora)
 
     def layer(x_BTD, layer_params):
         y_BTD = constrain(nnx.merge(graphdef, layer_params)(x_BTD, rotations, attend), "batch", None, None)
         return y_BTD, x_BTD if keep else None
 
+    if remat is not Remat.NONE:
+        layer = jax.checkpoint(layer, policy=_POLICIES[remat], prevent_cse=False)  # a scan keeps them apart already
     return jax.lax.scan(layer, x_BTD, params["layers"])
 
 
-def logits(params: Mapping[str, Any], x_xD: jax.Array, config: LlamaConfig) -> jax.Array:
+def logits(params: Mapping[str, Any], x_xD: jax.Array, config: LlamaConfig, *, dtype=None) -> jax.Array:
     """Next-token logits [..., V] of what the last layer gives: the final norm and the head.
 
     Args:
       params: `norm`, `embed_tokens` and `lm_head` of Params.
       x_xD: the last layer's output, with any leading axes.
       config: the architecture.
+      dtype: of the logits, if it is to be wider than that of the states: the product is then not rounded to it.
     """
     x_xD = rms_norm(x_xD, params["norm"]["weight"], config.rms_norm_eps)
     head_VD = params["embed_tokens" if config.tie_word_embeddings else "lm_head"]["weight"]
     with jax.named_scope("lm_head"):
-        logits_xV = jnp.einsum("...d,vd->...v", x_xD, head_VD)
+        logits_xV = jnp.einsum("...d,vd->...v", x_xD, head_VD, preferred_element_type=dtype)
     if head_VD.shape[0] > config.vocab_size:
         logits_xV = jnp.where(jnp.arange(head_VD.shape[0]) < config.vocab_size, logits_xV, -jnp.inf)
     return logits_xV

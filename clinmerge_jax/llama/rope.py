@@ -12,13 +12,14 @@ import numpy as np
 from clinmerge_jax.llama.config import LlamaConfig
 
 
-def inverse_frequencies(config: LlamaConfig, length: jax.Array) -> jax.Array:
-    """The angle per position of each frequency, [F], float32.
+def inverse_frequencies(config: LlamaConfig, length: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """The angle per position of each frequency, [F].
 
     Args:
       config: states the rope type and its factors.
       length: the number of positions in use, a traced integer; only "dynamic" looks at it, and
         only beyond `max_position_embeddings` (NTK-aware scaling).
+      dtype: of the result.
 
     Raises:
       ValueError: for a rope type this function does not know.
@@ -27,10 +28,10 @@ def inverse_frequencies(config: LlamaConfig, length: jax.Array) -> jax.Array:
     exponents = np.arange(0, size, 2, dtype=np.float64) / size
     if rope.rope_type == "dynamic":
         limit = config.max_position_embeddings
-        length = jnp.maximum(length, limit).astype(jnp.float32)
+        length = jnp.maximum(length, limit).astype(dtype)
         stretch = rope.factor * length / limit - (rope.factor - 1.0)
         theta = rope.theta * stretch ** (size / (size - 2))
-        return 1.0 / theta ** jnp.asarray(exponents, jnp.float32)
+        return 1.0 / theta ** jnp.asarray(exponents, dtype)
     frequencies = rope.theta**-exponents
     if rope.rope_type == "linear":
         frequencies = frequencies / rope.factor
@@ -38,7 +39,7 @@ def inverse_frequencies(config: LlamaConfig, length: jax.Array) -> jax.Array:
         frequencies = _llama3(frequencies, config)
     elif rope.rope_type != "default":
         raise ValueError(f"unknown rope_type {rope.rope_type!r}")
-    return jnp.asarray(frequencies, jnp.float32)
+    return jnp.asarray(frequencies, dtype)
 
 
 def _llama3(frequencies: np.ndarray, config: LlamaConfig) -> np.ndarray:
@@ -51,10 +52,11 @@ def _llama3(frequencies: np.ndarray, config: LlamaConfig) -> np.ndarray:
     return keep * frequencies + (1 - keep) * frequencies / rope.factor
 
 
-def rotations(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of each position's angles, two arrays [B, T, F] in float32."""
-    frequencies_F = inverse_frequencies(config, jnp.max(positions_BT) + 1)
-    angles_BTF = positions_BT[..., None].astype(jnp.float32) * frequencies_F
+def rotations(config: LlamaConfig, positions_BT: jax.Array, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of each position's angles, two arrays [B, T, F]; in float32 or a wider dtype."""
+    wide = np.promote_types(dtype, np.float32)
+    frequencies_F = inverse_frequencies(config, jnp.max(positions_BT) + 1, wide)
+    angles_BTF = positions_BT[..., None].astype(wide) * frequencies_F
     return jnp.cos(angles_BTF), jnp.sin(angles_BTF)
 
 

@@ -1,0 +1,138 @@
+"""LoRA adapters as they are trained: their factors beside the weights they change, their dropout, their sum.
+
+The adapter of a layer lies under the layer's own path as `lora_a` [L, R, I] and `lora_b` [L, O, R], all layers stacked.
+L layers, R rank, I in, O out, B rows.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.lora import LoraSettings
+from clinmerge_jax.llama.parameters import Parameter, Params, parameters
+
+
+def targeted_rows(config: LlamaConfig, lora: LoraSettings) -> list[Parameter]:
+    """The rows of the parameter table that an adapter changes.
+
+    Raises:
+      BadInput: rank, alpha or dropout are out of range, or a target is no linear layer of the model.
+    """
+    if lora.rank < 1:
+        raise BadInput(f"config.lora.rank: is {lora.rank}; give 1 or more")
+    if not 0 < lora.alpha < math.inf:
+        raise BadInput(f"config.lora.alpha: is {lora.alpha}; give a positive number")
+    if not 0 <= lora.dropout < 1:
+        raise BadInput(f"config.lora.dropout: is {lora.dropout}; give a share from 0 to below 1")
+    linear = {row.path[-2]: row for row in parameters(config) if row.stacked and len(row.axes) == 2}
+    unknown = [name for name in lora.targets if name not in linear]
+    if unknown or not lora.targets:
+        problem = f"{unknown[0]!r} is no linear layer of this model" if unknown else "names no layer"
+        raise BadInput(f"config.lora.targets: {problem}; give some of {', '.join(linear)}")
+    return [row for name, row in linear.items() if name in lora.targets]
+
+
+def _tree(rows: list[Parameter], leaves: Callable[[Parameter], dict[str, Any]]) -> dict[str, Any]:
+    """A tree with `leaves(row)` in the place of each row's weight."""
+    tree: dict[str, Any] = {}
+    for row in rows:
+        node = tree
+        for key in row.path[:-1]:
+            node = node.setdefault(key, {})
+        node.update(leaves(row))
+    return tree
+
+
+@functools.partial(jax.jit, static_argnames=("config", "lora", "dtype"))
+def init_adapter(config: LlamaConfig, lora: LoraSettings, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """The start of PEFT: B is zero, so nothing is changed; A is uniform within 1 / sqrt(in) (He et al. 2015 with a
+    slope of sqrt(5), as torch's linear layers start).
+
+    The values of a layer do not depend on the other targets.
+
+    Raises:
+      BadInput: as `targeted_rows`.
+    """
+    order = {row.path: index for index, row in enumerate(parameters(config))}
+
+    def leaves(row: Parameter) -> dict[str, jax.Array]:
+        outputs, inputs = row.shape(config)
+        layers, bound = config.num_hidden_layers, 1 / math.sqrt(inputs)
+        row_key = jax.random.fold_in(key, order[row.path])
+        a_LRI = jax.random.uniform(row_key, (layers, lora.rank, inputs), dtype, -bound, bound)
+        return {"lora_a": a_LRI, "lora_b": jnp.zeros((layers, outputs, lora.rank), dtype)}
+
+    return _tree(targeted_rows(config, lora), leaves)
+
+
+def adapter_axes(row: Parameter, leaf: str) -> tuple[str | None, ...]:
+    """The logical axes of `lora_a` or `lora_b`: the rank stays whole, the rest is cut as the weight is."""
+    outputs, inputs = row.axes
+    return ("layers", None, inputs) if leaf == "lora_a" else ("layers", outputs, None)
+
+
+def dropout_keys(config: LlamaConfig, lora: LoraSettings, key: jax.Array, rows_B: jax.Array) -> dict[str, Any]:
+    """The random keys of a step, [L, B] for each targeted layer.
+
+    Args:
+      config, lora: the model and its adapter.
+      key: of the step.
+      rows_B: the numbers of the rows in the step's whole batch: their keys do not depend on how it is divided.
+    """
+    order = {row.path: index for index, row in enumerate(parameters(config))}
+
+    def leaves(row: Parameter) -> dict[str, jax.Array]:
+        row_key = jax.random.fold_in(key, order[row.path])
+        keys_L = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.arange(config.num_hidden_layers))
+        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        return {"lora_keys": fold(keys_L, rows_B)}
+
+    return _tree(targeted_rows(config, lora), leaves)
+
+
+def squared_change(adapter: Any, lora: LoraSettings) -> jax.Array:
+    """The sum of squares of scaling * B A over all layers, from products of size R x R alone."""
+    pairs: list[dict[str, jax.Array]] = []
+    jax.tree.map(pairs.append, adapter, is_leaf=lambda node: "lora_a" in node)
+
+    def of_one(pair: dict[str, jax.Array]) -> jax.Array:
+        inner = jnp.einsum("lri,lsi->lrs", pair["lora_a"], pair["lora_a"])
+        return jnp.sum(inner * jnp.einsum("lor,los->lrs", pair["lora_b"], pair["lora_b"]))
+
+    return lora.scaling**2 * sum(of_one(pair) for pair in pairs)
+
+
+@functools.partial(jax.jit, static_argnames="lora")
+def merge_lora(params: Params, adapter: Any, lora: LoraSettings) -> Params:
+    """Params with the adapter in them: scaling * B A is added in float32 at least and rounded once, layer by layer.
+
+    Args:
+      params: in any floating dtype, which the result keeps.
+      adapter: from `init_adapter`, trained or not.
+      lora: its settings.
+    """
+
+    def merged(node: Any, change: Any) -> Any:
+        if "lora_a" in change:
+            return {**node, "weight": _add(node["weight"], change["lora_a"], change["lora_b"], lora.scaling)}
+        return {**node, **{key: merged(node[key], below) for key, below in change.items()}}
+
+    return merged(params, adapter)
+
+
+def _add(weight_LOI: jax.Array, a_LRI: jax.Array, b_LOR: jax.Array, scaling: float) -> jax.Array:
+    wide = np.promote_types(np.promote_types(weight_LOI.dtype, a_LRI.dtype), np.float32)
+
+    def layer(leaves):
+        weight_OI, a_RI, b_OR = (leaf.astype(wide) for leaf in leaves)
+        product_OI = jnp.einsum("or,ri->oi", b_OR, a_RI, precision="highest")
+        return (weight_OI + scaling * product_OI).astype(weight_LOI.dtype)
+
+    return jax.lax.map(layer, (weight_LOI, a_LRI, b_LOR))

@@ -1,0 +1,86 @@
+"""Which weights are trained: a Params-shaped tree is split in two and joined again, or interpolated with another."""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.parameters import Params, iterate_params, parameters
+
+
+def frozen_paths(config: LlamaConfig, patterns: Sequence[str]) -> frozenset[tuple[str, ...]]:
+    """The leaves of Params that stay as they are.
+
+    Args:
+      config: the architecture.
+      patterns: regular expressions; a tensor is frozen if one is found in its Hugging Face name.
+
+    Raises:
+      BadInput: a pattern is no regular expression or fits nothing, fits some layers of a parameter but not all, or
+        nothing would be left to train.
+    """
+    frozen = set()
+    rows = parameters(config)
+    for pattern in patterns:
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise BadInput(f"config.freeze: {pattern!r} is no regular expression ({error}); mend it") from error
+        found = {row: [name for name in row.names(config) if expression.search(name)] for row in rows}
+        for row, names in found.items():
+            if 0 < len(names) < len(row.names(config)):
+                raise BadInput(
+                    f"config.freeze: {pattern!r} fits {names[0]} but not every layer's; a parameter's layers are frozen"
+                    " together, leave the number out"
+                )
+        fits = {row.path for row, names in found.items() if names}
+        if not fits:
+            raise BadInput(f"config.freeze: {pattern!r} fits no tensor; names are such as {rows[1].names(config)[0]}")
+        frozen |= fits
+    if len(frozen) == len(rows):
+        raise BadInput("config.freeze: every tensor is frozen; leave some to train")
+    return frozenset(frozen)
+
+
+def split(params: Params, config: LlamaConfig, frozen: frozenset[tuple[str, ...]]) -> tuple[Params, Params]:
+    """The trained and the frozen leaves, two trees without the other's branches."""
+    halves: tuple[Params, Params] = ({}, {})
+    for row, leaf in iterate_params(params, config):
+        node = halves[row.path in frozen]
+        for key in row.path[:-1]:
+            node = node.setdefault(key, {})
+        node[row.path[-1]] = leaf
+    return halves
+
+
+def join(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    """One tree of the leaves of two that share none."""
+    shared = {key: join(left[key], right[key]) for key in left if key in right}
+    return {**left, **right, **shared}
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def interpolate(start: Params, trained: Params, alpha: float | jax.Array, dtype: Any = None) -> Params:
+    """(1 - alpha) start + alpha trained (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903), equation 1.
+
+    Computed in float32 at least and rounded once.
+
+    Args:
+      start, trained: trees of the same shapes.
+      alpha: 0 gives the start, 1 what was trained, both exactly.
+      dtype: of the result; None for that of the start's leaves.
+    """
+
+    def between(first: jax.Array, second: jax.Array) -> jax.Array:
+        wide = np.promote_types(np.promote_types(first.dtype, second.dtype), np.float32)
+        share = jnp.asarray(alpha, wide)
+        mixed = (1 - share) * first.astype(wide) + share * second.astype(wide)
+        return mixed.astype(dtype or first.dtype)
+
+    return jax.tree.map(between, start, trained)
