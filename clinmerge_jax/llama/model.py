@@ -138,6 +138,7 @@ def forward(
     constrain: Callable[..., jax.Array] = _leave,
     positions_BT: jax.Array | None = None,
     segments_BT: jax.Array | None = None,
+    attend: Callable[..., jax.Array] = attend_causally,
 ) -> jax.Array:
     """Next-token logits of every position, [B, T, V], each row attending to itself and what precedes it.
 
@@ -156,10 +157,11 @@ def forward(
       positions_BT: where each token stands in its document; None counts from the row's start.
       segments_BT: which document of its row each token belongs to, where a row holds several: a token attends to its
         own document's alone. None takes the row for one.
+      attend: computes attention as `attend_causally` does (`attention.over_sequences`); static under jit.
     """
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    x_BTD, _ = _layers(params, tokens_BT, config, constrain, positions_BT, segments_BT)
+    x_BTD, _ = _layers(params, tokens_BT, config, constrain, positions_BT, segments_BT, attend)
     return constrain(logits(params, x_BTD, config), "batch", None, "vocab")
 
 
@@ -176,6 +178,7 @@ def _layers(
     constrain: Callable[..., jax.Array] = _leave,
     positions_BT: jax.Array | None = None,
     segments_BT: jax.Array | None = None,
+    attend: Callable[..., jax.Array] = attend_causally,
     *,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -183,7 +186,7 @@ def _layers(
     x_BTD = constrain(params["embed_tokens"]["weight"][tokens_BT], "batch", None, None)
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    attend = functools.partial(attend_causally, segments_BT=segments_BT)
+    attend = functools.partial(attend, segments_BT=segments_BT)
     rotations = rope.rotations(config, positions_BT)
     graphdef, _ = abstract_block(config)
 
