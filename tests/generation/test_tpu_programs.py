@@ -47,8 +47,8 @@ def test_the_decode_step_fits(topology, attention, monkeypatch, figures):
     memory = compiled.memory_analysis()
     argument, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     figures.append(
-        f"{topology}, {shape}, decode of {SLOTS} slots of {LENGTH} tokens, {attention.value}: argument {argument / 1e9:.3f}, temporary"
-        f" {temporary / 1e9:.3f} GB a device"
+        f"{topology}, {shape}, decode of {SLOTS} slots of {LENGTH} tokens, {attention.value}: argument"
+        f" {argument / 1e9:.3f}, temporary {temporary / 1e9:.3f} GB a device"
     )
     assert argument + temporary < PODS[topology]
     layers = layout.config.num_hidden_layers
