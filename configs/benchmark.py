@@ -65,6 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.batches = (1, 8, 64, 256) if large else (1, 16)
         config.prompt = 512 if large else 64
         config.new = 128 if large else 64
+        config.attention = "auto"  # of the decode steps: reference, ragged (TPU), auto
         config.peer = True  # transformers on the same device
         config.peer_compiled = large  # it too with a static cache, compiled
     if config.what.startswith("merge"):

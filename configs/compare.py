@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.limit = 8  # prompts, from the first on; 0 for all
     config.max_new_tokens = 32  # of the greedy answers
     config.dtype = "float32"  # of both computations: float32 or bfloat16
+    config.attention = "auto"  # of the logits: reference, splash (TPU), cudnn (GPU, bfloat16), auto
     config.layers = True  # hidden states layer by layer, where both models fit into memory
     config.output = "runs/compare"
     config.overwrite = False

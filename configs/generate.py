@@ -33,6 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.dtype = ""  # of the computation: float32, bfloat16; "" is the checkpoint's
     config.int8_weights = False  # the layers' matrices in int8 with a scale for each row: half the bytes of bfloat16
     config.int8_cache = False  # keys and values likewise, with a scale for each head and position
+    config.attention = "auto"  # of the decode steps: reference, ragged (TPU; reads what each row has filled), auto
     config.slots = 16  # answers that are generated at once
     config.length = 0  # the most tokens of a prompt and its answer; 0 is what the prompts need
     config.limit = 0  # only so many prompts, from the first on; 0 for all

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from clinmerge_jax.benchmark import measure
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation.engine import Engine, Request
+from clinmerge_jax.llama.attention import Use, resolve
 from clinmerge_jax.llama.cache import cache_bytes
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, count_parameters, init_params
@@ -35,6 +36,7 @@ def run(config: ConfigDict) -> None:
     place = measure.place_with_space(config.output, 1e6)
     dtype = jnp.dtype(config.dtype)
     layout = make_layout(llama, MeshShape(**config.mesh))
+    resolve(config.attention, Use.CACHE, llama, dtype, layout.device, length=config.prompt + config.new)
     params = jax.block_until_ready(
         jax.jit(lambda: init_params(llama, jax.random.key(0), dtype), out_shardings=layout.shardings())()
     )
@@ -83,7 +85,14 @@ def _add(measured, floors, name: str, floor: str, seconds: float, rate: float, f
 
 
 def _ours(layout, params: Params, prompts: np.ndarray, config: ConfigDict) -> Callable[[int], float]:
-    engine = Engine(layout, params, slots=len(prompts), length=config.prompt + config.new, share_prefix=False)
+    engine = Engine(
+        layout,
+        params,
+        slots=len(prompts),
+        length=config.prompt + config.new,
+        share_prefix=False,
+        attention=config.attention,
+    )
 
     def generate(new: int) -> float:
         start = time.perf_counter()

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from clinmerge_jax.data.documents import Encoded
+from clinmerge_jax.llama.attention import Backend, Use, over_sequences, resolve
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
@@ -18,10 +19,15 @@ _MAX_LOGITS = 1 << 26  # entries of [B, T, V] at a time
 _MAX_ROWS = 32
 
 
-@functools.partial(jax.jit, static_argnames="layout")
-def _losses(params: Params, tokens_BT: jax.Array, targets_BT: jax.Array, layout: Layout) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("layout", "attention"))
+def _losses(
+    params: Params, tokens_BT: jax.Array, targets_BT: jax.Array, layout: Layout, attention: Backend
+) -> jax.Array:
+    attend = over_sequences(attention, layout.map_shards)
     with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round float32 products otherwise
-        logits = forward(params, tokens_BT, layout.config, dtype=jnp.float32, constrain=layout.constrain)[:, :-1]
+        logits = forward(
+            params, tokens_BT, layout.config, dtype=jnp.float32, constrain=layout.constrain, attend=attend
+        )[:, :-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BT[:, 1:])
     return layout.constrain(jnp.sum(losses, axis=1, where=targets_BT[:, 1:]), None)  # whole on every process
 
@@ -47,6 +53,7 @@ def document_losses(
       progress: called with the number of documents finished since the last call.
     """
     config = layout.config
+    attention = resolve(Backend.AUTO, Use.SEQUENCES, config, jnp.float32, layout.device)
     totals = np.zeros(len(documents))
     by_length: dict[int, list[int]] = {}
     for index, document in enumerate(documents):
@@ -65,7 +72,11 @@ def document_losses(
                 tokens[row, :size] = documents[index].tokens
                 targets[row, :size] = documents[index].targets
             losses = _losses(
-                params, layout.put(tokens, "batch", None), layout.put(targets, "batch", None), layout=layout
+                params,
+                layout.put(tokens, "batch", None),
+                layout.put(targets, "batch", None),
+                layout=layout,
+                attention=attention,
             )
             totals[chosen] = np.asarray(losses)[: len(chosen)]
             progress(len(chosen))

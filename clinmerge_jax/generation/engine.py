@@ -19,6 +19,7 @@ from clinmerge_jax.generation import programs
 from clinmerge_jax.generation.memory import check_memory
 from clinmerge_jax.generation.programs import State, empty_state, unstacked
 from clinmerge_jax.generation.sampling import Kind, Sampling, Settings
+from clinmerge_jax.llama.attention import Backend, Use, resolve
 from clinmerge_jax.llama.cache import Cache, unstack
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
@@ -83,12 +84,22 @@ class Counts:
         return self.live_rows / self.rows if self.rows else 1.0
 
 
-def check_engine(layout: Layout, slots: int, length: int, stop_ids: Sequence[int], dtype: Any) -> None:
+def check_engine(
+    layout: Layout,
+    slots: int,
+    length: int,
+    stop_ids: Sequence[int],
+    dtype: Any,
+    attention: str | Backend = Backend.AUTO,
+) -> Backend:
     """Refuses an engine that cannot be, before a weight is read; arguments as of `Engine`, `dtype` of its cache.
+
+    Returns:
+      The attention of its decode steps.
 
     Raises:
       BadInput: the mesh does not cut the slots, the model's context is shorter than `length`, the cache does not fit
-        into memory, or there are too many stop ids.
+        into memory, there are too many stop ids, or the attention cannot be had.
     """
     context, parts = layout.config.max_position_embeddings, layout.parts("batch")
     if slots < 1 or slots % parts:
@@ -101,6 +112,7 @@ def check_engine(layout: Layout, slots: int, length: int, stop_ids: Sequence[int
     if len(stop_ids) > _STOP_IDS:
         raise BadInput(f"generation_config.json: has {len(stop_ids)} stop ids; {_STOP_IDS} at most are supported")
     check_memory(layout, slots, length, dtype)
+    return resolve(attention, Use.CACHE, layout.config, dtype, layout.device, length=length)
 
 
 class Engine:
@@ -117,6 +129,8 @@ class Engine:
       share_prefix: whether tokens that all prompts of a call begin with are read once.
       int8_weights: whether the layers' matrices are kept in int8, with a scale for each row.
       int8_cache: whether keys and values are, with a scale for each head and position.
+      attention: the backend of the decode steps. Prompts and continuations are read by the reference: their chunks
+        attend over the cache too, several tokens of a row at once, which no other backend here does.
 
     Raises:
       BadInput: as `check_engine`.
@@ -135,10 +149,11 @@ class Engine:
         share_prefix: bool = True,
         int8_weights: bool = False,
         int8_cache: bool = False,
+        attention: str | Backend = Backend.AUTO,
     ):
         dtype = params["embed_tokens"]["weight"].dtype
         self._cache_dtype = jnp.dtype(jnp.int8) if int8_cache else dtype
-        check_engine(layout, slots, length, stop_ids, self._cache_dtype)
+        self._attention = check_engine(layout, slots, length, stop_ids, self._cache_dtype, attention)
         self.layout = layout
         self.slots = slots
         self.length = length
@@ -185,7 +200,7 @@ class Engine:
             until = max(0, len(running) - self._together) if queue and self._refill else 0
             state, steps = programs.decode(
                 self._params, state, self._stops(), np.int32(_LOOP_STEPS // (4 if watched else 1)), np.int32(until),
-                layout=self.layout, kind=kind,
+                layout=self.layout, kind=kind, attention=self._attention,
             )  # fmt: skip
             live, produced, output = map(np.asarray, jax.device_get((state.live, state.produced, state.output)))
             ended = np.zeros(self.slots, bool)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from clinmerge_jax.generation.sampling import Kind, Sampling, Settings, choose
+from clinmerge_jax.llama.attention import Backend, over_cache
 from clinmerge_jax.llama.cache import Cache, empty_cache, extend, unstack
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import logits
@@ -99,7 +100,7 @@ def state_shardings(layout: Layout, dtype: Any) -> State:
 
 def _positions_last(layout: Layout) -> bool:
     """Whether keys and values lie with T last: on CPUs the products of few rows run up to twice as fast so."""
-    return layout.mesh.devices.flat[0].platform == "cpu"
+    return layout.device.platform == "cpu"
 
 
 def empty_state(layout: Layout, slots: int, length: int, dtype: Any, kind: Kind) -> State:
@@ -192,7 +193,7 @@ def begin(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("layout", "kind"), donate_argnums=1)
+@functools.partial(jax.jit, static_argnames=("layout", "kind", "attention"), donate_argnums=1)
 def decode(
     params: Mapping[str, Any],
     state: State,
@@ -202,9 +203,11 @@ def decode(
     *,
     layout: Layout,
     kind: Kind,
+    attention: Backend = Backend.REFERENCE,
 ) -> tuple[State, jax.Array]:
     """Decodes until so many steps were taken or no more than `until_live` slots are live; returns the steps too."""
     rows_S = jnp.arange(state.tokens.shape[0])
+    attend = over_cache(attention, layout.map_shards)
 
     def go_on(carry: tuple[State, jax.Array]) -> jax.Array:
         state, step = carry
@@ -215,7 +218,7 @@ def decode(
         nowhere = state.cache.length
         positions_S = jnp.where(state.live, state.lengths, nowhere)
         x_S1D, cache = extend(
-            params, state.cache, state.tokens[:, None], positions_S[:, None], layout.config, layout.constrain
+            params, state.cache, state.tokens[:, None], positions_S[:, None], layout.config, layout.constrain, attend
         )
         logits_SV = layout.constrain(logits(params, x_S1D[:, 0], layout.config).astype(jnp.float32), None, None)
         chosen_S = choose(logits_SV, state.settings, state.seen, state.lengths + 1, kind)

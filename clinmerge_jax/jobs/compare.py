@@ -24,6 +24,7 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.generation.prompts import prepare
 from clinmerge_jax.generation.stopping import stop_ids
+from clinmerge_jax.llama.attention import Backend, Use, over_sequences, resolve
 from clinmerge_jax.llama.model import forward, hidden_states
 from clinmerge_jax.parallel.layout import one_device
 from clinmerge_jax.report.tables import table
@@ -65,6 +66,8 @@ def run(config: ConfigDict) -> None:
     llama = llama_config(checkpoint)
     if config.dtype not in _DTYPES:
         raise BadInput(f"config.dtype: {config.dtype!r} is unknown; give one of {', '.join(_DTYPES)}")
+    layout = one_device(llama)
+    attention = resolve(config.attention, Use.SEQUENCES, llama, config.dtype, layout.device)
     try:
         import torch
         import transformers
@@ -79,13 +82,13 @@ def run(config: ConfigDict) -> None:
         "max_new_tokens": config.max_new_tokens,
         "dtype": config.dtype,
         "layers": config.layers,
+        "attention": config.attention,
     }
     with OutputFolder(config.output, identity, config.overwrite, provenance.same_result) as output:
         output.refuse_overlap({"config.model": checkpoint.path})
         if output.open() is OutputState.FINISHED:
             print(f"{output.target} is finished already: same model, prompts and settings, nothing to do.")
             return
-        layout = one_device(llama)
         _, params = load_params(checkpoint, jnp.dtype(config.dtype))
         theirs = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint.path, dtype=getattr(torch, config.dtype), local_files_only=True
@@ -95,7 +98,7 @@ def run(config: ConfigDict) -> None:
         found = []
         with tqdm.tqdm(total=len(tokens), desc="compare", unit="prompt") as bar, torch.inference_mode():
             for row in tokens:
-                found.append(_compare(row, params, llama, engine, theirs, ids, config))
+                found.append(_compare(row, params, llama, engine, theirs, ids, config, attention))
                 bar.update()
         rows = [{"id": prompt.id, **dataclasses.asdict(one)} for prompt, one in zip(prompts, found)]
         output.write_text("comparison.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -108,7 +111,9 @@ def run(config: ConfigDict) -> None:
     print(f"\nThe figures of every prompt are in {output.target / 'comparison.jsonl'}.")
 
 
-def _compare(tokens: np.ndarray, params, llama, engine: Engine, theirs, ids, config: ConfigDict) -> Comparison:
+def _compare(
+    tokens: np.ndarray, params, llama, engine: Engine, theirs, ids, config: ConfigDict, attention: Backend
+) -> Comparison:
     import torch
 
     given = torch.tensor(tokens.astype(np.int64))[None]
@@ -116,7 +121,7 @@ def _compare(tokens: np.ndarray, params, llama, engine: Engine, theirs, ids, con
     want = reference.logits[0].float().numpy()
     width = min(-(-len(tokens) // _WIDTH) * _WIDTH, llama.max_position_embeddings)
     padded = np.pad(tokens, (0, width - len(tokens)))[None]
-    have = np.asarray(_forward(params, padded, llama))[0, : len(tokens), : want.shape[1]]
+    have = np.asarray(_forward(params, padded, llama, attention))[0, : len(tokens), : want.shape[1]]
     layers: tuple[float, ...] = ()
     if config.layers:
         ours = np.asarray(_hidden(params, padded, llama))[:, 0, : len(tokens)].astype(np.float64)
@@ -164,10 +169,10 @@ def _greedy(theirs, given, ids, new: int) -> np.ndarray:
     return tokens[:-1] if len(tokens) and tokens[-1] in ids else tokens
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _forward(params, tokens_BT, config) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("config", "attention"))
+def _forward(params, tokens_BT, config, attention) -> jax.Array:
     with jax.default_matmul_precision("highest"):
-        return forward(params, tokens_BT, config).astype(jnp.float32)
+        return forward(params, tokens_BT, config, attend=over_sequences(attention)).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -54,7 +54,8 @@ def run(config: ConfigDict) -> None:
     layout = make_layout(llama, MeshShape(**config.mesh))
     ids = stop_ids(checkpoint)
     dtype = _DTYPES[config.dtype] or checkpoint.tensors["model.embed_tokens.weight"].dtype
-    check_engine(layout, config.slots, length, ids, np.dtype(np.int8) if config.int8_cache else dtype)
+    cache_dtype = np.dtype(np.int8) if config.int8_cache else dtype
+    check_engine(layout, config.slots, length, ids, cache_dtype, config.attention)
     credentialed = provenance.is_credentialed(False, [checkpoint])
     identity = {
         "job": "generate",
@@ -65,6 +66,7 @@ def run(config: ConfigDict) -> None:
         "stop": list(stops),
         "dtype": config.dtype,
         "int8": [config.int8_weights, config.int8_cache],
+        "attention": config.attention,
         "slots": config.slots,
         "length": length,
     }
@@ -98,6 +100,7 @@ def run(config: ConfigDict) -> None:
                 stop_ids=ids,
                 int8_weights=config.int8_weights,
                 int8_cache=config.int8_cache,
+                attention=config.attention,
             )
             del params
             start = time.perf_counter()

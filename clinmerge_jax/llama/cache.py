@@ -151,6 +151,7 @@ def extend(
     positions_BC: jax.Array,
     config: LlamaConfig,
     constrain: Callable[..., jax.Array] = lambda x, *axes: x,
+    over_cache: Callable[..., jax.Array] = attend_cache,
 ) -> tuple[jax.Array, Cache]:
     """Reads further tokens of every row.
 
@@ -161,6 +162,7 @@ def extend(
       positions_BC: where each stands in its row; what stands at T or beyond is padding and leaves no trace.
       config: the architecture.
       constrain: as in `model.forward`.
+      over_cache: computes attention as `attend_cache` does (`attention.over_cache`).
 
     Returns:
       What the last layer gives, [B, C, D], for `model.logits`; and the cache with the new keys and values.
@@ -188,7 +190,7 @@ def extend(
             if in_int8:
                 (k_BCGH, k_scale), (v_BCGH, v_scale) = quantize(k_BCGH), quantize(v_BCGH)
                 scales = put("key_scales", index, k_scale), put("value_scales", index, v_scale)
-            return attend_cache(q_BCNH, put("keys", index, k_BCGH), put("values", index, v_BCGH), positions_BC, scales)
+            return over_cache(q_BCNH, put("keys", index, k_BCGH), put("values", index, v_BCGH), positions_BC, scales)
 
         x_BCD = constrain(nnx.merge(graphdef, layer)(x_BCD, rotations, attend), "batch", None, None)
     return x_BCD, dataclasses.replace(cache, **{kind: tuple(layers) for kind, layers in grown.items()})

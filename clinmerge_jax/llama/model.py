@@ -178,6 +178,7 @@ def forward(
     constrain: Callable[..., jax.Array] = _leave,
     positions_BT: jax.Array | None = None,
     segments_BT: jax.Array | None = None,
+    attend: Callable[..., jax.Array] = attend_causally,
 ) -> jax.Array:
     """Next-token logits of every position, [B, T, V], each row attending to itself and what precedes it.
 
@@ -196,11 +197,18 @@ def forward(
       positions_BT: where each token stands in its document; None counts from the row's start.
       segments_BT: which document of its row each token belongs to, where a row holds several: a token attends to its
         own document's alone. None takes the row for one.
+      attend: computes attention as `attend_causally` does (`attention.over_sequences`); static under jit.
     """
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     x_BTD = last_states(
-        params, tokens_BT, config, constrain=constrain, positions_BT=positions_BT, segments_BT=segments_BT
+        params,
+        tokens_BT,
+        config,
+        constrain=constrain,
+        positions_BT=positions_BT,
+        segments_BT=segments_BT,
+        attend=attend,
     )
     return constrain(logits(params, x_BTD, config), "batch", None, "vocab")
 
@@ -216,6 +224,7 @@ def last_states(
     segments_BT: jax.Array | None = None,
     remat: Remat = Remat.NONE,
     lora: LoraSettings | None = None,
+    attend: Callable[..., jax.Array] = attend_causally,
 ) -> jax.Array:
     """What the last layer gives, [B, T, D], before the final norm; `logits` takes it on.
 
@@ -223,11 +232,11 @@ def last_states(
       params: as in `forward`; with `lora` the targeted layers hold an adapter's factors too, and its dropout keys where
         it has any.
       dtype: of the activations, and so of the layers' leaves, where the embedding has another; None for the same.
-      tokens_BT, config, constrain, positions_BT, segments_BT: as in `forward`.
+      tokens_BT, config, constrain, positions_BT, segments_BT, attend: as in `forward`.
       remat: what is kept for the backward pass (static under jit).
       lora: what adapter the layers hold (static under jit).
     """
-    return _layers(params, tokens_BT, config, constrain, positions_BT, segments_BT, dtype, remat, lora)[0]
+    return _layers(params, tokens_BT, config, constrain, positions_BT, segments_BT, dtype, remat, lora, attend)[0]
 
 
 def hidden_states(params: Params, tokens_BT: jax.Array, config: LlamaConfig) -> jax.Array:
@@ -246,6 +255,7 @@ def _layers(
     dtype=None,
     remat: Remat = Remat.NONE,
     lora: LoraSettings | None = None,
+    attend: Callable[..., jax.Array] = attend_causally,
     *,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -254,7 +264,7 @@ def _layers(
     x_BTD = x_BTD if dtype is None else x_BTD.astype(dtype)
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    attend = functools.partial(attend_causally, segments_BT=segments_BT)
+    attend = functools.partial(attend, segments_BT=segments_BT)
     rotations = rope.rotations(config, positions_BT, x_BTD.dtype)
     graphdef, _ = abstract_block(config, lora=lora)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +83,11 @@ class Layout:
         return math.prod(self.mesh.shape[mesh_axis] for mesh_axis in RULES[axis])
 
     @property
+    def device(self) -> jax.Device:
+        """The first of the mesh; the others are of its kind."""
+        return self.mesh.devices.flat[0]
+
+    @property
     def vocab_rows(self) -> int:
         """Rows of the embedding and the head: the vocabulary, padded to what its mesh axes divide."""
         parts = self.parts("vocab")
@@ -117,6 +123,16 @@ class Layout:
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """Fixes how an intermediate value of a jitted function is cut."""
         return jax.lax.with_sharding_constraint(x, self.named(*axes))
+
+    def map_shards(
+        self, function: Callable[..., jax.Array], inputs: Sequence[Sequence[str | None]], output: Sequence[str | None]
+    ) -> Callable[..., jax.Array]:
+        """A function that runs on every device's shards of its inputs, with the logical axes of inputs and result."""
+        specs = tuple(partition_spec(*axes) for axes in inputs)
+        # Kernels do not say along which mesh axes their results vary, so that is not checked.
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs, out_specs=partition_spec(*output), check_vma=False
+        )
 
     def put(self, values: np.ndarray, *axes: str | None) -> jax.Array:
         """Places an array that every process holds whole; each takes its own shards of it."""

@@ -9,6 +9,7 @@ from support import LLAMA_3_1_8B, tpu_devices
 
 from clinmerge_jax.generation import programs
 from clinmerge_jax.generation.sampling import Kind
+from clinmerge_jax.llama.attention import Backend
 from clinmerge_jax.llama.cache import unstack
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.parallel.mesh import build_mesh, pick_shape
@@ -24,8 +25,9 @@ SLOTS, LENGTH = 64, 1024
 PODS = {"v5e:2x4": 16e9, "v6e:2x2": 32e9}  # bytes of a chip
 
 
+@pytest.mark.parametrize("attention", [Backend.REFERENCE, Backend.RAGGED])
 @pytest.mark.parametrize("topology", PODS)
-def test_the_decode_step_fits(topology, monkeypatch, figures):
+def test_the_decode_step_fits(topology, attention, monkeypatch, figures):
     devices = tpu_devices(monkeypatch, topology, "v5litepod-8")
     shape, _ = pick_shape(LLAMA_3_1_8B, len(devices))
     layout = Layout(build_mesh(shape, devices), LLAMA_3_1_8B)
@@ -40,14 +42,17 @@ def test_the_decode_step_fits(topology, monkeypatch, figures):
     whole = layout.named()
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     stops = jax.ShapeDtypeStruct((16,), jnp.int32, sharding=whole)
-    compiled = programs.decode.lower(params, state, stops, scalar, scalar, layout=layout, kind=Kind()).compile()
+    arguments = params, state, stops, scalar, scalar
+    compiled = programs.decode.lower(*arguments, layout=layout, kind=Kind(), attention=attention).compile()
     memory = compiled.memory_analysis()
     argument, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     figures.append(
-        f"{topology}, {shape}, decode of {SLOTS} slots of {LENGTH} tokens: argument {argument / 1e9:.3f}, temporary"
-        f" {temporary / 1e9:.3f} GB a device"
+        f"{topology}, {shape}, decode of {SLOTS} slots of {LENGTH} tokens, {attention.value}: argument"
+        f" {argument / 1e9:.3f}, temporary {temporary / 1e9:.3f} GB a device"
     )
     assert argument + temporary < PODS[topology]
+    layers = layout.config.num_hidden_layers
+    assert compiled.as_text().count("tpu_custom_call") == (layers if attention is Backend.RAGGED else 0)
 
 
 def _state_alone(layout):

@@ -65,7 +65,12 @@ def test_what_differs_is_found_in_its_layer(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("field", "problem"), [("dtype=float16", "config.dtype: 'float16'"), ("max_new_tokens=90", "are over the model")]
+    ("field", "problem"),
+    [
+        ("dtype=float16", "config.dtype: 'float16'"),
+        ("max_new_tokens=90", "are over the model"),
+        ("attention=splash", "config.attention: splash needs a TPU and this is a CPU"),
+    ],
 )
 def test_bad_input_is_refused(folder, capfd, field, problem):
     assert _compare(folder, f"--config.{field}") == 2

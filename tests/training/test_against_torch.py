@@ -144,7 +144,7 @@ def test_float64_follows_torch(kind, repository, steps, figures):
         f"training against torch, {kind}, float64, {STEPS} steps: losses from {ours['losses'][0]:.2f} to"
         f" {ours['losses'][-1]:.2f} within {loss:.1e}, weights within {weight:.1e} relative"
     )
-    print(np.percentile(theirs["norms"],[0,25,50,75,100]))
+    print(np.percentile(theirs["norms"], [0, 25, 50, 75, 100]))
     assert theirs["losses"][-10:].mean() < 0.9 * theirs["losses"][:10].mean()
     clipped = theirs["norms"] > OPTIMIZER.clip_norm
     assert clipped.any() and not clipped.all()
