@@ -1,28 +1,53 @@
 """Documents and conversations as tokens, with a mask of the tokens that count."""
 
 import dataclasses
+import functools
+import hashlib
 import json
-import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
 
-from clinmerge_jax.checkpoint.safetensors import parse_json
 from clinmerge_jax.errors import BadInput
 
-_MEND = "give JSON lines with a 'text' or 'messages' field"
+_DIGEST_LENGTH = 16  # hexadecimal digits: two of a million documents share one with a chance of 3e-8
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Raw text, or a conversation; `name` stands for it in messages, its words never do."""
+    """Raw text, a conversation, or a prompt with its completion.
+
+    Attributes:
+      name: what stands for it in messages, as its words never do.
+      text: raw text, all of which is learned.
+      messages: a conversation, of which the assistant's answers are learned.
+      prompt: what is read before the completion.
+      completion: what is learned after the prompt.
+      given_id: the row's own id.
+      label: the class that few-shot subsets are balanced over.
+    """
 
     name: str
     text: str | None = None
     messages: Sequence[Mapping[str, str]] | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    given_id: str | None = None
+    label: str | None = None
+
+    @property
+    def content(self) -> list[Any]:
+        """Its words as JSON holds them."""
+        pair = [] if self.completion is None else [self.prompt, self.completion]
+        return [self.text, self.messages, *pair]
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Its own id, else a digest of its words: the same on every machine and wherever it stands in a file."""
+        digest = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+        return digest[:_DIGEST_LENGTH] if self.given_id is None else self.given_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,128 +63,106 @@ class Encoded:
     targets: np.ndarray
 
 
-def read_documents(path: str, field: str) -> list[Document]:
-    """Reads JSON lines with a `text` or a `messages` field each.
-
-    Raises:
-      BadInput: naming the file and line, never quoting the text.
-    """
-    lines = numbered_lines(path, field, _MEND)
-    return [_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}") for number, line in lines]
-
-
-def numbered_lines(path: str, field: str, mend: str) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers from 1.
-
-    Args:
-      path: the file.
-      field: the config field that gave it.
-      mend: what to give instead, for messages.
-
-    Raises:
-      BadInput: there is no such file, it is not UTF-8, or it is empty.
-    """
-    file = pathlib.Path(path).expanduser()
-    if not file.is_file():
-        raise BadInput(f"{field}: {path} is not a file; {mend}")
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON text may hold U+2028 and its kin
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
-        raise BadInput(f"{path}: is empty; {mend}")
-    return numbered
-
-
-def check_unicode(row: Any, name: str) -> None:
-    """Refuses JSON with text that is none.
-
-    Raises:
-      BadInput: naming the row.
-    """
-    if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
-        raise BadInput(f"{name}: holds half of a surrogate pair, which is no Unicode text; write the file as UTF-8")
-
-
-def check_messages(messages: Any, name: str) -> None:
-    """Refuses what is no conversation.
-
-    Raises:
-      BadInput: naming the row.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise BadInput(f"{name}: 'messages' is no list of messages; give such a list")
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise BadInput(f"{name}: a message lacks the text 'role' or 'content'; give both to each message")
-
-
-def _document(row: Any, name: str) -> Document:
-    check_unicode(row, name)
-    if isinstance(row, dict) and isinstance(row.get("text"), str) and row["text"].strip():
-        return Document(name, text=row["text"])
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise BadInput(f"{name}: has neither a non-empty 'text' nor 'messages'; give one of the two")
-    check_messages(messages, name)
-    return Document(name, messages=messages)
-
-
-def encode(document: Document, tokenizer, end: int | None = None) -> Encoded:
+def encode(document: Document, tokenizer, end: int | None = None, chat: bool = False) -> Encoded:
     """Tokenizes one document.
 
-    Raw text gets the tokenizer's special tokens, and `end` after them if that is given and not there
-    already; every token after the first counts. Of a
-    conversation, rendered by the chat template, the assistant's answers count: what the rendering
-    up to and with an answer has beyond the longest common prefix with the rendering that only asks
-    for it.
+    Raw text gets the tokenizer's special tokens; every token after the first counts. Of a conversation, rendered by
+    the chat template, the assistant's answers count with what ends them: what the rendering up to and with an answer
+    has beyond the longest common prefix with the rendering that only asks for it. Of a prompt with its completion the
+    same prefix decides, of prompt and completion as one text and of the prompt alone, so a token that holds the end
+    of the one and the start of the other counts. Two BOS at the start become one.
+
+    Args:
+      document: raw text, a conversation, or a prompt and a completion, which are joined as they are.
+      tokenizer: of transformers.
+      end: what follows raw text and completions, if it is not there already; conversations end as the template says.
+      chat: True makes a prompt and its completion a conversation of two messages.
 
     Raises:
-      BadInput: there is no chat template, no answer, or a template that rewrites earlier turns.
+      BadInput: there is no chat template, it refuses the conversation or rewrites earlier turns, or of a conversation
+        or a completion nothing or everything would be learned.
     """
-    try:
-        return _encode(document, tokenizer, end)
-    except jinja2.TemplateError as error:
-        # The template's own words are left out: they may quote the conversation.
-        raise BadInput(
-            f"{document.name}: the chat template refuses it; mend the conversation or the template"
-        ) from error
-
-
-def _encode(document: Document, tokenizer, end: int | None) -> Encoded:
-    if document.messages is None:
-        tokens = np.asarray(tokenizer(document.text)["input_ids"], np.int32)
+    if document.text is not None:
+        tokens = _ended(_plain(document.text, tokenizer), end)
         if not tokens.size:
             raise BadInput(f"{document.name}: the tokenizer makes no token of it; remove it")
-        if end is not None and tokens[-1] != end:
-            tokens = np.append(tokens, np.int32(end))
         return Encoded(tokens, np.arange(len(tokens)) > 0)
+    if document.messages is not None:
+        messages = document.messages
+    elif chat:
+        messages = [
+            {"role": "user", "content": document.prompt}, {"role": "assistant", "content": document.completion},
+        ]  # fmt: skip
+    else:
+        return _encode_completion(document, tokenizer, end)
     if not tokenizer.chat_template:
         raise BadInput(f"{document.name}: is a conversation, but the tokenizer has no chat template; add one")
+    try:
+        return _encode_messages(document.name, messages, tokenizer)
+    except jinja2.TemplateError as error:
+        # The template's own words are left out: they may quote the conversation.
+        system = any(message["role"] == "system" for message in messages)
+        mend = "put its system message into the first user message" if system else "mend the conversation"
+        raise BadInput(f"{document.name}: the chat template refuses it; {mend}, or mend the template") from error
 
+
+def _encode_completion(document: Document, tokenizer, end: int | None) -> Encoded:
+    tokens = _ended(_plain(document.prompt + document.completion, tokenizer), end)
+    targets = np.arange(len(tokens)) >= _common_prefix(_plain(document.prompt, tokenizer), tokens)
+    return _checked(document.name, tokens, targets, tokenizer.bos_token_id)
+
+
+def _encode_messages(name: str, messages: Sequence[Mapping[str, str]], tokenizer) -> Encoded:
     def render(count: int, ask: bool) -> np.ndarray:
-        messages = list(document.messages[:count])
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=ask, tokenize=True, return_dict=False)
-        return np.asarray(ids, np.int32)
+        first = list(messages[:count])
+        ids = tokenizer.apply_chat_template(first, add_generation_prompt=ask, tokenize=True, return_dict=False)
+        return without_second_bos(ids, tokenizer)
 
-    tokens = render(len(document.messages), ask=False)
+    tokens = render(len(messages), ask=False)
     targets = np.zeros(len(tokens), bool)
-    for index, message in enumerate(document.messages):
+    for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         asked, answered = render(index, ask=True), render(index + 1, ask=False)
         if not np.array_equal(tokens[: len(answered)], answered):
-            raise BadInput(
-                f"{document.name}: the chat template rewrites earlier turns, so answers cannot be told apart"
-            )
-        shared = min(len(asked), len(answered))
-        differ = np.flatnonzero(asked[:shared] != answered[:shared])
-        targets[differ[0] if differ.size else shared : len(answered)] = True
+            raise BadInput(f"{name}: the chat template rewrites earlier turns, so answers cannot be told apart")
+        targets[_common_prefix(asked, answered) : len(answered)] = True
+    return _checked(name, tokens, targets, tokenizer.bos_token_id)
+
+
+def _checked(name: str, tokens: np.ndarray, targets: np.ndarray, bos: int | None) -> Encoded:
     if not targets[1:].any():
-        raise BadInput(f"{document.name}: has no assistant message with content, so nothing of it would be scored")
+        raise BadInput(f"{name}: has no assistant message or completion with content, so nothing of it would be scored")
+    if np.all(tokens[~targets] == bos):
+        raise BadInput(f"{name}: nothing but the answer is left of it, so all of it would be scored; mend the prompt or"
+                       " the chat template, or give 'text'")  # fmt: skip
     targets[0] = False
     return Encoded(tokens, targets)
+
+
+def _plain(text: str, tokenizer) -> np.ndarray:
+    return without_second_bos(tokenizer(text)["input_ids"], tokenizer)
+
+
+def _ended(tokens: np.ndarray, end: int | None) -> np.ndarray:
+    missing = end is not None and tokens.size and tokens[-1] != end
+    return np.append(tokens, np.int32(end)) if missing else tokens
+
+
+def _common_prefix(one: np.ndarray, other: np.ndarray) -> int:
+    shared = min(len(one), len(other))
+    differ = np.flatnonzero(one[:shared] != other[:shared])
+    return int(differ[0]) if differ.size else shared
+
+
+def without_second_bos(ids: Sequence[int], tokenizer) -> np.ndarray:
+    """The tokens, int32 [T], with one BOS at most at their start: a text or a template may bring one of its own."""
+    tokens, bos = np.asarray(ids, np.int32), tokenizer.bos_token_id
+    if bos is None:
+        return tokens
+    others = np.flatnonzero(tokens != bos)
+    leading = int(others[0]) if others.size else len(tokens)
+    return tokens[max(leading - 1, 0) :]
 
 
 def check_vocabulary(encoded: Sequence[Encoded], vocab_size: int, field: str) -> None:

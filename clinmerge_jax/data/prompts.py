@@ -9,7 +9,8 @@ import jinja2
 import numpy as np
 
 from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.documents import check_messages, check_unicode, numbered_lines
+from clinmerge_jax.data.documents import without_second_bos
+from clinmerge_jax.data.reading import check_messages, check_unicode, numbered_lines
 from clinmerge_jax.errors import BadInput
 
 _MEND = "give JSON lines with 'prompt' or 'messages', or text with a prompt a line"
@@ -92,10 +93,7 @@ def encode_prompt(prompt: Prompt, tokenizer, chat: bool | None = None) -> np.nda
             raise BadInput(
                 f"{prompt.name}: the chat template refuses it; mend the conversation or the template"
             ) from error
-    ids = list(ids)
-    bos = tokenizer.bos_token_id
-    while bos is not None and ids[:2] == [bos, bos]:
-        ids.pop(0)  # the text or the template had one already
-    if not ids:
+    tokens = without_second_bos(ids, tokenizer)
+    if not tokens.size:
         raise BadInput(f"{prompt.name}: the tokenizer makes no token of it; remove it")
-    return np.asarray(ids, np.int32)
+    return tokens

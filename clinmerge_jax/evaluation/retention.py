@@ -12,7 +12,8 @@ from absl import logging
 
 from clinmerge_jax.checkpoint.folder import Checkpoint
 from clinmerge_jax.checkpoint.params import llama_config, load_params
-from clinmerge_jax.data.documents import Document, Encoded, encode, read_documents
+from clinmerge_jax.data.documents import Document, Encoded, encode
+from clinmerge_jax.data.reading import read_documents
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.loss import document_losses, truncate
 from clinmerge_jax.evaluation.statistics import Interval, bootstrap
@@ -36,7 +37,7 @@ class HeldOut:
     @property
     def sha256(self) -> str:
         """A digest of the documents as they were given, whatever a chat template makes of them today."""
-        content = [[document.text, document.messages] for document in self.documents]
+        content = [document.content for document in self.documents]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

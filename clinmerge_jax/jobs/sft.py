@@ -17,7 +17,8 @@ from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.params import llama_config, load_params, save_params
 from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
-from clinmerge_jax.data.documents import Document, check_vocabulary, encode, pack, read_documents
+from clinmerge_jax.data.documents import Document, check_vocabulary, encode, pack
+from clinmerge_jax.data.reading import read_documents
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.miniature.corpus import corpus
 from clinmerge_jax.training.loop import TrainingSettings, train

@@ -13,8 +13,8 @@ from clinmerge_jax.data.documents import (
     check_vocabulary,
     encode,
     pack,
-    read_documents,
 )
+from clinmerge_jax.data.reading import read_documents
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.miniature.corpus import corpus
 from clinmerge_jax.miniature.tokenizer import train_tokenizer

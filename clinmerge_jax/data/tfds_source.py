@@ -1,0 +1,68 @@
+"""Rows of a data set that TensorFlow Datasets has prepared as array records; TensorFlow itself is not needed."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from clinmerge_jax.errors import BadInput
+
+PREFIX = "tfds:"
+
+_NAMED = re.compile(r"tfds:(?P<name>[\w./-]+(?::\d+\.\d+\.\d+)?)(?::(?P<split>.+))?", re.ASCII)
+
+
+def read_tfds(source: str, field: str, data_dir: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields each row as JSON would hold it, with the name that stands for it in messages.
+
+    Bytes become text, arrays lists, and a sequence of features, which that library gives as a dict of lists, a list of
+    dicts. Nothing is downloaded.
+
+    Args:
+      source: `tfds:NAME` or `tfds:NAME:SPLIT`; the name may have a config and a version (`name/config:1.0.0`), the
+        split a slice (`train[:10%]`).
+      field: the config field that gave it, for messages.
+      data_dir: where prepared data sets lie; None for the library's own folder.
+
+    Raises:
+      BadInput: the library is missing, or there is no such data set, no such split, or nothing prepared.
+    """
+    named = _NAMED.fullmatch(source)
+    if named is None:
+        raise BadInput(f"{field}: {source!r} is not spelled tfds:NAME or tfds:NAME:SPLIT; give such a name")
+    try:
+        import tensorflow_datasets as tfds  # an extra, and slow to import
+    except ImportError as error:
+        raise BadInput(f"{field}: {source} needs tensorflow-datasets; pip install 'clinmerge_jax[tfds]'") from error
+    try:
+        rows = tfds.data_source(
+            named["name"], split=named["split"] or "train", data_dir=data_dir, download=False,
+            builder_kwargs={"file_format": "array_record"},
+        )  # fmt: skip
+    except (ValueError, KeyError, AssertionError, OSError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BadInput(
+            f"{field}: {source} cannot be read from {data_dir or 'the default data_dir'} ({reason}); name a split that"
+            " it has, or prepare it there with file_format='array_record'"
+        ) from error
+    for index in range(len(rows)):
+        yield f"{source} row {index}", {key: _plain(value) for key, value in rows[index].items()}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case bytes():
+            return value.decode("utf-8")
+        case np.ndarray():
+            return _plain(value.tolist())
+        case np.generic():
+            return _plain(value.item())
+        case list():
+            return [_plain(one) for one in value]
+        case Mapping():
+            fields = {key: _plain(field) for key, field in value.items()}
+            if not all(isinstance(field, list) for field in fields.values()):
+                return fields
+            return [dict(zip(fields, row)) for row in zip(*fields.values())]
+    return value
