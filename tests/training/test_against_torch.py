@@ -23,14 +23,23 @@ from clinmerge_jax.training.optimizer import OptimizerSettings
 from clinmerge_jax.training.step import StepSettings, init_state, train_step
 
 CONFIG = tiny_config(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    attention_bias=True,
+    mlp_bias=True,
 )
 STEPS, MICRO_BATCHES, ROWS, LENGTH = 100, 2, 3, 20
 OPTIMIZER = OptimizerSettings(
-    learning_rate=3e-3, final_share=0.1, warmup_steps=10, weight_decay=0.1, beta2=0.98, clip_norm=0.5
+    learning_rate=3e-3, final_share=0.1, warmup_steps=10, weight_decay=0.1, beta2=0.98, clip_norm=2.0
 )
 LORA = LoraSettings(rank=4, alpha=6.0, targets=("q_proj", "v_proj", "down_proj"), rank_stabilized=True)
-KINDS = {"full": None, "lora": LORA}
+KINDS = {
+    "full": StepSettings(OPTIMIZER, STEPS, chunk=7),
+    "lora": StepSettings(dataclasses.replace(OPTIMIZER, learning_rate=1e-2, clip_norm=1.0), STEPS, lora=LORA, chunk=7),
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +94,7 @@ def start(kind: str, dtype):
     """Params and, for an adapter, its factors, drawn in float32 so that both dtypes begin alike."""
     params = init_params(dataclasses.replace(CONFIG, initializer_range=0.15), jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
-    if not KINDS[kind]:
+    if not KINDS[kind].lora:
         return params, None
     adapter = init_adapter(CONFIG, LORA, jax.random.key(1))
     return params, jax.tree.map(lambda leaf: np.asarray(leaf, dtype), adapter)
@@ -94,7 +103,7 @@ def start(kind: str, dtype):
 def train_with_jax(kind: str, dtype: str, steps):
     params, adapter = start(kind, dtype)
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
-        settings = StepSettings(OPTIMIZER, STEPS, KINDS[kind], dtype=jnp.dtype(dtype), chunk=7)
+        settings = dataclasses.replace(KINDS[kind], dtype=jnp.dtype(dtype))
         trained, frozen = (params, {}) if adapter is None else (adapter, params)
         state = init_state(jax.tree.map(jnp.asarray, trained), settings)
         frozen = jax.tree.map(jnp.asarray, frozen)
@@ -112,7 +121,7 @@ def torch_job(kind: str, dtype: str, by: str, steps):
     params, adapter = start(kind, dtype)
     config = dataclasses.asdict(CONFIG)
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope")["theta"]}
-    settings = dataclasses.asdict(OPTIMIZER)
+    settings = dataclasses.asdict(KINDS[kind].optimizer)
     lora = None if adapter is None else {"by": by, **dataclasses.asdict(LORA)}
     settings.pop("schedule"), settings.pop("first_moment_dtype")
     job = {"config": config, "dtype": dtype, "steps": steps, "optimizer": settings, "lora": lora}
@@ -144,9 +153,8 @@ def test_float64_follows_torch(kind, repository, steps, figures):
         f"training against torch, {kind}, float64, {STEPS} steps: losses from {ours['losses'][0]:.2f} to"
         f" {ours['losses'][-1]:.2f} within {loss:.1e}, weights within {weight:.1e} relative"
     )
-    print(np.percentile(theirs["norms"], [0, 25, 50, 75, 100]))
-    assert theirs["losses"][-10:].mean() < 0.9 * theirs["losses"][:10].mean()
-    clipped = theirs["norms"] > OPTIMIZER.clip_norm
+    assert theirs["losses"][-10:].mean() < 0.95 * theirs["losses"][:10].mean()
+    clipped = theirs["norms"] > KINDS[kind].optimizer.clip_norm
     assert clipped.any() and not clipped.all()
     np.testing.assert_allclose(ours["rates"], theirs["rates"], rtol=1e-12)
     np.testing.assert_allclose(ours["norms"], theirs["norms"], rtol=1e-7)
