@@ -199,6 +199,18 @@ class Adapter:
             result[start:stop] = total_block
         return result
 
+    def factors(self, name: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """A and B of one tensor's change as they are stored, and what their product is multiplied by.
+
+        Raises:
+          BadInput: the tensor is replaced or not changed, or is an embedding; or values are not finite.
+        """
+        change = self._changes.get(name)
+        if change is None or change.a_RI is None or change.replacement is not None or change.embedding:
+            raise BadInput(f"{self.label}: {self.path} does not hold just two factors for {name}; give another adapter")
+        a_RI, b_OR = (_finite(read_tensor(entry), entry) for entry in (change.a_RI, change.b_OR))
+        return a_RI, b_OR, change.scaling
+
     def _read_factors(self, name: str, change: _Change) -> tuple[np.ndarray, np.ndarray]:
         """The factors whose product is added, float64 of shapes (O, R) and (R, I); those of one tensor are kept."""
         known = self._factors  # taken once: another thread may put another tensor's there

@@ -116,7 +116,15 @@ def write_weights(
 
 
 def config_text(
-    location: str, base: Checkpoint, model: Checkpoint, targets: Sequence[Target], rank: int, alpha: float
+    location: str,
+    base: Checkpoint,
+    model: Checkpoint,
+    targets: Sequence[Target],
+    rank: int,
+    alpha: float,
+    *,
+    dropout: float = 0.0,
+    rank_stabilized: bool = False,
 ) -> str:
     """The text of adapter_config.json.
 
@@ -131,6 +139,8 @@ def config_text(
       targets: what the adapter holds.
       rank: the highest of theirs.
       alpha: every module is scaled by alpha / rank, those of a lower rank too.
+      dropout: that it was trained with.
+      rank_stabilized: the scale is alpha / sqrt(rank) instead, of modules that all have that rank.
     """
     factored = {target.name.removesuffix(".weight"): target.rank for target in targets if target.rank}
     modules = [name.removesuffix(".weight") for name in model.tensors if name.endswith(".weight")]
@@ -156,7 +166,7 @@ def config_text(
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": dropout,
         "modules_to_save": [last_part(target.name) for target in targets if not target.rank] or None,
         "peft_type": "LORA",
         "r": rank,
@@ -165,6 +175,6 @@ def config_text(
         "revision": revision or None,
         "target_modules": names,
         "task_type": "CAUSAL_LM",
-        "use_rslora": False,
+        "use_rslora": rank_stabilized,
     }
     return json.dumps(content, indent=1) + "\n"

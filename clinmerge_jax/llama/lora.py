@@ -1,13 +1,19 @@
 """What a LoRA adapter adds to a linear layer (Hu et al. 2021, arXiv 2106.09685).
 
-B batch, T tokens, I in, O out, R rank.
+B batch, T tokens, L layers, I in, O out, R rank.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.parameters import Parameter, parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +43,43 @@ class LoraSettings:
 def targeting(lora: LoraSettings | None, name: str) -> LoraSettings | None:
     """The adapter as far as the layer of this name is concerned: None where it has none."""
     return lora if lora is not None and name in lora.targets else None
+
+
+def targeted_rows(config: LlamaConfig, lora: LoraSettings) -> list[Parameter]:
+    """The rows of the parameter table that an adapter changes.
+
+    Raises:
+      BadInput: rank, alpha or dropout are out of range, or a target is no linear layer of the model.
+    """
+    if lora.rank < 1:
+        raise BadInput(f"config.lora.rank: is {lora.rank}; give 1 or more")
+    if not 0 < lora.alpha < math.inf:
+        raise BadInput(f"config.lora.alpha: is {lora.alpha}; give a positive number")
+    if not 0 <= lora.dropout < 1:
+        raise BadInput(f"config.lora.dropout: is {lora.dropout}; give a share from 0 to below 1")
+    linear = {row.path[-2]: row for row in parameters(config) if row.stacked and len(row.axes) == 2}
+    unknown = [name for name in lora.targets if name not in linear]
+    if unknown or not lora.targets:
+        problem = f"{unknown[0]!r} is no linear layer of this model" if unknown else "names no layer"
+        raise BadInput(f"config.lora.targets: {problem}; give some of {', '.join(linear)}")
+    return [row for name, row in linear.items() if name in lora.targets]
+
+
+def build_adapter(config: LlamaConfig, lora: LoraSettings, leaves: Callable[[Parameter], dict[str, Any]]) -> Any:
+    """A tree like Params with `leaves(row)` beside the place of each targeted weight.
+
+    An adapter has `lora_a` [L, R, I] and `lora_b` [L, O, R] there, all layers stacked.
+
+    Raises:
+      BadInput: as `targeted_rows`.
+    """
+    tree: dict[str, Any] = {}
+    for row in targeted_rows(config, lora):
+        node = tree
+        for key in row.path[:-1]:
+            node = node.setdefault(key, {})
+        node.update(leaves(row))
+    return tree
 
 
 def low_rank_product(

@@ -1,53 +1,19 @@
 """LoRA adapters as they are trained: their factors beside the weights they change, their dropout, their sum.
 
-The adapter of a layer lies under the layer's own path as `lora_a` [L, R, I] and `lora_b` [L, O, R], all layers stacked.
 L layers, R rank, I in, O out, B rows.
 """
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.llama.lora import LoraSettings
+from clinmerge_jax.llama.lora import LoraSettings, build_adapter
 from clinmerge_jax.llama.parameters import Parameter, Params, parameters
-
-
-def targeted_rows(config: LlamaConfig, lora: LoraSettings) -> list[Parameter]:
-    """The rows of the parameter table that an adapter changes.
-
-    Raises:
-      BadInput: rank, alpha or dropout are out of range, or a target is no linear layer of the model.
-    """
-    if lora.rank < 1:
-        raise BadInput(f"config.lora.rank: is {lora.rank}; give 1 or more")
-    if not 0 < lora.alpha < math.inf:
-        raise BadInput(f"config.lora.alpha: is {lora.alpha}; give a positive number")
-    if not 0 <= lora.dropout < 1:
-        raise BadInput(f"config.lora.dropout: is {lora.dropout}; give a share from 0 to below 1")
-    linear = {row.path[-2]: row for row in parameters(config) if row.stacked and len(row.axes) == 2}
-    unknown = [name for name in lora.targets if name not in linear]
-    if unknown or not lora.targets:
-        problem = f"{unknown[0]!r} is no linear layer of this model" if unknown else "names no layer"
-        raise BadInput(f"config.lora.targets: {problem}; give some of {', '.join(linear)}")
-    return [row for name, row in linear.items() if name in lora.targets]
-
-
-def _tree(rows: list[Parameter], leaves: Callable[[Parameter], dict[str, Any]]) -> dict[str, Any]:
-    """A tree with `leaves(row)` in the place of each row's weight."""
-    tree: dict[str, Any] = {}
-    for row in rows:
-        node = tree
-        for key in row.path[:-1]:
-            node = node.setdefault(key, {})
-        node.update(leaves(row))
-    return tree
 
 
 @functools.partial(jax.jit, static_argnames=("config", "lora", "dtype"))
@@ -58,7 +24,7 @@ def init_adapter(config: LlamaConfig, lora: LoraSettings, key: jax.Array, dtype:
     The values of a layer do not depend on the other targets.
 
     Raises:
-      BadInput: as `targeted_rows`.
+      BadInput: as `llama.lora.targeted_rows`.
     """
     order = {row.path: index for index, row in enumerate(parameters(config))}
 
@@ -69,7 +35,7 @@ def init_adapter(config: LlamaConfig, lora: LoraSettings, key: jax.Array, dtype:
         a_LRI = jax.random.uniform(row_key, (layers, lora.rank, inputs), dtype, -bound, bound)
         return {"lora_a": a_LRI, "lora_b": jnp.zeros((layers, outputs, lora.rank), dtype)}
 
-    return _tree(targeted_rows(config, lora), leaves)
+    return build_adapter(config, lora, leaves)
 
 
 def adapter_axes(row: Parameter, leaf: str) -> tuple[str | None, ...]:
@@ -94,7 +60,7 @@ def dropout_keys(config: LlamaConfig, lora: LoraSettings, key: jax.Array, rows_B
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
         return {"lora_keys": fold(keys_L, rows_B)}
 
-    return _tree(targeted_rows(config, lora), leaves)
+    return build_adapter(config, lora, leaves)
 
 
 def squared_change(adapter: Any, lora: LoraSettings) -> jax.Array:

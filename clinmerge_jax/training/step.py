@@ -131,7 +131,7 @@ def _rows(
     start: Params | None = None,
 ) -> RowLosses:
     """The losses of a batch [B, T]. With `start` and its frozen leaves, another model, the divergence from it too."""
-    constrain = {} if layout is None else {"constrain": layout.constrain}
+    constrain, parts = ({}, 1) if layout is None else ({"constrain": layout.constrain}, layout.parts("batch"))
 
     def states(params: Params, lora: LoraSettings | None) -> jax.Array:
         narrow = {**params, "layers": jax.tree.map(lambda leaf: leaf.astype(settings.dtype), params["layers"])}
@@ -161,6 +161,7 @@ def _rows(
         config,
         start=reference,
         chunk=settings.chunk,
+        parts=parts,
         **constrain,
     )
 

@@ -16,9 +16,9 @@ import pytest
 from support import tiny_config
 
 from clinmerge_jax.data.batch import Batch
-from clinmerge_jax.llama.lora import LoraSettings
+from clinmerge_jax.llama.lora import LoraSettings, targeted_rows
 from clinmerge_jax.llama.parameters import init_params, iterate_params
-from clinmerge_jax.training.lora import init_adapter, targeted_rows
+from clinmerge_jax.training.lora import init_adapter
 from clinmerge_jax.training.optimizer import OptimizerSettings
 from clinmerge_jax.training.step import StepSettings, init_state, train_step
 
