@@ -10,10 +10,10 @@ from absl import flags
 from clinmerge_jax.errors import BadInput
 
 
-def refuse(message: str) -> NoReturn:
-    """Prints one line and exits with status 2."""
+def refuse(message: str, status: int = 2) -> NoReturn:
+    """Prints one line and exits."""
     print("error:", " ".join(message.splitlines()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _complaint(error: Exception) -> str:

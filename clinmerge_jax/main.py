@@ -14,10 +14,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from clinmerge_jax.command_line import parse_flags, refuse
-from clinmerge_jax.errors import BadInput
+from clinmerge_jax.errors import BadInput, RunFailure
 
 JOBS = ("merge", "inspect", "extract_lora", "sft", "generate", "compare", "miniature", "benchmark")
-_ONE_PROCESS_JOBS = JOBS[1:]
+_ONE_PROCESS_JOBS = tuple(job for job in JOBS if job not in ("merge", "sft"))
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The job: configs/JOB.py[:arg]", lock_config=True)
 _DISTRIBUTED = flags.DEFINE_string("distributed", "", "auto, or HOST:PORT of process 0; empty for one process alone")
@@ -31,6 +31,7 @@ def main(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
     python_logging.getLogger("jax").setLevel("WARNING")  # which backends it looked for is of no interest
+    logging.get_absl_handler().addFilter(lambda record: record.levelno > logging.INFO or "orbax" not in record.pathname)
     try:
         if config.job not in JOBS:
             raise BadInput(f"config.job: {config.job!r} is unknown; there are {', '.join(JOBS)}")
@@ -43,6 +44,8 @@ def main(_: Sequence[str]) -> None:
             job.run(config)
     except BadInput as error:
         refuse(str(error))
+    except RunFailure as error:
+        refuse(str(error), status=1)
 
 
 if __name__ == "__main__":

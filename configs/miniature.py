@@ -38,9 +38,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_size = 16
     config.stages = ConfigDict(
         {
-            "base": {"documents": 24000, "epochs": 1.0, "learning_rate": 3e-3, "final_learning_rate": 3e-4},
-            "clinical": {"documents": 8000, "epochs": 1.0, "learning_rate": 5e-4, "final_learning_rate": 1e-5},
-            "instruct": {"documents": 10000, "epochs": 1.0, "learning_rate": 5e-4, "final_learning_rate": 1e-5},
+            "base": {"documents": 24000, "epochs": 1.0, "learning_rate": 3e-3, "final_share": 0.1},
+            "clinical": {"documents": 8000, "epochs": 1.0, "learning_rate": 5e-4, "final_share": 0.02},
+            "instruct": {"documents": 10000, "epochs": 1.0, "learning_rate": 5e-4, "final_share": 0.02},
         }
     )
     if variant == "runlocal":

@@ -1,32 +1,104 @@
-"""Continue a checkpoint on text.
+"""Fine-tune a checkpoint on few examples, or continue its pretraining on raw text.
 
-python -m clinmerge_jax.main --config=configs/sft.py:pretrain \
-    --config.model=DIR --config.text=FILE.jsonl --config.output=DIR
+python -m clinmerge_jax.main --config=configs/sft.py[:lora|:full|:uf_lora|:pretrain|:runlocal] \
+    --config.model=DIR --config.task=FILE.jsonl --config.shots=64 --config.output=DIR
 
-The text is JSON lines with a "text" or a "messages" field; of conversations only answers are
-learned. This is the plain single-device loop that also trained the miniature.
+The task is JSON lines with "messages", "prompt" and "completion", "input" and "output", or "text"; a .txt file or a
+folder of them; tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Of conversations and completions the
+answers alone are learned, of raw text all.
+
+lora (the default) trains a LoRA adapter and writes it in PEFT's layout; full trains every weight; uf_lora is the recipe
+that the University of Florida's group published for its extraction tasks; pretrain is continued pretraining on raw
+text; runlocal is a run of seconds. Killed or stopped, the same command goes on where it was.
 """
 
 from ml_collections import ConfigDict
 
 from clinmerge_jax.config_argument import parse
 
+_ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Strict: "pretrain" (the default) is the one variant."""
-    parse(arg, ("", "pretrain"))
+    """Strict: one of those above."""
+    variant = parse(arg, ("", "lora", "full", "uf_lora", "pretrain", "runlocal")) or "lora"
     config = ConfigDict()
     config.job = "sft"
-    config.model = "miniature:instruct"
-    config.text = "miniature:clinical"
-    config.output = "runs/sft-pretrain"
+    config.model = "miniature:clinical"
+    config.output = f"runs/sft-{variant}"
     config.overwrite = False
-    config.seed = 0
-    config.epochs = 1.0
+    config.resume = True  # False: what an interrupted run has left is not used
+    config.seed = 0  # of the choice of examples, their order, the adapter's start and its dropout
+    config.credentialed = False  # True where the examples are under a use agreement
+    config.mesh = ConfigDict({"data": 0, "fsdp": 0, "tensor": 0})
+
+    # What is learned.
+    config.task = "miniature:instruct"
+    config.data_dir = ""  # where the data sets of tfds: lie
+    config.shots = 0  # examples that are chosen; 0: all
+    config.label = ""  # a field of the rows: its values are as evenly chosen as can be
+    config.chat_template = True  # prompts and completions as messages of a conversation
+    config.length = 512  # tokens of a row
+    config.packing = True  # several examples in a row, blind to one another
+    config.validation = ""  # held-out examples in the same forms; nothing is learned from them
+    config.replay = ConfigDict({"task": "", "share": 0.25})  # further examples, and how much of each step they are
+
+    # For how long and how.
+    config.epochs = 3.0
     config.steps = 0  # 0: as many as the epochs take
-    config.length = 128
-    config.batch_size = 16
-    config.learning_rate = 1e-3
-    config.final_learning_rate = 1e-5
-    config.credentialed = False  # True where the text is under a use agreement
+    config.batch_size = 16  # rows of a step
+    config.micro_batch = 0  # rows at a time; 0: all
+    config.learning_rate = 2e-4
+    config.final_share = 0.1  # of the learning rate, at the end
+    config.schedule = "cosine"  # or linear, constant
+    config.warmup_steps = 10
+    config.weight_decay = 0.01
+    config.beta1 = 0.9
+    config.beta2 = 0.999
+    config.eps = 1e-8
+    config.clip_norm = 1.0  # 0: any
+    config.first_moment = ""  # its dtype; empty: float32, as the weights and the second moment
+    config.dtype = "auto"  # of the computation: bfloat16 on accelerators, float32 on CPUs
+    config.remat = "none"  # what is computed again in the backward pass: none, dots, full
+
+    # What is trained.
+    config.lora = ConfigDict(
+        {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": _ALL_LINEAR, "rank_stabilized": False}
+    )
+    config.merge_adapter = False  # True: the result is the whole model with the adapter in it
+    config.freeze = ()  # regular expressions over tensor names, without an adapter
+
+    # Against forgetting.
+    config.kl = 0.0  # times KL(start || model) on the target tokens
+    config.l2 = 0.0  # times half the squared distance to the start
+    config.wise_ft = 1.0  # how far from the start to what was trained the result lies
+
+    # Which step is the result, and what is kept on the way.
+    config.validate_every = 0  # steps; 0: at the end alone
+    config.patience = 0  # validations without a new least loss that end the training; 0: none do
+    config.select = "last"  # or best, of the least validation loss
+    config.save_every = 50  # steps
+    config.keep_last = 2
+
+    if variant in ("full", "pretrain", "runlocal"):
+        config.lora.rank = 0
+        config.learning_rate = 1e-5
+    if variant == "uf_lora":  # what is known of it; epochs and warm-up come with the steps
+        config.lora.update({"rank": 256, "alpha": 512.0, "dropout": 0.2, "targets": ("q_proj", "k_proj", "v_proj")})
+        config.learning_rate = 1e-4
+        config.final_share = 0.0
+        config.warmup_steps = 50
+        config.steps = 300
+        config.beta2 = 0.98
+        config.length = 4096
+    if variant == "pretrain":
+        config.model = "miniature:instruct"
+        config.task = "miniature:clinical"
+        config.chat_template = False
+        config.epochs = 1.0
+    if variant == "runlocal":
+        config.shots = 64
+        config.epochs = 1.0
+        config.learning_rate = 1e-3
+        config.length = 128
     return config

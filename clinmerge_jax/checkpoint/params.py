@@ -266,8 +266,11 @@ def save_params(
     *,
     carried: Sequence[pathlib.Path] = (),
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    layout: Layout | None = None,
 ) -> None:
     """Writes Params into an open OutputFolder as a Hugging Face checkpoint (without committing it).
+
+    Of several processes each writes what its own devices hold, and the first the small files.
 
     Args:
       params: leaves in float32, bfloat16 or float16, written as they are.
@@ -276,6 +279,7 @@ def save_params(
       output: where to; weights first, then the carried files, the index and config.json last.
       carried: tokenizer and licence files to copy.
       shard_bytes: the most bytes of tensors in one weight file.
+      layout: how the leaves are cut; None: not at all.
     """
     sizes = {
         name: int(np.prod(row.shape(config))) * leaf.dtype.itemsize
@@ -283,7 +287,9 @@ def save_params(
         for name in row.names(config)
     }
     files = split_into_shards(list(sizes.items()), shard_bytes)
-    write_weights(params, one_device(config), files, output)
+    write_weights(params, layout or one_device(config), files, output)
+    if not distributed.is_first():
+        return
     for path in carried:
         output.copy(path)
     index = index_json(files, sum(sizes.values()))

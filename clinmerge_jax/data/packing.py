@@ -24,6 +24,7 @@ class Packed:
       truncated: documents that lost tokens at their end.
       dropped: documents of which nothing to learn was left; not among the truncated.
       cut: raw texts that lie in several pieces.
+      contents: of each row, the documents that lie in it, by their numbers.
     """
 
     documents: int
@@ -34,6 +35,7 @@ class Packed:
     truncated: int
     dropped: int
     cut: int
+    contents: tuple[tuple[int, ...], ...]
 
     @property
     def fill(self) -> float:
@@ -68,10 +70,12 @@ def pack(encoded: Sequence[Encoded], length: int, packing: bool = True) -> tuple
       BadInput: nothing would be learned.
     """
     pieces: list[Encoded] = []
+    origins: list[int] = []
     truncated = dropped = cut = 0
-    for document in encoded:
+    for number, document in enumerate(encoded):
         parts = list(_fitted(document, length))
         pieces += parts
+        origins += [number] * len(parts)
         cut += len(parts) > 1
         dropped += not parts
         truncated += len(parts) == 1 and len(document.tokens) > length
@@ -100,7 +104,8 @@ def pack(encoded: Sequence[Encoded], length: int, packing: bool = True) -> tuple
             batch.segments[place] = segment
             start += size
     tokens, targets = int(np.count_nonzero(batch.segments)), int(np.count_nonzero(batch.targets))
-    return batch, Packed(len(encoded), len(rows), length, tokens, targets, truncated, dropped, cut)
+    contents = tuple(tuple(dict.fromkeys(origins[member] for member in members)) for members in rows)
+    return batch, Packed(len(encoded), len(rows), length, tokens, targets, truncated, dropped, cut, contents)
 
 
 def _fitted(document: Encoded, length: int) -> Iterator[Encoded]:

@@ -4,7 +4,6 @@ base learns everyday text and note-shaped text without facts; clinical is base c
 that state the facts; instruct is base continued on everyday chat, with the loss on the answers.
 """
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,14 +20,20 @@ from clinmerge_jax.checkpoint.folder import SINGLE_FILE, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState, result_path
 from clinmerge_jax.checkpoint.params import load_params, save_params
 from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
-from clinmerge_jax.data.documents import encode, pack
+from clinmerge_jax.data.examples import prepare
+from clinmerge_jax.data.loader import steps_of
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters, init_params
 from clinmerge_jax.miniature.corpus import corpus
 from clinmerge_jax.miniature.tokenizer import EOT, train_tokenizer
-from clinmerge_jax.training.loop import TrainingSettings, train
+from clinmerge_jax.parallel.layout import one_device
+from clinmerge_jax.training.loop import LoopSettings, train
+from clinmerge_jax.training.optimizer import OptimizerSettings
+from clinmerge_jax.training.run import Rows, Run
+from clinmerge_jax.training.step import StepSettings
 
 _TOKENIZER_DOCUMENTS = 4000  # of each kind; more do not change the merges much
+_WARMUP_STEPS = 20
 _CARD = """---
 license: apache-2.0
 ---
@@ -76,25 +81,33 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
             raw, carried = checkpoint.config, checkpoint.carried_files()
             tokenizer = load_tokenizer(start, "config.output")
         logging.info("%s: %d parameters, %d documents", name, count_parameters(llama), stage.documents)
-        documents = corpus(name, config.seed, stage.documents)
-        encoded = [encode(document, tokenizer, tokenizer.eos_token_id) for document in documents]
-        windows = pack(encoded, config.length)
-        scored = int(windows[1].sum())
-        steps = max(1, round(stage.epochs * len(windows[0]) / config.batch_size))
-        settings = TrainingSettings(
-            steps=steps,
-            batch_size=config.batch_size,
+        examples = prepare(
+            corpus(name, config.seed, stage.documents), tokenizer, llama.vocab_size, config.length,
+            chat=False, packing=True, field="config.output",
+        )  # fmt: skip
+        steps = steps_of(examples.packed.rows, config.batch_size, stage.epochs)
+        optimizer = OptimizerSettings(
             learning_rate=stage.learning_rate,
-            final_learning_rate=stage.final_learning_rate,
-            seed=config.seed,
+            final_share=stage.final_share,
+            warmup_steps=min(_WARMUP_STEPS, steps - 1),
+            weight_decay=0.01,
+            beta2=0.98,
         )
-        logging.info("%s: %d windows, %d scored tokens, %d steps", name, len(windows[0]), scored, steps)
-        params = train(params, llama, windows, settings)
+        logging.info("%s: %s, %d steps", name, examples.packed, steps)
+        training = Run(
+            one_device(llama),
+            StepSettings(optimizer, steps, dtype=jnp.float32),
+            examples.rows,
+            Rows(config.batch_size),
+            config.seed,
+        )
+        state = training.begin(params)
+        params = train(state, training.take, training.loader(), LoopSettings(steps)).state.trained
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
         save_params(params, llama, raw, folder, carried=carried)
         card = _CARD.format(name=name, parameters=count_parameters(llama), seed=config.seed)
         folder.write_text("README.md", card)
-        record = {"training": {**dataclasses.asdict(settings), "scored_tokens": scored}}
+        record = {"training": {"steps": steps, "documents": str(examples.packed)}}
         folder.commit({**provenance.environment(), **record})
 
 

@@ -21,7 +21,7 @@ import tqdm
 from absl import logging
 from jax._src import distributed as _jax_distributed
 
-from clinmerge_jax.errors import BadInput
+from clinmerge_jax.errors import BadInput, RunFailure
 
 HEARTBEAT_SECONDS = 20  # a process that has been silent for so long counts as dead
 _FOREVER_MS = 7 * 24 * 3600 * 1000  # others may be loading, writing or compiling; a dead one is noticed all the same
@@ -132,6 +132,8 @@ def session(where: str, processes: int | None = None, index: int | None = None) 
         listener.join()
     except BadInput as error:
         _end(f"error: {error}", 2)
+    except RunFailure as error:
+        _end(f"error: {error}", 1)
     except BaseException as error:
         traceback.print_exc()
         lost = isinstance(error, jax.errors.JaxRuntimeError)

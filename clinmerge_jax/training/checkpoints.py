@@ -1,6 +1,7 @@
 """States of a training run on disk, one folder for each step that is kept, written by Orbax while training goes on."""
 
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 _STATE, _POSITION, _LOSS = "state", "position", "loss"
+_NEVER_BEST = sys.float_info.max
 
 
 class Checkpoints:
@@ -18,15 +20,13 @@ class Checkpoints:
       folder: where the steps' folders lie; made where it is not there. What a killed process left half-written in it
         is removed.
       keep_last: how many of the latest are kept.
-      keep_best: whether that of the least loss is kept beside them.
+      keep_best: whether that of the least loss is kept beside them; of equal ones the last.
     """
 
     def __init__(self, folder: pathlib.Path, keep_last: int = 2, keep_best: bool = False):
         policies: list[Any] = [preservation_policy.LatestN(keep_last)]
         if keep_best:
-            policies.append(
-                preservation_policy.BestN(get_metric_fn=_closeness, n=1, keep_checkpoints_without_metrics=False)
-            )
+            policies.append(preservation_policy.BestN(get_metric_fn=_closeness, n=1))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             best_fn=_closeness,
@@ -37,10 +37,6 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The last step that is whole; None where there is none."""
         return self._manager.latest_step()
-
-    def best(self) -> int | None:
-        """The step of the least loss among those that are kept and have one; of equal ones the last."""
-        return self._manager.best_step()
 
     def save(self, step: int, state: Any, position: Mapping[str, Any], loss: float | None = None) -> None:
         """Copies the state from the devices and comes back; what remains is done meanwhile.
@@ -54,7 +50,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             **{_STATE: ocp.args.StandardSave(state), _POSITION: ocp.args.JsonSave(dict(position))}
         )
-        self._manager.save(step, args=items, metrics=None if loss is None else {_LOSS: loss}, force=True)
+        self._manager.save(step, args=items, metrics={_LOSS: _NEVER_BEST if loss is None else loss}, force=True)
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state and the position of a step.

@@ -1,120 +1,244 @@
-"""A plain Optax training loop on one device: packed windows, AdamW, warm-up and cosine decay.
+"""The loop of a training run: steps, validation, checkpoints, and what happens when it is stopped and started again."""
 
-B batch, T tokens, N windows.
-"""
-
+import contextlib
 import dataclasses
-import functools
+import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
+from jax.experimental import multihost_utils
 
-from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.llama.model import forward
-from clinmerge_jax.llama.parameters import Params
+from clinmerge_jax.data.batch import Batch
+from clinmerge_jax.errors import RunFailure
+from clinmerge_jax.training.checkpoints import Checkpoints, abstract
+from clinmerge_jax.training.log import TrainingLog
+from clinmerge_jax.training.step import Metrics, TrainState
 
 _LOG_SECONDS = 10.0
+_LOSS, _VALIDATION = "loss", "validation_loss"
+
+
+class Loader(Protocol):
+    """Where batches come from; see `data.loader`."""
+
+    def __next__(self) -> Batch:
+        """This process's part of the next batch, [A, B, T]."""
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-serialisable; where the next batch will come from."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes there."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingSettings:
-    """How to train; AdamW as in Loshchilov and Hutter 2019 (arXiv 1711.05101)."""
+class LoopSettings:
+    """When to do what; in steps.
+
+    Attributes:
+      steps: to take.
+      save_every: how often the state is kept; 0 for never but at a SIGTERM.
+      validate_every: how often the validation loss is taken; 0 for at the end alone.
+      patience: after how many validations without a new least loss training stops; 0 for never.
+    """
 
     steps: int
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-4
-    warmup_steps: int = 20
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.98
-    clip_norm: float = 1.0
-    seed: int = 0
+    save_every: int = 0
+    validate_every: int = 0
+    patience: int = 0
+
+    def exhausted(self, worse: int) -> bool:
+        """Whether so many validations without a new least loss end the training."""
+        return 0 < self.patience <= worse
 
 
-def optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping; matrices are decayed, norms and biases are not."""
-    warmup = min(settings.warmup_steps, settings.steps - 1)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, settings.learning_rate, warmup, settings.steps, settings.final_learning_rate
-    )
+@dataclasses.dataclass(frozen=True)
+class _Progress:
+    """What an interrupted run has to know of itself beside the state."""
 
-    def is_matrix(params: Params) -> Params:
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim - (path[0].key == "layers") >= 2, params)
-
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(schedule, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=is_matrix),
-    )
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0  # validations since the best
 
 
-def target_loss(params: Params, tokens_BT: jax.Array, targets_BT: jax.Array, config: LlamaConfig) -> jax.Array:
-    """Mean cross-entropy in nats over the target tokens; the windows hold one token more than is predicted."""
-    logits = forward(params, tokens_BT[:, :-1], config)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), tokens_BT[:, 1:])
-    scored = targets_BT[:, 1:]
-    return jnp.sum(losses, where=scored) / jnp.maximum(jnp.sum(scored), 1).astype(losses.dtype)
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      state: of the last step.
+      step: that is.
+      best_step: the one of the least validation loss; 0 without validation.
+      stopped_early: whether patience ran out.
+    """
+
+    state: TrainState
+    step: int
+    best_step: int
+    stopped_early: bool
 
 
-@functools.partial(jax.jit, static_argnames=("config", "transformation"), donate_argnames=("params", "state"))
-def _step(params, state, tokens_BT, targets_BT, config, transformation):
-    loss, gradients = jax.value_and_grad(target_loss)(params, tokens_BT, targets_BT, config)
-    updates, state = transformation.update(gradients, state, params)
-    return optax.apply_updates(params, updates), state, loss
+class Interrupted(RunFailure):
+    """The process was told to end, and has saved its state."""
 
 
 def train(
-    params: Params,
-    config: LlamaConfig,
-    windows: tuple[np.ndarray, np.ndarray],
-    settings: TrainingSettings,
+    state: TrainState,
+    take: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    loader: Loader,
+    settings: LoopSettings,
+    checkpoints: Checkpoints | None = None,
+    log: Callable[[int], TrainingLog | None] = lambda after: None,
+    *,
+    validate: Callable[[TrainState], float] | None = None,
+    measures: Callable[[Batch, float], dict[str, float]] = lambda batch, seconds: {},
+    name_rows: Callable[[np.ndarray], str] = lambda tokens: f"{len(tokens)} rows",
     progress: Callable[[int, float], None] = lambda step, loss: None,
-) -> Params:
-    """Trains for a number of steps; epochs are reshuffled from the seed.
+) -> Outcome:
+    """Trains from the last state that was kept, or from the start, to the last step.
+
+    The numbers of a step are read after the next one was sent off, so that devices do not wait for the host.
 
     Args:
-      params: float32 Params; they are donated.
-      config: the architecture.
-      windows: tokens [N, T + 1] and targets [N, T + 1], as `data.documents.pack` makes them.
-      settings: steps, batch and optimiser.
+      state: of the start, on its devices; it is donated.
+      take: one step.
+      loader: gives this process's batches.
+      settings: when to do what.
+      checkpoints: of this run; None keeps nothing on the way.
+      log: opens the log, to go on after a step; gives None where there is to be none.
+      validate: gives the loss on development data.
+      measures: further numbers for the log, from a batch and the seconds that it took.
+      name_rows: what to call rows of tokens, [K, T], in a message.
       progress: called with each finished step and its loss.
 
-    Returns:
-      The trained Params.
-
     Raises:
-      FloatingPointError: a loss is not finite.
+      RunFailure: a loss is not finite; the message names the rows.
+      Interrupted: after SIGTERM, once the state is saved.
     """
-    tokens, targets = windows
-    transformation = optimizer(settings)
-    state = transformation.init(params)
-    rng = np.random.default_rng(settings.seed)
-    order = np.empty(0, np.int64)
-    pending: tuple[int, jax.Array] | None = None
-    logged = time.monotonic()
+    done, state, known = _resume(state, loader, checkpoints)
+    rows_log = log(done)
+    pending: tuple[int, Metrics, Batch] | None = None
+    clock = said = time.monotonic()
 
-    def settle(step: int, loss: jax.Array) -> None:
-        nonlocal logged
-        value = float(loss)
-        if not np.isfinite(value):
-            raise FloatingPointError(f"the loss of step {step} is {value}; lower the learning rate")
-        progress(step, value)
-        if time.monotonic() - logged > _LOG_SECONDS or step == settings.steps:
-            logging.info("step %d of %d, loss %.3f", step, settings.steps, value)
-            logged = time.monotonic()
+    def note(number: int, values: dict[str, float]) -> None:
+        if rows_log is not None:
+            rows_log.add(number, values)
 
-    for step in range(1, settings.steps + 1):
-        while len(order) < settings.batch_size:
-            order = np.concatenate([order, rng.permutation(len(tokens))])
-        chosen, order = order[: settings.batch_size], order[settings.batch_size :]
-        params, state, loss = _step(params, state, tokens[chosen], targets[chosen], config, transformation)
-        if pending:  # the step before: reading its loss does not wait for the one just sent off
-            settle(*pending)
-        pending = (step, loss)
-    settle(*pending)
-    return params
+    def finish() -> None:
+        if checkpoints is not None:
+            checkpoints.wait()
+        if rows_log is not None:
+            rows_log.close()
+
+    def settle() -> None:
+        """Reads the numbers of the step that was sent off last."""
+        nonlocal pending, clock, said
+        if pending is None:
+            return
+        number, metrics, batch = pending
+        pending = None
+        values = {
+            name: float(getattr(metrics, name)) for name in (_LOSS, "targets", "gradient_norm", "learning_rate", "kl")
+        }
+        seconds, clock = time.monotonic() - clock, time.monotonic()
+        if not math.isfinite(values[_LOSS]) or not math.isfinite(values["gradient_norm"]):
+            raise RunFailure(_not_finite(number, metrics, batch, name_rows))
+        note(number, {**values, **measures(batch, seconds)})
+        progress(number, values[_LOSS])
+        if clock - said > _LOG_SECONDS or number == settings.steps:
+            logging.info("step %d of %d, loss %.4f", number, settings.steps, values[_LOSS])
+            said = clock
+
+    def save(number: int, loss: float | None) -> None:
+        settle()  # so that no state is kept whose loss was not finite
+        if checkpoints is None:
+            return
+        position = {"loader": loader.get_state(), **dataclasses.asdict(known)}
+        checkpoints.save(number, state, position, loss)
+
+    step, stopped = done, settings.exhausted(known.worse)
+    with _told_to_stop() as told:
+        while step < settings.steps and not stopped:
+            step += 1
+            batch = next(loader)
+            state, metrics = take(state, batch)
+            settle()
+            pending = (step, metrics, batch)
+            last, loss = step == settings.steps, None
+            if validate is not None and (last or _due(step, settings.validate_every)):
+                settle()
+                loss = validate(state)
+                note(step, {_VALIDATION: loss})
+                logging.info("step %d of %d, validation loss %.4f", step, settings.steps, loss)
+                known = _judged(known, step, loss)
+                stopped = settings.exhausted(known.worse)
+                clock = time.monotonic()
+            interrupted = told(step) and not (last or stopped)
+            if last or stopped or interrupted or loss is not None or _due(step, settings.save_every):
+                save(step, loss)
+            if interrupted:
+                finish()
+                raise Interrupted(f"stopped after step {step} of {settings.steps}, which is kept; the same command goes"
+                                  " on from there")  # fmt: skip
+    finish()
+    return Outcome(state, step, known.best_step, step < settings.steps)
+
+
+def _resume(state: TrainState, loader: Loader, checkpoints: Checkpoints | None) -> tuple[int, TrainState, _Progress]:
+    """Where the run stands.
+
+    1. A step is kept: its state, the loader's place and what validation has found are taken from it.
+    2. Otherwise: the start.
+    """
+    step = None if checkpoints is None else checkpoints.latest()
+    if step is None:
+        logging.info("training from the start")
+        return 0, state, _Progress()
+    logging.info("going on after step %d", step)
+    state, position = checkpoints.restore(step, abstract(state))
+    loader.set_state(position.pop("loader"))
+    return step, state, _Progress(**position)
+
+
+def _due(number: int, every: int) -> bool:
+    return bool(every) and number % every == 0
+
+
+def _judged(known: _Progress, number: int, loss: float) -> _Progress:
+    if known.best is None or loss < known.best:
+        return _Progress(loss, number, 0)
+    return dataclasses.replace(known, worse=known.worse + 1)
+
+
+def _not_finite(number: int, metrics: Metrics, batch: Batch, name_rows: Callable[[np.ndarray], str]) -> str:
+    losses = np.asarray(multihost_utils.process_allgather(metrics.rows.cross_entropy, tiled=True)).reshape(-1)
+    tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1])
+    where = "the gradient is not finite though every row's loss is"
+    if not np.isfinite(losses).all():
+        found = ~np.isfinite(losses)
+        named = name_rows(tokens[found]) if len(tokens) == len(losses) else f"{found.sum()} rows"
+        where = f"the loss of {named} is not finite"
+    return f"step {number}: {where}; lower config.learning_rate, or leave these rows out"
+
+
+@contextlib.contextmanager
+def _told_to_stop() -> Iterator[Callable[[int], bool]]:
+    """Gives a function that says after each step whether SIGTERM has come; of several processes to all at one step."""
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be caught
+        yield lambda step: False
+        return
+    came = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield lambda step: came.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,79 +1,159 @@
-"""The plain training loop."""
+"""The training loop: what is kept, what a rerun goes on from, and when it ends."""
+
+import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from support import tiny_config
 
-from clinmerge_jax.llama.model import forward
+from clinmerge_jax.data.batch import Batch
+from clinmerge_jax.errors import BadInput, RunFailure
+from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.parameters import init_params
-from clinmerge_jax.training.loop import TrainingSettings, optimizer, target_loss, train
+from clinmerge_jax.parallel.layout import make_layout, one_device
+from clinmerge_jax.parallel.mesh import MeshShape
+from clinmerge_jax.training.checkpoints import Checkpoints
+from clinmerge_jax.training.log import TrainingLog
+from clinmerge_jax.training.loop import Interrupted, LoopSettings, train
+from clinmerge_jax.training.optimizer import OptimizerSettings
+from clinmerge_jax.training.run import Rows, Run, name_rows
+from clinmerge_jax.training.step import StepSettings
 
 CONFIG = tiny_config(tie_word_embeddings=True)
+STEPS = 6
+SETTINGS = StepSettings(OptimizerSettings(1e-2, warmup_steps=2), STEPS, dtype=jnp.float32)
 
 
-@pytest.fixture(autouse=True)
-def usual_promotion():
-    """Optax mixes integer step counts with floats, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def _windows(count=8, length=16):
+def _data(count: int = 10, length: int = 12) -> Batch:
+    """Rows of one document each, of several lengths, that count upwards in ones or twos."""
     rng = np.random.default_rng(0)
-    tokens = np.cumsum(rng.integers(1, 3, (count, length + 1)), axis=1).astype(np.int32) % 32
-    return tokens, np.ones_like(tokens, bool)
+    tokens = np.cumsum(rng.integers(1, 3, (count, length)), axis=1).astype(np.int32) % CONFIG.vocab_size
+    inside = np.arange(length) < rng.integers(4, length + 1, count)[:, None]
+    targets = inside & (np.arange(length) > 1)
+    positions = np.where(inside, np.arange(length), 0).astype(np.int32)
+    return Batch(np.where(inside, tokens, 0), targets, positions, inside.astype(np.int32))
 
 
-def test_a_small_text_is_learned_and_the_same_seed_gives_the_same_weights():
-    settings = TrainingSettings(steps=60, batch_size=4, learning_rate=1e-2, warmup_steps=5)
+def _run(settings=SETTINGS, layout=None) -> Run:
+    return Run(layout or one_device(CONFIG), settings, _data(), Rows(4, 2), seed=3)
+
+
+def _begin(run: Run):
+    return run.begin(init_params(CONFIG, jax.random.key(1)), seed=5)
+
+
+def _same(one, other) -> bool:
+    leaves = jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), one, other))
+    return bool(leaves) and all(leaves)
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    run = _run()
+    return train(_begin(run), run.take, run.loader(), LoopSettings(STEPS)).state
+
+
+def test_training_lowers_the_loss():
+    run, losses = _run(dataclasses.replace(SETTINGS, steps=30)), []
+    outcome = train(
+        _begin(run), run.take, run.loader(), LoopSettings(30), progress=lambda step, loss: losses.append(loss)
+    )
+    assert len(losses) == 30 and np.mean(losses[-3:]) < 0.7 * losses[0] and outcome.step == 30
+    assert run.loss(_data())(outcome.state) < losses[0]
+
+
+@pytest.mark.parametrize("told_at", [1, 2, 3])
+def test_a_run_that_was_told_to_stop_ends_as_if_it_had_not_been(tmp_path, undisturbed, told_at):
+    def stop(step: int, loss: float) -> None:
+        if step == told_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = LoopSettings(STEPS, save_every=2)
+    before = signal.getsignal(signal.SIGTERM)
+    run, checkpoints = _run(), Checkpoints(tmp_path / "steps")
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        train(_begin(run), run.take, run.loader(), settings, checkpoints, progress=stop,
+              log=lambda after: TrainingLog(tmp_path / "log", after))  # fmt: skip
+    checkpoints.close()
+    assert signal.getsignal(signal.SIGTERM) is before
+    checkpoints = Checkpoints(tmp_path / "steps")
+    assert told_at <= checkpoints.latest() <= told_at + 1  # a step's loss is read after the next one was sent off
+    logs = []
+    run = _run()
+    outcome = train(_begin(run), run.take, run.loader(), settings, checkpoints,
+                    log=lambda after: logs.append(TrainingLog(tmp_path / "log", after)) or logs[0])  # fmt: skip
+    checkpoints.close()
+    assert outcome.step == STEPS and _same(outcome.state, undisturbed)
+    assert [row["step"] for row in logs[0].rows] == list(range(1, STEPS + 1))
+
+
+def test_what_is_kept_is_not_touched_by_the_steps_that_follow(tmp_path):
+    run, checkpoints = _run(), Checkpoints(tmp_path / "steps", keep_last=STEPS)
+    seen, take = {}, run.take
+
+    def watched(state, batch):
+        seen[int(state.step)] = jax.tree.map(lambda leaf: np.array(leaf), state)
+        return take(state, batch)  # gives away the memory of the state that is being written
+
+    train(_begin(run), watched, run.loader(), LoopSettings(STEPS, save_every=1), checkpoints)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _begin(run))
+    assert all(_same(checkpoints.restore(step, like)[0], seen[step]) for step in range(1, STEPS))
+    checkpoints.close()
+
+
+def test_patience_ends_training_and_the_best_step_is_known(tmp_path):
+    found = iter([3.0, 2.0, 2.5, 2.0, 9.0])
+    run, checkpoints = _run(), Checkpoints(tmp_path / "steps", keep_last=1, keep_best=True)
+    settings = LoopSettings(STEPS, validate_every=1, patience=2)
+    outcome = train(_begin(run), run.take, run.loader(), settings, checkpoints, validate=lambda state: next(found))
+    assert (outcome.step, outcome.best_step, outcome.stopped_early) == (4, 2, True)
+    again = train(_begin(run), run.take, run.loader(), settings, checkpoints, validate=lambda state: next(found))
+    assert (again.step, again.best_step, again.stopped_early) == (4, 2, True)  # no step more
+    assert next(found) == 9.0
+    checkpoints.close()
+
+
+def test_a_loss_that_is_not_finite_names_the_documents(tmp_path):
+    run = _run()
+    params = init_params(CONFIG, jax.random.key(1))
+    ids = [[f"note-{row}"] for row in range(10)]
+    poisoned = int(_data().tokens[7][1])  # whoever reads this token gets a loss that is no number
+    params["embed_tokens"]["weight"] = params["embed_tokens"]["weight"].at[poisoned].set(jnp.nan)
+    with pytest.raises(RunFailure, match=r"step 1: the loss of the rows with note-\d") as error:
+        train(run.begin(params), run.take, run.loader(), LoopSettings(STEPS), name_rows=name_rows([_data()], ids))
+    assert "is not finite" in str(error.value)
+
+
+def test_eight_devices_train_as_one_does():
+    config = dataclasses.replace(CONFIG, num_key_value_heads=CONFIG.num_attention_heads)
     losses = []
-    first = train(
-        init_params(CONFIG, jax.random.key(0)), CONFIG, _windows(), settings, lambda _, loss: losses.append(loss)
-    )
-    second = train(init_params(CONFIG, jax.random.key(0)), CONFIG, _windows(), settings)
-    assert len(losses) == 60 and losses[-1] < 0.5 * losses[0]
-    assert all(map(lambda a, b: np.array_equal(a, b), jax.tree.leaves(first), jax.tree.leaves(second)))
+    for layout in (one_device(config), make_layout(config, MeshShape(2, 2, 2))):
+        run = Run(layout, SETTINGS, _data(16), Rows(16, 8), seed=3)
+        state = run.begin(jax.device_put(init_params(config, jax.random.key(1)), layout.shardings()))
+        some: list[float] = []
+        train(state, run.take, run.loader(), LoopSettings(STEPS), progress=lambda _, loss, some=some: some.append(loss))
+        losses.append(some)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
 
 
-def test_only_target_tokens_count():
+def test_an_adapter_leaves_the_model_alone():
+    run = _run(dataclasses.replace(SETTINGS, lora=LoraSettings(rank=2, dropout=0.1)))
     params = init_params(CONFIG, jax.random.key(1))
-    tokens, targets = _windows(2)
-    targets[:, 5:] = False
-    loss = target_loss(params, jnp.asarray(tokens), jnp.asarray(targets), CONFIG)
-    logits = forward(params, jnp.asarray(tokens), CONFIG)
-    expected = optax.softmax_cross_entropy_with_integer_labels(logits[:, :4], tokens[:, 1:5]).mean()
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    before = jax.tree.map(np.array, params)
+    state = run.begin(params)
+    shapes = {path[-1].key for path, _ in jax.tree_util.tree_flatten_with_path(state.trained)[0]}
+    outcome = train(state, run.take, run.loader(), LoopSettings(STEPS))
+    assert shapes == {"lora_a", "lora_b"} and _same(run.frozen, before)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(outcome.state.trained))
 
 
-def test_a_batch_without_targets_has_no_loss_and_no_gradient():
-    params = init_params(CONFIG, jax.random.key(1))
-    tokens, targets = _windows(2)
-    loss, gradient = jax.value_and_grad(target_loss)(params, jnp.asarray(tokens), jnp.asarray(targets & False), CONFIG)
-    assert loss == 0 and all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
-
-
-def test_weight_decay_spares_norms():
-    settings = TrainingSettings(steps=10, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
-    params = init_params(CONFIG, jax.random.key(1))
-    transformation = optimizer(settings)
-    nothing = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = transformation.update(nothing, transformation.init(params), params)
-    assert not np.any(updates["norm"]["weight"]) and not np.any(updates["layers"]["input_layernorm"]["weight"])
-    np.testing.assert_allclose(
-        updates["layers"]["mlp"]["up_proj"]["weight"], -0.05 * params["layers"]["mlp"]["up_proj"]["weight"], rtol=1e-5
-    )
-
-
-def test_one_step_is_enough_for_a_schedule():
-    params = init_params(CONFIG, jax.random.key(1))
-    train(params, CONFIG, _windows(), TrainingSettings(steps=1, batch_size=2))
-
-
-def test_a_loss_that_is_not_finite_stops_training():
-    params = init_params(CONFIG, jax.random.key(1))
-    params["norm"]["weight"] = params["norm"]["weight"] * jnp.nan
-    with pytest.raises(FloatingPointError, match="step 1 "):
-        train(params, CONFIG, _windows(), TrainingSettings(steps=3, batch_size=2))
+@pytest.mark.parametrize(
+    "rows, named", [((0,), "batch_size"), ((4, 3), "micro_batch"), ((4, -1), "micro_batch"), ((3,), "batch_size")]
+)
+def test_rows_that_do_not_divide_are_refused(rows, named):
+    with pytest.raises(BadInput, match=f"config.{named}: "):
+        Run(make_layout(CONFIG, MeshShape(8, 1, 1)), SETTINGS, _data(), Rows(*rows))

@@ -1,0 +1,209 @@
+"""A training run as the loop takes it: the state and its place on the mesh, its batches, its validation."""
+
+import dataclasses
+import functools
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clinmerge_jax.data.batch import Batch
+from clinmerge_jax.data.loader import load, local_rows
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.parameters import Params
+from clinmerge_jax.parallel.layout import Layout
+from clinmerge_jax.training.flops import peak_flops, step_flops
+from clinmerge_jax.training.lora import init_adapter
+from clinmerge_jax.training.optimizer import adamw
+from clinmerge_jax.training.sharding import state_shardings
+from clinmerge_jax.training.step import Metrics, StepSettings, TrainState, evaluate_step, init_state, train_step
+from clinmerge_jax.training.weights import split
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How a step's rows are taken.
+
+    Attributes:
+      batch_size: rows of a step, over all processes.
+      micro_batch: rows at a time; 0 for all.
+      replay: further rows that are mixed in, [M, T].
+      replay_share: how much of each step they are.
+
+    Raises:
+      BadInput: a number is out of its range.
+    """
+
+    batch_size: int
+    micro_batch: int = 0
+    replay: Batch | None = None
+    replay_share: float = 0.0
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise BadInput(f"config.batch_size: is {self.batch_size}; give 1 or more")
+        if self.micro_batch < 0 or (self.micro_batch and self.batch_size % self.micro_batch):
+            raise BadInput(
+                f"config.micro_batch: {self.micro_batch} does not divide config.batch_size ({self.batch_size}); give a"
+                " divisor, or 0 for all rows at a time"
+            )
+        if self.replay is not None and not 0 < self.replay_share < 1:
+            raise BadInput(f"config.replay.share: is {self.replay_share}; give a share between 0 and 1")
+
+    @property
+    def at_a_time(self) -> int:
+        """Rows of a micro-batch."""
+        return self.micro_batch or self.batch_size
+
+
+class Run:
+    """One model, how it is trained, and on what.
+
+    Args:
+      layout: how the model lies.
+      settings: of the steps.
+      data: what is learned, [N, T].
+      rows: how a step takes them.
+      seed: of the order.
+
+    Raises:
+      BadInput: the mesh does not cut the rows evenly.
+    """
+
+    def __init__(self, layout: Layout, settings: StepSettings, data: Batch, rows: Rows, seed: int = 0):
+        parts = layout.parts("batch")
+        if rows.at_a_time % parts:
+            field = "micro_batch" if rows.micro_batch else "batch_size"
+            raise BadInput(
+                f"config.{field}: {rows.at_a_time} rows cannot be cut into the mesh's {parts} parts; give a multiple"
+            )
+        self.layout = layout
+        self.settings = settings
+        self._rows = rows
+        self._data = data
+        self._seed = seed
+        self._frozen: Params = {}
+        self._start: Params | None = None
+
+    def begin(self, params: Params, frozen: frozenset[tuple[str, ...]] = frozenset(), seed: int = 0) -> TrainState:
+        """The state before the first step; keeps what is not trained.
+
+        Args:
+          params: the model, in float32 where its weights are trained, and in the dtype of the computation with an
+            adapter; its arrays are given away.
+          frozen: leaves that stay as they are.
+          seed: of the adapter's start and of dropout.
+        """
+        lora, dtype = self.settings.lora, self.settings.dtype
+        if lora is not None:
+            self._frozen = params
+            make = functools.partial(init_adapter, self.layout.config, lora)
+            trained = jax.eval_shape(make, jax.random.key(seed))
+            create, given = lambda _: init_state(make(jax.random.key(seed)), self.settings, seed), {}
+        else:
+            trained, still = split(params, self.layout.config, frozen)
+            self._frozen = jax.tree.map(lambda leaf: leaf.astype(dtype), still)
+            if self.settings.kl or self.settings.l2:
+                self._start = jax.tree.map(lambda leaf: leaf.astype(dtype if self.settings.kl else leaf.dtype), trained)
+            create, given = lambda trained: init_state(trained, self.settings, seed), trained
+        shapes = jax.eval_shape(lambda trained: init_state(trained, self.settings, seed), trained)
+        shardings = state_shardings(shapes, adamw(self.settings.optimizer), self.layout)
+        return jax.jit(create, out_shardings=shardings, donate_argnums=0)(given)
+
+    @property
+    def frozen(self) -> Params:
+        """The leaves that are not trained, in the dtype of the computation."""
+        return self._frozen
+
+    def loader(self) -> Any:
+        """This process's batches, from the first step on; see `data.loader.load`."""
+        at_a_time = self._rows.at_a_time
+        return load(
+            self._data,
+            self.settings.steps,
+            at_a_time,
+            self._rows.batch_size // at_a_time,
+            self._seed,
+            local_rows(self.layout.named("batch"), at_a_time),
+            self._rows.replay,
+            self._rows.replay_share,
+        )
+
+    def take(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step."""
+        placed = self._place(batch, self._rows.at_a_time)
+        return train_step(
+            state, self._frozen, placed, self._start,
+            settings=self.settings, config=self.layout.config, layout=self.layout,
+        )  # fmt: skip
+
+    def _place(self, batch: Batch, rows: int) -> Batch:
+        """A process's part of a batch, [A, B, T], as a global one."""
+        sharding = self.layout.named(None, "batch", None)
+
+        def place(local: np.ndarray) -> jax.Array:
+            shape = (local.shape[0], rows, local.shape[2])
+            return jax.make_array_from_process_local_data(sharding, local, shape)
+
+        return jax.tree.map(place, batch)
+
+    def loss(self, data: Batch) -> Callable[[TrainState], float]:
+        """A function that gives the mean loss of a state in nats on the target tokens of rows, [N, T]."""
+        size = self._rows.at_a_time
+
+        def pieces() -> Iterator[Batch]:
+            for start in range(0, len(data.tokens), size):
+                piece = jax.tree.map(lambda leaf: leaf[start : start + size], data)  # noqa: B023
+                missing = size - len(piece.tokens)
+                yield jax.tree.map(lambda leaf: np.pad(leaf, ((0, missing), (0, 0))), piece)  # noqa: B023
+
+        def mean(state: TrainState) -> float:
+            total = count = 0.0
+            for piece in pieces():
+                placed = jax.tree.map(lambda leaf: self.layout.put(leaf, "batch", None), piece)
+                found = evaluate_step(
+                    state.trained, self._frozen, placed,
+                    settings=self.settings, config=self.layout.config, layout=self.layout,
+                )  # fmt: skip
+                total += float(jnp.sum(found.cross_entropy))
+                count += float(jnp.sum(found.targets))
+            return total / count
+
+        return mean
+
+    def measures(self, batch: Batch, seconds: float) -> dict[str, float]:
+        """Of a step with this process's part of a batch: tokens and operations a second, and memory in bytes."""
+        inside = batch.segments > 0
+        tokens = int(inside.sum()) * jax.process_count()
+        attended = int((batch.positions[inside] + 1).sum()) * jax.process_count()
+        flops = step_flops(self.layout.config, tokens, attended, frozen=self.settings.lora is not None) / seconds
+        found = {"tokens_per_second": tokens / seconds, "flops_per_second": flops}
+        peak = peak_flops(self.layout.device)
+        if peak is not None:
+            found["mfu"] = flops / (peak * self.layout.mesh.size)
+        statistics = self.layout.device.memory_stats() if self.layout.device.platform != "cpu" else None
+        found["peak_bytes"] = (statistics or {}).get("peak_bytes_in_use") or _resident_bytes()
+        return found
+
+
+def _resident_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def name_rows(data: Sequence[Batch], contents: Sequence[Sequence[str]]) -> Callable[[np.ndarray], str]:
+    """A function that gives rows of tokens, [K, T], the ids of the documents in them.
+
+    Args:
+      data: the sets that rows come from, [N, T] each.
+      contents: the ids in each row, of all sets one after the other.
+    """
+
+    def name(tokens: np.ndarray) -> str:
+        everything = np.concatenate([one.tokens for one in data])
+        found = [int(np.flatnonzero((everything == row).all(axis=1))[0]) for row in tokens]
+        return "the rows with " + "; ".join(", ".join(contents[row]) for row in found)
+
+    return name
