@@ -76,6 +76,9 @@ def load(
       local: which of a micro-batch's rows this process reads (`local_rows`); all by default.
       replay: rows of another set that are mixed in, [M, T].
       replay_share: the share that they have, over 0 and under 1.
+
+    Raises:
+      ValueError: that share is no such number.
     """
     count = len(rows.tokens)
     order = _shuffled(0, count, seed)
