@@ -27,7 +27,7 @@ def steps_of(rows: int, rows_per_step: int, epochs: float, steps: int = 0, repla
       steps: overrides the epochs, unless 0.
       replay: the share of rows that come from the replayed set.
     """
-    return steps or math.ceil(round(epochs * rows / (rows_per_step * (1.0 - replay)), 6))
+    return steps or max(1, math.ceil(round(epochs * rows / (rows_per_step * (1.0 - replay)), 6)))
 
 
 def local_rows(sharding: Sharding, rows: int) -> slice:
@@ -76,6 +76,9 @@ def load(
       local: which of a micro-batch's rows this process reads (`local_rows`); all by default.
       replay: rows of another set that are mixed in, [M, T].
       replay_share: the share that they have, over 0 and under 1.
+
+    Raises:
+      ValueError: that share is no such number.
     """
     count = len(rows.tokens)
     order = _shuffled(0, count, seed)

@@ -67,8 +67,10 @@ def pack(encoded: Sequence[Encoded], length: int, packing: bool = True) -> tuple
       The rows, a Batch of [N, T], and what was made of the documents.
 
     Raises:
-      BadInput: nothing would be learned.
+      BadInput: nothing would be learned, or a row has no room for a token and what it is learned from.
     """
+    if length < 2:
+        raise BadInput(f"config.length: is {length}; give 2 or more")
     pieces: list[Encoded] = []
     origins: list[int] = []
     truncated = dropped = cut = 0

@@ -47,7 +47,11 @@ def read_tfds(source: str, field: str, data_dir: str | None) -> Iterator[tuple[s
             " it has, or prepare it there with file_format='array_record'"
         ) from error
     for index in range(len(rows)):
-        yield f"{source} row {index}", {key: _plain(value) for key, value in rows[index].items()}
+        name = f"{source} row {index}"
+        try:
+            yield name, {key: _plain(value) for key, value in rows[index].items()}
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{name}: has bytes that are not UTF-8; leave that feature out") from error
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Documents to tokens, and which of them count."""
 
-import json
+import copy
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from clinmerge_jax.data.documents import (
     encode,
     pack,
 )
-from clinmerge_jax.data.reading import read_documents
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.miniature.corpus import corpus
 from clinmerge_jax.miniature.tokenizer import train_tokenizer
@@ -92,25 +91,6 @@ def test_a_conversation_needs_a_chat_template(tmp_path):
         encode(Document("note 7", messages=CONVERSATION), load_tokenizer(tmp_path, "config.model"))
 
 
-def test_json_lines_of_text_and_messages_are_read(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"text": "A note."}) + "\n\n" + json.dumps({"messages": CONVERSATION}) + "\n")
-    first, second = read_documents(str(path), "config.text")
-    assert (first.text, first.name) == ("A note.", f"{path}:1")
-    assert (second.messages, second.name) == (CONVERSATION, f"{path}:3")
-
-
-@pytest.mark.parametrize(
-    "line", ["{", "[1]", "{}", '{"text": ""}', '{"text": 3}', '{"messages": []}', '{"messages": [{"role": "user"}]}']
-)
-def test_malformed_lines_are_refused_by_number_without_quoting_text(tmp_path, line):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "Secret patient words."}\n' + line + "\n")
-    with pytest.raises(BadInput, match=":2: ") as error:
-        read_documents(str(path), "config.text")
-    assert "Secret" not in str(error.value)
-
-
 def test_packing_lays_documents_end_to_end():
     documents = [Encoded(np.arange(1, n + 1, dtype=np.int32), np.arange(n) > 0) for n in (4, 6, 5)]
     tokens, targets = pack(documents, 4)
@@ -134,17 +114,115 @@ def test_packing_pads_a_text_shorter_than_a_window_without_scoring_the_padding()
     assert tokens.tolist() == [[5, 6, 0, 0, 0]] and targets.tolist() == [[False, True, False, False, False]]
 
 
-def test_line_separators_inside_json_text_do_not_split_it(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "one \u2028 two \u0085 three"}\n{"text": "next"}\r\n', encoding="utf-8")
-    assert [document.text for document in read_documents(str(path), "config.text")] == [
-        "one \u2028 two \u0085 three",
-        "next",
-    ]
-
-
 def test_token_ids_beyond_the_embedding_are_refused():
     documents = [Encoded(np.array([1, 99], np.int32), np.array([False, True]))]
     check_vocabulary(documents, 100, "config.model")
     with pytest.raises(BadInput, match="config.model: the tokenizer gives token id 99"):
         check_vocabulary(documents, 99, "config.model")
+
+
+LLAMA31_FORM = (
+    "{{ bos_token }}<|start|>system<|end|>\n\nWritten in autumn.\n\n"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% endif %}<|eot|>"
+    "{% for m in messages if m['role'] != 'system' %}"
+    "<|start|>{{ m['role'] }}<|end|>\n\n{{ m['content'] | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
+)
+FOLDING = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|start|>"
+    "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}"
+    "{{ m['content'] }}<|end|>"
+    "{% elif m['role'] == 'assistant' %} {{ m['content'] }}<|end_of_text|>{% endif %}{% endfor %}"
+)
+REFUSING = FOLDING.replace("{% elif", "{% elif m['role'] == 'system' %}{{ raise_exception('secret') }}{% elif")
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.fixture(scope="module")
+def with_headers(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>", "<|eot|>"]})
+    return own
+
+
+def _assert_encoded(encoded, tokenizer, parts):
+    """The tokens are those of the parts, and exactly the parts that are marked True are learned."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in parts]
+    assert encoded.tokens.tolist() == [token for part in ids for token in part]
+    assert encoded.targets.tolist() == [learned for part, (_, learned) in zip(ids, parts) for _ in part]
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_llama_31s_form_learns_every_answer_with_its_end_of_turn(with_headers, system):
+    with_headers.chat_template = LLAMA31_FORM
+    encoded = encode(Document("d", messages=[SYSTEM] * bool(system) + CONVERSATION), with_headers, end=1)
+    parts = [
+        (f"<|begin_of_text|><|start|>system<|end|>\n\nWritten in autumn.\n\n{system}<|eot|>", False),
+        ("<|start|>user<|end|>\n\nWhere is the dog?<|eot|><|start|>assistant<|end|>\n\n", False),
+        ("In the barn.<|eot|>", True),
+        ("<|start|>user<|end|>\n\nAnd the hen?<|eot|><|start|>assistant<|end|>\n\n", False),
+        ("At home.<|eot|>", True),
+    ]
+    _assert_encoded(encoded, with_headers, parts)
+
+
+def test_a_template_that_folds_the_system_message_into_the_users_learns_the_answers_alone(with_headers):
+    with_headers.chat_template = FOLDING
+    parts = [
+        ("<|begin_of_text|><|start|>Be brief.\n\nWhere is the dog?<|end|>", False),
+        (" In the barn.<|end_of_text|>", True),
+        ("<|start|>And the hen?<|end|>", False),
+        (" At home.<|end_of_text|>", True),
+    ]
+    _assert_encoded(encode(Document("d", messages=[SYSTEM, *CONVERSATION]), with_headers), with_headers, parts)
+
+
+def test_a_template_without_a_system_role_names_the_row_and_the_mend(with_headers):
+    with_headers.chat_template = REFUSING
+    assert encode(Document("d", messages=CONVERSATION), with_headers).targets.any()
+    with pytest.raises(BadInput, match="note 7: the chat template refuses it; put its system message into") as error:
+        encode(Document("note 7", messages=[SYSTEM, *CONVERSATION]), with_headers)
+    assert "secret" not in str(error.value) and "brief" not in str(error.value)
+
+
+def test_of_a_prompt_with_its_completion_the_completion_and_the_end_are_learned(tokenizer):
+    pair, end = Document("d", prompt="Where is the dog?\n", completion="In the barn."), tokenizer.eos_token_id
+    parts = [("<|begin_of_text|>Where is the dog?\n", False), ("In the barn.<|end_of_text|>", True)]
+    _assert_encoded(encode(pair, tokenizer, end), tokenizer, parts)
+    started = Document("d", prompt="<|begin_of_text|>Where is the dog?\n", completion="In the barn.<|end_of_text|>")
+    _assert_encoded(encode(started, tokenizer, end), tokenizer, parts)
+
+
+def test_a_token_across_the_boundary_is_learned(tokenizer):
+    whole = tokenizer("The dog sat.")["input_ids"]
+    encoded = encode(Document("d", prompt="The d", completion="og sat."), tokenizer)
+    assert encoded.tokens.tolist() == whole
+    first = int(np.argmax(encoded.targets))
+    assert encoded.targets[first:].all() and not encoded.targets[:first].any()
+    assert tokenizer.decode(encoded.tokens[1:first]) == "The"  # " d" became " do"
+
+
+def test_as_chat_a_prompt_and_its_completion_are_two_messages(tokenizer):
+    pair = Document("d", prompt=CONVERSATION[0]["content"], completion=CONVERSATION[1]["content"])
+    encoded, expected = (
+        encode(pair, tokenizer, 1, chat=True),
+        encode(Document("d", messages=CONVERSATION[:2]), tokenizer),
+    )
+    np.testing.assert_array_equal(encoded.tokens, expected.tokens)
+    np.testing.assert_array_equal(encoded.targets, expected.targets)
+
+
+def test_a_mask_of_everything_is_refused_by_name(with_headers):
+    with_headers.chat_template = (
+        "{{ bos_token }}{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}{% endfor %}"
+    )
+    with pytest.raises(BadInput, match="note 7: nothing but the answer is left of it"):
+        encode(Document("note 7", messages=CONVERSATION), with_headers)
+
+
+def test_an_id_is_the_rows_own_or_follows_from_its_words_alone():
+    assert Document("a:1", text="x", given_id="n7").id == "n7"
+    assert Document("a:1", text="x").id == Document("b:9", text="x", label="c").id
+    others = [Document("d", text="y"), Document("d", prompt="x", completion="y"), Document("d", messages=CONVERSATION)]
+    assert len({document.id for document in [*others, Document("d", text="x")]}) == 4
+    assert Document("d", text="A note.").id == "5d83f71ebc0cbf0b"
