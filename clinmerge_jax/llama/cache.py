@@ -167,7 +167,9 @@ def extend(
     inside_BC = jnp.minimum(positions_BC, config.max_position_embeddings - 1)
     rotations = rope.rotations(config, inside_BC)
     graphdef, _ = abstract_block(config, "scale" in params["layers"][0]["self_attn"]["q_proj"])
-    at = (jnp.arange(tokens_BC.shape[0])[:, None], slice(None), positions_BC)
+    # Heads too by index: XLA for TPUs would lay a slice of them out next to H, and then copy the cache in every step.
+    rows_B11, heads_G = jnp.arange(tokens_BC.shape[0])[:, None, None], jnp.arange(config.num_key_value_heads)
+    at = (rows_B11, heads_G, positions_BC[..., None])
     grown = {field.name: list(getattr(cache, field.name)) for field in dataclasses.fields(Cache)}
     in_int8 = bool(cache.key_scales)
 
