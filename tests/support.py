@@ -186,6 +186,7 @@ def tpu_devices(patch, topology: str, kind: str) -> Sequence[Any]:
         "TPU_ACCELERATOR_TYPE": kind,
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes compile too; none uses a TPU
     }.items():
         patch.setenv(name, value)
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices

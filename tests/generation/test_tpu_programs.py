@@ -1,6 +1,7 @@
 """Llama-3.1-8B's decode step compiles ahead of time for small TPU slices; needs the tpu extra, no TPU."""
 
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +52,11 @@ def test_the_decode_step_fits(topology, attention, monkeypatch, figures):
         f" {argument / 1e9:.3f}, temporary {temporary / 1e9:.3f} GB a device"
     )
     assert argument + temporary < PODS[topology]
-    layers = layout.config.num_hidden_layers
-    assert compiled.as_text().count("tpu_custom_call") == (layers if attention is Backend.RAGGED else 0)
+    text, layers = compiled.as_text(), layout.config.num_hidden_layers
+    assert text.count("tpu_custom_call") == (layers if attention is Backend.RAGGED else 0)
+    cached = state.cache.keys[0]
+    shard = ",".join(map(str, cached.sharding.shard_shape(cached.shape)))
+    assert f"bf16[{shard}]" in text and not re.search(rf"= bf16\[{shard}\]\S* copy\(", text)
 
 
 def _state_alone(layout):
