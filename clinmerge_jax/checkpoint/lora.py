@@ -99,8 +99,8 @@ def load_lora(location: str, field: str, config: LlamaConfig) -> tuple[LoraSetti
             if (a_RI.shape, b_OR.shape) != ((lora.rank, inputs), (outputs, lora.rank)) or scaling != lora.scaling:
                 raise BadInput(
                     f"{field}: {adapter.path} has for {name} factors of {list(a_RI.shape)} and {list(b_OR.shape)},"
-                    f" scaled by {scaling:g}, where r and lora_alpha ask for rank {lora.rank} and {lora.scaling:g}; give an"
-                    " adapter of this model and one rank"
+                    f" scaled by {scaling:g}, where r and lora_alpha ask for rank {lora.rank} and {lora.scaling:g};"
+                    " give an adapter of this model and one rank"
                 )
             pairs.append((a_RI, b_OR))
         return {leaf: np.stack(factors) for leaf, factors in zip(("lora_a", "lora_b"), zip(*pairs))}
