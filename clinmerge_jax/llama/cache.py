@@ -172,16 +172,17 @@ def extend(
     inside_BC = jnp.minimum(positions_BC, config.max_position_embeddings - 1)
     rotations = rope.rotations(config, inside_BC)
     graphdef, _ = abstract_block(config, "scale" in params["layers"][0]["self_attn"]["q_proj"])
-    # Heads too by index: XLA for TPUs would lay a slice of them out next to H, and then copy the cache in every step.
-    rows_B11, heads_G = jnp.arange(tokens_BC.shape[0])[:, None, None], jnp.arange(config.num_key_value_heads)
-    positions_BC1 = positions_BC[..., None]
+    rows_B1, heads_G = jnp.arange(tokens_BC.shape[0])[:, None], jnp.arange(config.num_key_value_heads)
     grown = {kind: list(getattr(cache, kind)) for kind in ("keys", "values", "key_scales", "value_scales")}
     in_int8 = bool(cache.key_scales)
 
     def put(kind: str, index: int, new_BCGx: jax.Array) -> jax.Array:
         layer = grown[kind][index]
         last = cache.positions_last and layer.ndim == 4
-        at = (rows_B11, heads_G, *[slice(None)] * last, positions_BC1)
+        if cache.positions_last:
+            at = (rows_B1, *[slice(None)] * (layer.ndim - 2), positions_BC)
+        else:  # heads by index too: XLA for TPUs would lay a slice of them next to H, and copy the cache in every step
+            at = (rows_B1[..., None], heads_G, positions_BC[..., None])
         grown[kind][index] = layer.at[at].set(new_BCGx.astype(layer.dtype), mode="drop")
         return grown[kind][index].swapaxes(2, 3) if last else grown[kind][index]
 
