@@ -177,24 +177,3 @@ def check_vocabulary(encoded: Sequence[Encoded], vocab_size: int, field: str) ->
             f"{field}: the tokenizer gives token id {highest}, but vocab_size in its config.json is {vocab_size};"
             " tokenizer and weights belong to different models"
         )
-
-
-def pack(encoded: Sequence[Encoded], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lays documents end to end and cuts them into windows for training.
-
-    Args:
-      encoded: the documents, in order.
-      length: predicted tokens per window.
-
-    Returns:
-      Tokens [N, length + 1] int32 and targets [N, length + 1] bool; what does not fill a window at
-      the end is dropped, unless it is all there is, which is padded and not scored there.
-    """
-    stream = np.concatenate([document.tokens for document in encoded])
-    scored = np.concatenate([document.targets for document in encoded])
-    if len(stream) < length + 1:
-        missing = length + 1 - len(stream)
-        stream, scored = np.pad(stream, (0, missing)), np.pad(scored, (0, missing))
-    count = (len(stream) - 1) // length
-    starts = np.arange(count)[:, None] * length + np.arange(length + 1)
-    return stream[starts], scored[starts]

@@ -12,7 +12,6 @@ from clinmerge_jax.data.documents import (
     Encoded,
     check_vocabulary,
     encode,
-    pack,
 )
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.miniature.corpus import corpus
@@ -91,15 +90,6 @@ def test_a_conversation_needs_a_chat_template(tmp_path):
         encode(Document("note 7", messages=CONVERSATION), load_tokenizer(tmp_path, "config.model"))
 
 
-def test_packing_lays_documents_end_to_end():
-    documents = [Encoded(np.arange(1, n + 1, dtype=np.int32), np.arange(n) > 0) for n in (4, 6, 5)]
-    tokens, targets = pack(documents, 4)
-    stream = [1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5]
-    assert tokens.shape == (3, 5)
-    assert [row.tolist() for row in tokens] == [stream[:5], stream[4:9], stream[8:13]]
-    assert targets[0].tolist() == [False, True, True, True, False]
-
-
 def test_raw_text_ends_with_the_end_token_once_and_conversations_do_not(tokenizer):
     end = tokenizer.eos_token_id
     text = encode(Document("d", text="The dog sat."), tokenizer, end)
@@ -107,11 +97,6 @@ def test_raw_text_ends_with_the_end_token_once_and_conversations_do_not(tokenize
     again = encode(Document("d", text="The dog sat.<|end_of_text|>"), tokenizer, end)
     assert again.tokens.tolist() == text.tokens.tolist()
     assert encode(Document("d", messages=CONVERSATION), tokenizer, end).tokens[-1] != end
-
-
-def test_packing_pads_a_text_shorter_than_a_window_without_scoring_the_padding():
-    tokens, targets = pack([Encoded(np.array([5, 6], np.int32), np.array([False, True]))], 4)
-    assert tokens.tolist() == [[5, 6, 0, 0, 0]] and targets.tolist() == [[False, True, False, False, False]]
 
 
 def test_token_ids_beyond_the_embedding_are_refused():
