@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import os
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,10 @@ from training_batches import draw_documents, make_batch
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.lora import load_lora, save_lora
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.params import llama_config
+from clinmerge_jax.checkpoint.params import llama_config, load_params
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.lora import LoraSettings, low_rank_product
-from clinmerge_jax.llama.model import abstract_block, last_states
+from clinmerge_jax.llama.model import abstract_block, forward, last_states
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.training.lora import init_adapter, merge_lora, squared_change
 from clinmerge_jax.training.optimizer import OptimizerSettings
@@ -180,6 +182,23 @@ def test_a_saved_adapter_is_read_back_bit_for_bit(saved):
     settings, again = load_lora(str(folder), "config.lora.start", config)
     assert settings == lora
     jax.tree.map(np.testing.assert_array_equal, again, factors)
+
+
+def test_peft_reads_a_saved_adapter_and_gives_the_logits_of_the_merged_weights(saved, repository, tmp_path, figures):
+    python = os.environ.get("CLINMERGE_PEFT_PYTHON")
+    if not python:
+        pytest.skip("CLINMERGE_PEFT_PYTHON does not name a Python with third_party/reference/requirements-peft.txt")
+    folder, lora, config, factors = saved
+    script = repository / "third_party" / "reference" / "peft_logits.py"
+    command = [python, script, tmp_path / "base", "0,3,5,2", tmp_path / "logits.npy", "--adapter", folder]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    assert not [line for line in json.loads(told)["warnings"] if "adapter" in line or "missing" in line]
+    _, weights = load_params(open_checkpoint(str(tmp_path / "base"), "config.model"))
+    with jax.default_matmul_precision("highest"):
+        ours = forward(merge_lora(weights, factors, lora), jnp.array([[0, 3, 5, 2]]), config)[0]
+    difference = np.abs(ours - np.load(tmp_path / "logits.npy")).max()
+    figures.append(f"a saved adapter in PEFT: logits up to {np.abs(ours).max():.1f} within {difference:.1e}")
+    assert difference < 1e-4
 
 
 def test_an_adapter_that_treats_layers_differently_is_refused(saved):
