@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny_config, write_llama
-from training_batches import draw_documents, make_batch
+from training_batches import draw_documents, make_batch, take_step
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.lora import load_lora, save_lora
@@ -23,13 +23,13 @@ from clinmerge_jax.llama.model import abstract_block, forward, last_states
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.training.lora import init_adapter, merge_lora, squared_change
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.step import StepSettings, init_state, step
+from clinmerge_jax.training.step import StepSettings, init_state
 from clinmerge_jax.training.weights import join
 
 CONFIG = tiny_config(initializer_range=0.2)
 LORA = LoraSettings(rank=3, alpha=4.0, rank_stabilized=True)
 SETTINGS = StepSettings(OptimizerSettings(1e-2, clip_norm=0.0), 10, lora=LORA, dtype=jnp.float32)
-take = functools.partial(jax.jit(step, static_argnames=("settings", "config")), config=CONFIG)
+take = functools.partial(take_step, config=CONFIG)
 BATCH = [[document] for document in draw_documents(4, CONFIG.vocab_size, 8)]
 
 
