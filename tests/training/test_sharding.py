@@ -9,14 +9,14 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
-from support import LLAMA_3_1_8B, tiny_config
+from support import LLAMA_3_1_8B, LLAMA_3_1_70B, tiny_config
 from training_batches import draw_documents, make_batch, take_step
 
 from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.parameters import build_params, init_params, iterate_params
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
-from clinmerge_jax.training.ahead_of_time import abstract_state
+from clinmerge_jax.training.ahead_of_time import abstract_state, lower_step
 from clinmerge_jax.training.lora import init_adapter
 from clinmerge_jax.training.optimizer import OptimizerSettings, adamw
 from clinmerge_jax.training.sharding import state_shardings
@@ -124,3 +124,12 @@ def test_moments_lie_as_their_weights_and_factors_as_the_weights_they_change():
             "q_proj": {"lora_a": PartitionSpec(None, None, "fsdp"), "lora_b": PartitionSpec(None, "tensor", None)},
             "down_proj": {"lora_a": PartitionSpec(None, None, "tensor"), "lora_b": PartitionSpec(None, "fsdp", None)},
         }
+
+
+def test_a_step_of_any_size_is_lowered_without_an_array():
+    layout = Layout(build_mesh(MeshShape(1, 2, 4)), LLAMA_3_1_70B)
+    settings = dataclasses.replace(FULL, kl=0.1, l2=0.1)
+    state, metrics = lower_step(layout, settings, (2, 4, 128), ["embed_tokens", "norm"]).out_info
+    assert set(state.trained) == {"layers", "lm_head"}
+    assert state.trained["layers"]["mlp"]["up_proj"]["weight"].shape == (80, 28672, 8192)
+    assert metrics.rows.divergence.shape == (2, 4) and metrics.loss.dtype == jnp.float32
