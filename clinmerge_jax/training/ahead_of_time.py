@@ -22,8 +22,9 @@ def abstract_state(layout: Layout, settings: StepSettings, freeze: Sequence[str]
       BadInput: as `init_adapter` and `frozen_paths`.
     """
     if settings.lora is None:
-        trained, _ = split(layout.abstract_params(), layout.config, frozen_paths(layout.config, freeze))
-        frozen = split(layout.abstract_params(settings.dtype), layout.config, frozen_paths(layout.config, freeze))[1]
+        paths = frozen_paths(layout.config, freeze)
+        trained, _ = split(layout.abstract_params(), layout.config, paths)
+        _, frozen = split(layout.abstract_params(settings.dtype), layout.config, paths)
     else:
         trained = jax.eval_shape(lambda key: init_adapter(layout.config, settings.lora, key), jax.random.key(0))
         frozen = layout.abstract_params(settings.dtype)

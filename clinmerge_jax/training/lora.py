@@ -65,8 +65,7 @@ def dropout_keys(config: LlamaConfig, lora: LoraSettings, key: jax.Array, rows_B
 
 def squared_change(adapter: Any, lora: LoraSettings) -> jax.Array:
     """The sum of squares of scaling * B A over all layers, from products of size R x R alone."""
-    pairs: list[dict[str, jax.Array]] = []
-    jax.tree.map(pairs.append, adapter, is_leaf=lambda node: "lora_a" in node)
+    pairs = jax.tree.leaves(adapter, is_leaf=lambda node: isinstance(node, dict) and "lora_a" in node)
 
     def of_one(pair: dict[str, jax.Array]) -> jax.Array:
         inner = jnp.einsum("lri,lsi->lrs", pair["lora_a"], pair["lora_a"])

@@ -73,7 +73,6 @@ def row_losses(
     size = min(chunk, length)
     labels_BT = jnp.roll(batch.tokens, -1, axis=1)
     learned_BT = jnp.roll(batch.targets, -1, axis=1).at[:, -1].set(False)
-
     wide = np.promote_types(x_BTD.dtype, np.float32)
 
     def cut(values: jax.Array) -> jax.Array:

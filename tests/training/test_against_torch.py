@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from support import tiny_config
 
 from clinmerge_jax.data.batch import Batch
@@ -40,6 +41,15 @@ KINDS = {
     "full": StepSettings(OPTIMIZER, STEPS, chunk=7),
     "lora": StepSettings(dataclasses.replace(OPTIMIZER, learning_rate=1e-2, clip_norm=1.0), STEPS, lora=LORA, chunk=7),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread():
+    """Threads that wait for each other cost more than these products."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +171,7 @@ def test_float64_follows_torch(kind, repository, steps, figures):
     assert loss < 1e-9 and weight < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_follows_torch(kind, repository, steps, figures):
     ours, theirs = train_with_jax(kind, "float32", steps), train_in_torch(repository, kind, "float32", steps)

@@ -3,31 +3,33 @@
 import dataclasses
 import functools
 import json
+import os
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny_config, write_llama
-from training_batches import draw_documents, make_batch
+from training_batches import draw_documents, make_batch, take_step
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.lora import load_lora, save_lora
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.params import llama_config
+from clinmerge_jax.checkpoint.params import llama_config, load_params
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.lora import LoraSettings, low_rank_product
-from clinmerge_jax.llama.model import abstract_block, last_states
+from clinmerge_jax.llama.model import abstract_block, forward, last_states
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.training.lora import init_adapter, merge_lora, squared_change
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.step import StepSettings, init_state, step
+from clinmerge_jax.training.step import StepSettings, init_state
 from clinmerge_jax.training.weights import join
 
 CONFIG = tiny_config(initializer_range=0.2)
 LORA = LoraSettings(rank=3, alpha=4.0, rank_stabilized=True)
 SETTINGS = StepSettings(OptimizerSettings(1e-2, clip_norm=0.0), 10, lora=LORA, dtype=jnp.float32)
-take = functools.partial(jax.jit(step, static_argnames=("settings", "config")), config=CONFIG)
+take = functools.partial(take_step, config=CONFIG)
 BATCH = [[document] for document in draw_documents(4, CONFIG.vocab_size, 8)]
 
 
@@ -180,6 +182,23 @@ def test_a_saved_adapter_is_read_back_bit_for_bit(saved):
     settings, again = load_lora(str(folder), "config.lora.start", config)
     assert settings == lora
     jax.tree.map(np.testing.assert_array_equal, again, factors)
+
+
+def test_peft_reads_a_saved_adapter_and_gives_the_logits_of_the_merged_weights(saved, repository, tmp_path, figures):
+    python = os.environ.get("CLINMERGE_PEFT_PYTHON")
+    if not python:
+        pytest.skip("CLINMERGE_PEFT_PYTHON does not name a Python with third_party/reference/requirements-peft.txt")
+    folder, lora, config, factors = saved
+    script = repository / "third_party" / "reference" / "peft_logits.py"
+    command = [python, script, tmp_path / "base", "0,3,5,2", tmp_path / "logits.npy", "--adapter", folder]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    assert not [line for line in json.loads(told)["warnings"] if "adapter" in line or "missing" in line]
+    _, weights = load_params(open_checkpoint(str(tmp_path / "base"), "config.model"))
+    with jax.default_matmul_precision("highest"):
+        ours = forward(merge_lora(weights, factors, lora), jnp.array([[0, 3, 5, 2]]), config)[0]
+    difference = np.abs(ours - np.load(tmp_path / "logits.npy")).max()
+    figures.append(f"a saved adapter in PEFT: logits up to {np.abs(ours).max():.1f} within {difference:.1e}")
+    assert difference < 1e-4
 
 
 def test_an_adapter_that_treats_layers_differently_is_refused(saved):

@@ -9,28 +9,36 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
-from support import LLAMA_3_1_8B, tiny_config
-from training_batches import draw_documents, make_batch
+from support import LLAMA_3_1_8B, LLAMA_3_1_70B, tiny_config
+from training_batches import draw_documents, make_batch, take_step
 
 from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.parameters import build_params, init_params, iterate_params
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
-from clinmerge_jax.training.ahead_of_time import abstract_state
+from clinmerge_jax.training.ahead_of_time import abstract_state, lower_step
 from clinmerge_jax.training.lora import init_adapter
 from clinmerge_jax.training.optimizer import OptimizerSettings, adamw
 from clinmerge_jax.training.sharding import state_shardings
-from clinmerge_jax.training.step import StepSettings, init_state, step
+from clinmerge_jax.training.step import StepSettings, init_state
 
-CONFIG = tiny_config(vocab_size=30, num_attention_heads=4, num_key_value_heads=4, head_dim=4, initializer_range=0.2)
+CONFIG = tiny_config(  # a tensor axis pads the vocabulary to 32 rows
+    vocab_size=31, num_attention_heads=4, num_key_value_heads=4, head_dim=4, initializer_range=0.2
+)
 FULL = StepSettings(OptimizerSettings(1e-2, clip_norm=0.5), 10, dtype=jnp.float32, chunk=8)
 LORA = dataclasses.replace(FULL, lora=LoraSettings(2, 4.0, dropout=0.5, targets=("q_proj", "down_proj")))
 SETTINGS = {"full": FULL, "lora": LORA}
-# The third pads the vocabulary to 32 rows.
-MESHES = [MeshShape(8, 1, 1), MeshShape(2, 2, 2), MeshShape(1, 2, 4)]
-CASES = [("full", shape) for shape in MESHES] + [("lora", MESHES[1])]
+CASES = [
+    pytest.param(kind, shape, marks=pytest.mark.slow if slow else (), id=f"{kind}-{shape}")
+    for kind, shape, slow in (
+        ("full", MeshShape(2, 2, 2), False),
+        ("full", MeshShape(8, 1, 1), True),
+        ("full", MeshShape(1, 2, 4), True),
+        ("lora", MeshShape(2, 2, 2), True),
+    )
+]
 
-take = functools.partial(jax.jit(step, static_argnames=("settings", "config", "layout")), config=CONFIG)
+take = functools.partial(take_step, config=CONFIG)
 
 
 def start(kind):
@@ -75,7 +83,7 @@ def on_one(batch):
     return run
 
 
-@pytest.mark.parametrize("kind, shape", CASES, ids=[f"{kind}-{shape}" for kind, shape in CASES])
+@pytest.mark.parametrize("kind, shape", CASES)
 def test_eight_devices_take_the_step_of_one(kind, shape, batch, on_one, figures):
     settings, layout = SETTINGS[kind], Layout(build_mesh(shape), CONFIG)
     trained, frozen = start(kind)
@@ -116,3 +124,12 @@ def test_moments_lie_as_their_weights_and_factors_as_the_weights_they_change():
             "q_proj": {"lora_a": PartitionSpec(None, None, "fsdp"), "lora_b": PartitionSpec(None, "tensor", None)},
             "down_proj": {"lora_a": PartitionSpec(None, None, "tensor"), "lora_b": PartitionSpec(None, "fsdp", None)},
         }
+
+
+def test_a_step_of_any_size_is_lowered_without_an_array():
+    layout = Layout(build_mesh(MeshShape(1, 2, 4)), LLAMA_3_1_70B)
+    settings = dataclasses.replace(FULL, kl=0.1, l2=0.1)
+    state, metrics = lower_step(layout, settings, (2, 4, 128), ["embed_tokens", "norm"]).out_info
+    assert set(state.trained) == {"layers", "lm_head"}
+    assert state.trained["layers"]["mlp"]["up_proj"]["weight"].shape == (80, 28672, 8192)
+    assert metrics.rows.divergence.shape == (2, 4) and metrics.loss.dtype == jnp.float32
