@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax.config_argument import parse
 
-_ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_ALL_LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": _ALL_LINEAR, "rank_stabilized": False}
     )
     config.merge_adapter = False  # True: the result is the whole model with the adapter in it
-    config.freeze = ()  # regular expressions over tensor names, without an adapter
+    config.freeze = ""  # a regular expression: tensors in whose names it is found stay as they are
 
     # Against forgetting.
     config.kl = 0.0  # times KL(start || model) on the target tokens
@@ -84,7 +84,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.lora.rank = 0
         config.learning_rate = 1e-5
     if variant == "uf_lora":  # what is known of it; epochs and warm-up come with the steps
-        config.lora.update({"rank": 256, "alpha": 512.0, "dropout": 0.2, "targets": ("q_proj", "k_proj", "v_proj")})
+        config.lora.update({"rank": 256, "alpha": 512.0, "dropout": 0.2, "targets": "q_proj,k_proj,v_proj"})
         config.learning_rate = 1e-4
         config.final_share = 0.0
         config.warmup_steps = 50

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
 
+import grain  # noqa: F401  # it defines flags, which must be there before a command parses its own
 import ml_dtypes
 import numpy as np
 import safetensors.numpy

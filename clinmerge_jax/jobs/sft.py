@@ -69,7 +69,7 @@ def run(config: ConfigDict) -> None:
     settings = step_settings(config, len(examples.rows.tokens), rows.replay_share, layout)
     if settings.lora is not None:
         targeted_rows(llama, settings.lora)
-    frozen = frozen_paths(llama, _texts(config.freeze)) if config.freeze else frozenset()
+    frozen = frozen_paths(llama, (config.freeze,)) if config.freeze else frozenset()
     loop = _loop_settings(config, settings.steps, validation is not None)
     training = Run(layout, settings, examples.rows, rows, config.seed)
     credentialed = provenance.is_credentialed(config.credentialed, [checkpoint])
@@ -174,7 +174,7 @@ def step_settings(config: ConfigDict, rows: int, replayed: float, layout: Layout
             rank=config.lora.rank,
             alpha=config.lora.alpha,
             dropout=config.lora.dropout,
-            targets=_texts(config.lora.targets),
+            targets=tuple(name.strip() for name in config.lora.targets.split(",") if name.strip()),
             rank_stabilized=config.lora.rank_stabilized,
         )
         if config.freeze:
@@ -228,9 +228,10 @@ def _examples(
     def prepared(task: str, field: str, shots: int = 0) -> Examples | None:
         if not task:
             return None
-        documents = read(task, field, config.label, config.data_dir)
+        learned = field == "config.task"
+        documents = read(task, field, config.label * learned, config.data_dir)
         return prepare(
-            choose(documents, shots, config.seed) if field == "config.task" else documents,
+            choose(documents, shots, config.seed) if learned else documents,
             tokenizer,
             llama.vocab_size,
             config.length,
@@ -377,10 +378,6 @@ def _stored_dtype(checkpoint: Checkpoint) -> np.dtype:
     if len(dtypes) > 1:
         raise BadInput(f"config.model: {checkpoint.path} mixes {', '.join(map(str, dtypes))}; save it in one dtype")
     return dtypes.pop()
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)
 
 
 def _choice(kind: Any, value: str, field: str) -> Any:

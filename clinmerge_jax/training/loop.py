@@ -130,12 +130,6 @@ def train(
         if rows_log is not None:
             rows_log.add(number, values)
 
-    def finish() -> None:
-        if checkpoints is not None:
-            checkpoints.wait()
-        if rows_log is not None:
-            rows_log.close()
-
     def settle() -> None:
         """Reads the numbers of the step that was sent off last."""
         nonlocal pending, clock, said
@@ -163,30 +157,35 @@ def train(
         checkpoints.save(number, state, position, loss)
 
     step, stopped = done, settings.exhausted(known.worse)
-    with _told_to_stop() as told:
-        while step < settings.steps and not stopped:
-            step += 1
-            batch = next(loader)
-            state, metrics = take(state, batch)
-            settle()
-            pending = (step, metrics, batch)
-            last, loss = step == settings.steps, None
-            if validate is not None and (last or _due(step, settings.validate_every)):
+    try:
+        with _told_to_stop() as told:
+            while step < settings.steps and not stopped:
+                step += 1
+                batch = next(loader)
+                state, metrics = take(state, batch)
                 settle()
-                loss = validate(state)
-                note(step, {_VALIDATION: loss})
-                logging.info("step %d of %d, validation loss %.4f", step, settings.steps, loss)
-                known = _judged(known, step, loss)
-                stopped = settings.exhausted(known.worse)
-                clock = time.monotonic()
-            interrupted = told(step) and not (last or stopped)
-            if last or stopped or interrupted or loss is not None or _due(step, settings.save_every):
-                save(step, loss)
-            if interrupted:
-                finish()
-                raise Interrupted(f"stopped after step {step} of {settings.steps}, which is kept; the same command goes"
-                                  " on from there")  # fmt: skip
-    finish()
+                pending = (step, metrics, batch)
+                last, loss = step == settings.steps, None
+                if validate is not None and (last or _due(step, settings.validate_every)):
+                    settle()
+                    loss = validate(state)
+                    note(step, {_VALIDATION: loss})
+                    logging.info("step %d of %d, validation loss %.4f", step, settings.steps, loss)
+                    known = _judged(known, step, loss)
+                    stopped = settings.exhausted(known.worse)
+                    clock = time.monotonic()
+                interrupted = told(step) and not (last or stopped)
+                if last or stopped or interrupted or loss is not None or _due(step, settings.save_every):
+                    save(step, loss)
+                if interrupted:
+                    raise Interrupted(
+                        f"stopped after step {step} of {settings.steps}; the same command goes on from there"
+                    )
+    finally:
+        if checkpoints is not None:
+            checkpoints.wait()
+        if rows_log is not None:
+            rows_log.close()
     return Outcome(state, step, known.best_step, step < settings.steps)
 
 
