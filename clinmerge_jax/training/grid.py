@@ -130,7 +130,7 @@ class Grid:
         members: Sequence[Member],
         finish: Finish,
         progress: Callable[[int, float], None] = lambda steps, loss: None,
-    ) -> list[str]:
+    ) -> dict[str, str]:
         """Trains the members; each is handed over when it is done.
 
         The numbers of a step are read, and what is done is handed over, after the next step was sent off.
@@ -142,14 +142,14 @@ class Grid:
           progress: called with the number of runs that have taken a step, and their mean loss.
 
         Returns:
-          One line for each run that failed, as its loss was not finite; the others go on without it.
+          One line for each run that failed, by its name; the others go on without it.
         """
         waiting = collections.deque(sorted(members, key=lambda member: -member.steps))
         going: list[_Going | None] = [None] * self.slots
         states = _same_states(
             self._given, config=self.layout.config, settings=self.settings, slots=self.slots, mesh=self.layout.mesh
         )
-        failures: list[str] = []
+        failures: dict[str, str] = {}
         clock = time.monotonic()
 
         def settle(metrics: Metrics, taken: dict[int, tuple[_Going, int, Batch]], done: dict[int, Params]) -> None:
@@ -171,7 +171,7 @@ class Grid:
                         finish(run.member, done[slot], run.log)
                 except RunFailure as error:
                     run.failed = True
-                    failures.append(f"{run.member.name}: {error}")
+                    failures[run.member.name] = f"{run.member.name}: {error}"
             progress(len(losses), float(np.mean(losses)) if losses else math.nan)
             clock = time.monotonic()
 

@@ -129,7 +129,7 @@ def test_a_run_that_fails_is_named_with_its_documents_and_the_others_go_on(kind,
     ids = [[f"note-{row}"] for row in range(12)]
     poisoned = dataclasses.replace(MEMBERS[1], learning_rate=np.inf, name_rows=name_rows([MEMBERS[1].data], ids))
     _, found, failures = _grid(kind, 2, members=[MEMBERS[0], poisoned, MEMBERS[2]])
-    (line,) = failures
+    (line,) = failures.values()
     assert line.startswith("6 steps, seed 0: step 2: the loss of the rows with note-") and "is not finite" in line
     assert found.keys() == {MEMBERS[0].name, MEMBERS[2].name}
     for name, (trained, _) in found.items():
