@@ -1,4 +1,4 @@
-"""A grid of runs trains each as it is trained alone, on one device or eight, whatever runs beside it."""
+"""A grid of runs trains each as it is trained alone, over eight devices or on one, whatever runs beside it."""
 
 import dataclasses
 
@@ -36,19 +36,21 @@ def _data(count: int, seed: int, length: int = 12) -> Batch:
     return Batch(tokens, positions > 0, positions, np.ones_like(tokens))
 
 
-# Two seeds of two lengths, and one of another rate; no two learn the same rows.
+# Two seeds of two lengths, one of another rate, and more than there are slots; no two learn the same rows.
 MEMBERS = [
     Member(f"{steps} steps, seed {seed}", _data(2 * steps, seed), steps, seed, rate)
-    for steps, seed, rate in [(3, 0, 1e-2), (6, 0, 1e-2), (3, 1, 1e-2), (6, 1, 1e-2), (5, 2, 3e-2)]
-]
+    for steps, seed, rate in [
+        (3, 0, 1e-2), (6, 0, 1e-2), (3, 1, 1e-2), (6, 1, 1e-2), (5, 2, 3e-2), *((2, seed, 1e-2) for seed in range(3, 8))
+    ]
+]  # fmt: skip
 
 
 def _params():
     return init_params(CONFIG, jax.random.key(1))
 
 
-def _grid(kind: str, slots: int, devices: int = 1, members=MEMBERS):
-    """What each member has trained, the losses of its steps, and what failed."""
+def _grid(kind: str, slots: int, devices: int, members=MEMBERS):
+    """The grid, what each member has trained and the log of its steps, and what failed."""
     grid, found = Grid(replicas(CONFIG, devices), SETTINGS[kind], ROWS, slots), {}
 
     def finish(member, trained, log):
@@ -58,7 +60,7 @@ def _grid(kind: str, slots: int, devices: int = 1, members=MEMBERS):
     return grid, found, grid.train(members, finish)
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module", params=[pytest.param("full", marks=pytest.mark.slow), "lora"])
 def kind(request):
     return request.param
 
@@ -66,7 +68,7 @@ def kind(request):
 @pytest.fixture(scope="module")
 def alone(kind, tmp_path_factory):
     found, folder = {}, tmp_path_factory.mktemp("logs")
-    for number, member in enumerate(MEMBERS):
+    for number, member in enumerate(MEMBERS[:5]):
         settings = dataclasses.replace(SETTINGS[kind], steps=member.steps)
         run = Run(one_device(CONFIG), settings, member.data, ROWS, member.seed)
         state = run.begin(_params(), seed=member.seed)
@@ -79,12 +81,12 @@ def alone(kind, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(kind):
-    return _grid(kind, 2)
+    return _grid(kind, 8, 8)
 
 
 def _assert_same(found, expected):
-    assert found.keys() <= expected.keys()
-    for name, (trained, log) in found.items():
+    for name in expected:
+        trained, log = found[name]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), trained, expected[name][0])
         for key in ("step", "loss", "targets", "gradient_norm", "learning_rate", "kl"):
             np.testing.assert_allclose(
@@ -96,24 +98,21 @@ def test_each_run_is_trained_as_it_is_alone(together, alone):
     _, found, failures = together
     assert not failures and len(found) == len(MEMBERS)
     _assert_same(found, alone)
+    assert len({log[-1]["loss"] for _, log in found.values()}) == len(MEMBERS)
 
 
-def test_runs_differ(together):
-    _, found, _ = together
-    last = [log[-1]["loss"] for _, log in found.values()]
-    assert len(set(last)) == len(MEMBERS)
+@pytest.mark.slow
+def test_so_it_is_on_one_device(kind, alone):
+    _, found, failures = _grid(kind, 3, 1)
+    assert not failures and len(found) == len(MEMBERS)
+    _assert_same(found, alone)
 
 
 def test_a_run_has_the_same_bits_whatever_runs_beside_it(kind, together):
-    _, found, _ = _grid(kind, 2, members=MEMBERS[3:1:-1])
+    _, found, _ = _grid(kind, 8, 8, members=MEMBERS[3:1:-1])
+    assert len(found) == 2
     for name, (trained, _) in found.items():
         jax.tree.map(np.testing.assert_array_equal, trained, together[1][name][0])
-
-
-def test_eight_devices_train_whole_runs_each(kind, alone):
-    _, found, failures = _grid(kind, 8, 8)
-    assert not failures and len(found) == len(MEMBERS)
-    _assert_same(found, alone)
 
 
 def test_the_loss_of_a_finished_run_is_that_of_its_weights(kind, together):
@@ -128,10 +127,10 @@ def test_the_loss_of_a_finished_run_is_that_of_its_weights(kind, together):
 def test_a_run_that_fails_is_named_with_its_documents_and_the_others_go_on(kind, together):
     ids = [[f"note-{row}"] for row in range(12)]
     poisoned = dataclasses.replace(MEMBERS[1], learning_rate=np.inf, name_rows=name_rows([MEMBERS[1].data], ids))
-    _, found, failures = _grid(kind, 2, members=[MEMBERS[0], poisoned, MEMBERS[2]])
+    _, found, failures = _grid(kind, 8, 8, [MEMBERS[0], poisoned, *MEMBERS[2:]])
     (line,) = failures.values()
     assert line.startswith("6 steps, seed 0: step 2: the loss of the rows with note-") and "is not finite" in line
-    assert found.keys() == {MEMBERS[0].name, MEMBERS[2].name}
+    assert found.keys() == {member.name for member in MEMBERS} - {poisoned.name}
     for name, (trained, _) in found.items():
         jax.tree.map(np.testing.assert_array_equal, trained, together[1][name][0])
 
