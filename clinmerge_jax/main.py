@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from clinmerge_jax.command_line import parse_flags, refuse
 from clinmerge_jax.errors import BadInput, RunFailure
 
-JOBS = ("merge", "inspect", "extract_lora", "sft", "generate", "compare", "miniature", "benchmark")
+JOBS = ("merge", "inspect", "extract_lora", "sft", "sft_grid", "generate", "compare", "miniature", "benchmark")
 _ONE_PROCESS_JOBS = tuple(job for job in JOBS if job not in ("merge", "sft"))
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The job: configs/JOB.py[:arg]", lock_config=True)

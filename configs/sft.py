@@ -1,6 +1,6 @@
 """Fine-tune a checkpoint on few examples, or continue its pretraining on raw text.
 
-python -m clinmerge_jax.main --config=configs/sft.py[:lora|:full|:uf_lora|:pretrain|:runlocal] \
+python -m clinmerge_jax.main --config=configs/sft.py[:lora|:full|:uf_lora|:pretrain|:runlocal|:grid] \
     --config.model=DIR --config.task=FILE.jsonl --config.shots=64 --config.output=DIR
 
 The task is JSON lines with "messages", "prompt" and "completion", "input" and "output", or "text"; a .txt file or a
@@ -10,6 +10,11 @@ answers alone are learned, of raw text all.
 lora (the default) trains a LoRA adapter and writes it in PEFT's layout; full trains every weight; uf_lora is the recipe
 that the University of Florida's group published for its extraction tasks; pretrain is continued pretraining on raw
 text; runlocal is a run of seconds. Killed or stopped, the same command goes on where it was.
+
+grid trains many runs of equal shape at once, in one program, and gives each a folder below the output, such as
+shots-16/seed-0, as it is done:
+python -m clinmerge_jax.main --config=configs/sft.py:grid --config.grid.seeds=0,1,2 --config.grid.shots=16,64
+It trains adapters; --config.lora.rank=0 --config.learning_rate=1e-5 trains all weights of small models.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +26,7 @@ _ALL_LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
 def get_config(arg: str = "") -> ConfigDict:
     """Strict: one of those above."""
-    variant = parse(arg, ("", "lora", "full", "uf_lora", "pretrain", "runlocal")) or "lora"
+    variant = parse(arg, ("", "lora", "full", "uf_lora", "pretrain", "runlocal", "grid")) or "lora"
     config = ConfigDict()
     config.job = "sft"
     config.model = "miniature:clinical"
@@ -101,4 +106,19 @@ def get_config(arg: str = "") -> ConfigDict:
         config.epochs = 1.0
         config.learning_rate = 1e-3
         config.length = 128
+    if variant == "grid":
+        config.job = "sft_grid"
+        config.grid = ConfigDict()
+        config.grid.seeds = (0, 1, 2)
+        config.grid.shots = (16, 64)  # 0: all
+        config.grid.learning_rates = ()  # none: config.learning_rate alone
+        config.grid.at_once = 0  # runs that go on at a time, a multiple of the devices; 0: eight on each, or fewer
+        for field in (
+            "seed",
+            "shots",
+            "resume",
+            "save_every",
+            "keep_last",
+        ):  # a finished run is kept, no step on the way
+            del config[field]
     return config

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorboardX
 
@@ -40,9 +40,18 @@ class TrainingLog:
 
     def column(self, name: str) -> list[tuple[int, float]]:
         """Steps and values of one name."""
-        return [(int(row["step"]), row[name]) for row in self.rows if name in row]
+        return _column(self.rows, name)
 
     def close(self) -> None:
         """Writes out what is left."""
         self._file.close()
         self._events.close()
+
+
+def read_column(folder: pathlib.Path, name: str) -> list[tuple[int, float]]:
+    """Steps and values of one name, from the folder of a run that is finished."""
+    return _column([json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()], name)
+
+
+def _column(rows: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, float]]:
+    return [(int(row["step"]), row[name]) for row in rows if name in row]

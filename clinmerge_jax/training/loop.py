@@ -137,12 +137,10 @@ def train(
             return
         number, metrics, batch = pending
         pending = None
-        values = {
-            name: float(getattr(metrics, name)) for name in (_LOSS, "targets", "gradient_norm", "learning_rate", "kl")
-        }
+        values = numbers(metrics)
         seconds, clock = time.monotonic() - clock, time.monotonic()
         if not math.isfinite(values[_LOSS]) or not math.isfinite(values["gradient_norm"]):
-            raise RunFailure(_not_finite(number, metrics, batch, name_rows))
+            raise RunFailure(not_finite(number, metrics, batch, name_rows))
         note(number, {**values, **measures(batch, seconds)})
         progress(number, values[_LOSS])
         if clock - said > _LOG_SECONDS or number == settings.steps:
@@ -215,7 +213,20 @@ def _judged(known: _Progress, number: int, loss: float) -> _Progress:
     return dataclasses.replace(known, worse=known.worse + 1)
 
 
-def _not_finite(number: int, metrics: Metrics, batch: Batch, name_rows: Callable[[np.ndarray], str]) -> str:
+def numbers(metrics: Metrics) -> dict[str, float]:
+    """What a step saw, as it goes into the log."""
+    return {name: float(getattr(metrics, name)) for name in (_LOSS, "targets", "gradient_norm", "learning_rate", "kl")}
+
+
+def not_finite(number: int, metrics: Metrics, batch: Batch, name_rows: Callable[[np.ndarray], str]) -> str:
+    """What to say of a step whose loss or gradient is not finite.
+
+    Args:
+      number: of the step.
+      metrics: of it.
+      batch: this process's part of its batch.
+      name_rows: what to call rows of tokens, [K, T].
+    """
     losses = np.asarray(multihost_utils.process_allgather(metrics.rows.cross_entropy, tiled=True)).reshape(-1)
     tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1])
     where = "the gradient is not finite though every row's loss is"

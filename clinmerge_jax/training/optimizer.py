@@ -62,23 +62,28 @@ class OptimizerSettings:
                 raise BadInput(f"optimizer.{field}: is {getattr(self, field)!r}; give a number from 0 to below 1")
 
 
-def rate_share(settings: OptimizerSettings, steps: int) -> Callable[[jax.Array], jax.Array]:
+def rate_share(settings: OptimizerSettings, steps: int | jax.Array) -> Callable[[jax.Array], jax.Array]:
     """The share of the learning rate that a step has, from the number of steps before it.
 
     Args:
       settings: the schedule, its warm-up and its end.
-      steps: of the whole run; the end of the schedule.
+      steps: of the whole run; the end of the schedule. It may be traced: runs that are mapped over may differ in it, as
+        Optax's own schedules do not let them.
     """
-    falling = max(1, steps - settings.warmup_steps)
-    after = {
-        Schedule.COSINE: optax.cosine_decay_schedule(1.0, falling, settings.final_share),
-        Schedule.LINEAR: optax.linear_schedule(1.0, settings.final_share, falling),
-        Schedule.CONSTANT: optax.constant_schedule(1.0),
-    }[settings.schedule]
-    if not settings.warmup_steps:
+    warmup, final = settings.warmup_steps, settings.final_share
+    falling = jnp.maximum(1, steps - warmup)
+
+    def after(step: jax.Array) -> jax.Array:
+        gone = jnp.clip(step / falling, 0, 1)
+        if settings.schedule is Schedule.COSINE:
+            return (1 - final) * (0.5 * (1 + jnp.cos(jnp.pi * gone))) + final
+        if settings.schedule is Schedule.LINEAR:
+            return (1 - final) * (1 - gone) + final
+        return jnp.ones_like(gone)
+
+    if not warmup:
         return after
-    rise = optax.linear_schedule(0.0, 1.0, settings.warmup_steps)
-    return optax.join_schedules([rise, after], [settings.warmup_steps])
+    return lambda step: jnp.where(step < warmup, step / warmup, after(step - warmup))
 
 
 def is_matrix(weights: Any) -> Any:

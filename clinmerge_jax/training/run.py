@@ -13,6 +13,7 @@ import numpy as np
 from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.data.loader import load, local_rows
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.training.flops import peak_flops, step_flops
@@ -97,20 +98,9 @@ class Run:
           frozen: leaves that stay as they are.
           seed: of the adapter's start and of dropout.
         """
-        lora, dtype = self.settings.lora, self.settings.dtype
-        if lora is not None:
-            self._frozen = params
-            make = functools.partial(init_adapter, self.layout.config, lora)
-            trained = jax.eval_shape(make, jax.random.key(seed))
-            create, given = lambda _: init_state(make(jax.random.key(seed)), self.settings, seed), {}
-        else:
-            trained, still = split(params, self.layout.config, frozen)
-            self._frozen = jax.tree.map(lambda leaf: leaf.astype(dtype), still)
-            if self.settings.kl or self.settings.l2:
-                self._start = jax.tree.map(lambda leaf: leaf.astype(dtype if self.settings.kl else leaf.dtype), trained)
-            create, given = lambda trained: init_state(trained, self.settings, seed), trained
-        shapes = jax.eval_shape(lambda trained: init_state(trained, self.settings, seed), trained)
-        shardings = state_shardings(shapes, adamw(self.settings.optimizer), self.layout)
+        given, self._frozen, self._start = divide(params, self.layout.config, self.settings, frozen)
+        create = functools.partial(first_state, config=self.layout.config, settings=self.settings, seed=seed)
+        shardings = state_shardings(jax.eval_shape(create, given), adamw(self.settings.optimizer), self.layout)
         return jax.jit(create, out_shardings=shardings, donate_argnums=0)(given)
 
     @property
@@ -152,41 +142,84 @@ class Run:
 
     def loss(self, data: Batch) -> Callable[[TrainState], float]:
         """A function that gives the mean loss of a state in nats on the target tokens of rows, [N, T]."""
-        size = self._rows.at_a_time
-
-        def pieces() -> Iterator[Batch]:
-            for start in range(0, len(data.tokens), size):
-                piece = jax.tree.map(lambda leaf: leaf[start : start + size], data)  # noqa: B023
-                missing = size - len(piece.tokens)
-                yield jax.tree.map(lambda leaf: np.pad(leaf, ((0, missing), (0, 0))), piece)  # noqa: B023
-
-        def mean(state: TrainState) -> float:
-            total = count = 0.0
-            for piece in pieces():
-                placed = jax.tree.map(lambda leaf: self.layout.put(leaf, "batch", None), piece)
-                found = evaluate_step(
-                    state.trained, self._frozen, placed,
-                    settings=self.settings, config=self.layout.config, layout=self.layout,
-                )  # fmt: skip
-                total += float(jnp.sum(found.cross_entropy))
-                count += float(jnp.sum(found.targets))
-            return total / count
-
-        return mean
+        return lambda state: mean_loss(
+            state.trained, self._frozen, data, self._rows.at_a_time, self.settings, self.layout
+        )
 
     def measures(self, batch: Batch, seconds: float) -> dict[str, float]:
         """Of a step with this process's part of a batch: tokens and operations a second, and memory in bytes."""
-        inside = batch.segments > 0
-        tokens = int(inside.sum()) * jax.process_count()
-        attended = int((batch.positions[inside] + 1).sum()) * jax.process_count()
-        flops = step_flops(self.layout.config, tokens, attended, frozen=self.settings.lora is not None) / seconds
-        found = {"tokens_per_second": tokens / seconds, "flops_per_second": flops}
-        peak = peak_flops(self.layout.device)
-        if peak is not None:
-            found["mfu"] = flops / (peak * self.layout.mesh.size)
-        statistics = self.layout.device.memory_stats() if self.layout.device.platform != "cpu" else None
-        found["peak_bytes"] = (statistics or {}).get("peak_bytes_in_use") or _resident_bytes()
-        return found
+        return measures(batch, seconds, self.settings, self.layout)
+
+
+def divide(
+    params: Params, config: LlamaConfig, settings: StepSettings, frozen: frozenset[tuple[str, ...]] = frozenset()
+) -> tuple[Params, Params, Params | None]:
+    """A model as `step` takes it.
+
+    Args:
+      params: the model, in float32 where its weights are trained, and in the dtype of the computation with an adapter.
+      config: its architecture.
+      settings: of the steps.
+      frozen: leaves that stay as they are where there is no adapter.
+
+    Returns:
+      What is trained (nothing, with an adapter), what is not, and the start where the loss asks for it.
+    """
+    if settings.lora is not None:
+        return {}, params, None
+    dtype, start = settings.dtype, None
+    trained, still = split(params, config, frozen)
+    if settings.kl or settings.l2:
+        # A copy even of the same dtype: the trained leaves are given away.
+        start = jax.tree.map(lambda leaf: jnp.array(leaf, dtype if settings.kl else leaf.dtype), trained)
+    return trained, jax.tree.map(lambda leaf: leaf.astype(dtype), still), start
+
+
+def first_state(trained: Params, config: LlamaConfig, settings: StepSettings, seed: int | jax.Array) -> TrainState:
+    """The state before the first step, from the first part of `divide` and the seed of adapter and dropout."""
+    if settings.lora is not None:
+        trained = init_adapter(config, settings.lora, jax.random.key(seed))
+    return init_state(trained, settings, seed)
+
+
+def mean_loss(trained: Params, frozen: Params, data: Batch, size: int, settings: StepSettings, layout: Layout) -> float:
+    """The mean loss in nats on the target tokens of rows, [N, T].
+
+    Args:
+      trained, frozen: of the model.
+      data: the rows.
+      size: how many are taken at a time.
+      settings, layout: of the model's runs.
+    """
+
+    def pieces() -> Iterator[Batch]:
+        for start in range(0, len(data.tokens), size):
+            piece = jax.tree.map(lambda leaf: leaf[start : start + size], data)  # noqa: B023
+            missing = size - len(piece.tokens)
+            yield jax.tree.map(lambda leaf: np.pad(leaf, ((0, missing), (0, 0))), piece)  # noqa: B023
+
+    total = count = 0.0
+    for piece in pieces():
+        placed = jax.tree.map(lambda leaf: layout.put(leaf, "batch", None), piece)
+        found = evaluate_step(trained, frozen, placed, settings=settings, config=layout.config, layout=layout)
+        total += float(jnp.sum(found.cross_entropy))
+        count += float(jnp.sum(found.targets))
+    return total / count
+
+
+def measures(batch: Batch, seconds: float, settings: StepSettings, layout: Layout) -> dict[str, float]:
+    """Of a step with this process's part of a batch: tokens and operations a second, and memory in bytes."""
+    inside = batch.segments > 0
+    tokens = int(inside.sum()) * jax.process_count()
+    attended = int((batch.positions[inside] + 1).sum()) * jax.process_count()
+    flops = step_flops(layout.config, tokens, attended, frozen=settings.lora is not None) / seconds
+    found = {"tokens_per_second": tokens / seconds, "flops_per_second": flops}
+    peak = peak_flops(layout.device)
+    if peak is not None:
+        found["mfu"] = flops / (peak * layout.mesh.size)
+    statistics = layout.device.memory_stats() if layout.device.platform != "cpu" else None
+    found["peak_bytes"] = (statistics or {}).get("peak_bytes_in_use") or _resident_bytes()
+    return found
 
 
 def _resident_bytes() -> int:

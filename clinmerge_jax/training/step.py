@@ -31,7 +31,8 @@ class StepSettings:
 
     Attributes:
       optimizer: AdamW and its schedule.
-      steps: of the whole run; the end of the schedule.
+      steps: of the whole run; the end of the schedule. `init_state` puts it into the state, so no program depends on it
+        and settings that differ in it alone are equal.
       lora: the adapter that is trained; None: the weights themselves are.
       dtype: of layers and activations. The trained weights have their own, usually float32.
       remat: what the backward pass keeps.
@@ -44,7 +45,7 @@ class StepSettings:
     """
 
     optimizer: OptimizerSettings
-    steps: int
+    steps: int = dataclasses.field(compare=False)
     lora: LoraSettings | None = None
     dtype: Any = jnp.bfloat16
     remat: Remat = Remat.NONE
@@ -60,7 +61,7 @@ class StepSettings:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "trained", "opt_state", "learning_rate", "seed"],
+    data_fields=["step", "trained", "opt_state", "learning_rate", "steps", "seed"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,7 @@ class TrainState:
       trained: the trained leaves of Params, or an adapter, in the dtype that updates are summed in.
       opt_state: of `optimizer.adamw`.
       learning_rate: the highest of the schedule, of the dtype of the weights.
+      steps: of the whole run, int32; the end of the schedule.
       seed: of the dropout, uint32.
     """
 
@@ -79,6 +81,7 @@ class TrainState:
     trained: Params
     opt_state: optax.OptState
     learning_rate: jax.Array
+    steps: jax.Array
     seed: jax.Array
 
 
@@ -116,6 +119,7 @@ def init_state(trained: Params, settings: StepSettings, seed: int | jax.Array = 
         trained=trained,
         opt_state=adamw(settings.optimizer).init(trained),
         learning_rate=jnp.asarray(settings.optimizer.learning_rate, dtype),
+        steps=jnp.asarray(settings.steps, jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
     )
 
@@ -217,7 +221,8 @@ def step(
         gradients = jax.tree.map(jnp.add, gradients, pulls)
     rate = state.learning_rate
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes integer step counts with floats
-        rate = rate * rate_share(settings.optimizer, settings.steps)(state.step.astype(rate.dtype)).astype(rate.dtype)
+        share = rate_share(settings.optimizer, state.steps.astype(rate.dtype))
+        rate = rate * share(state.step.astype(rate.dtype)).astype(rate.dtype)
         changes, opt_state = adamw(settings.optimizer).update(gradients, state.opt_state, state.trained)
     trained = jax.tree.map(lambda leaf, change: leaf - rate.astype(leaf.dtype) * change, state.trained, changes)
     divisor = count.astype(losses.cross_entropy.dtype)

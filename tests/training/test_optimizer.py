@@ -38,6 +38,22 @@ def test_schedules_rise_from_zero_and_end_at_their_share(schedule, expected):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("schedule", Schedule)
+def test_runs_of_different_lengths_follow_optax_s_schedules_in_one_program(schedule):
+    settings, lengths = OptimizerSettings(schedule=schedule, warmup_steps=3, final_share=0.2), [2, 4, 9, 40]
+    taken = jnp.arange(45, dtype=jnp.float32)
+    found = jax.jit(jax.vmap(lambda steps: rate_share(settings, steps)(taken)))(jnp.float32(lengths))
+    for length, shares in zip(lengths, found, strict=True):
+        falling = max(1, length - 3)
+        after = {
+            Schedule.COSINE: optax.cosine_decay_schedule(1.0, falling, 0.2),
+            Schedule.LINEAR: optax.linear_schedule(1.0, 0.2, falling),
+            Schedule.CONSTANT: optax.constant_schedule(1.0),
+        }[schedule]
+        expected = optax.join_schedules([optax.linear_schedule(0.0, 1.0, 3), after], [3])(taken)
+        np.testing.assert_allclose(shares, np.broadcast_to(expected, shares.shape), rtol=1e-6)
+
+
 def test_without_warmup_the_first_step_has_the_whole_rate():
     assert rate_share(OptimizerSettings(), 10)(jnp.float32(0)) == 1.0
 

@@ -1,0 +1,156 @@
+"""The folder of one run: what determines it, and what is written into it."""
+
+import dataclasses
+import json
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from clinmerge_jax import provenance
+from clinmerge_jax.checkpoint.card import shown_name, training_card
+from clinmerge_jax.checkpoint.lora import save_lora
+from clinmerge_jax.checkpoint.output import OutputFolder
+from clinmerge_jax.checkpoint.params import load_params, save_params
+from clinmerge_jax.errors import RunFailure
+from clinmerge_jax.fine_tuning.source import Sets, Start
+from clinmerge_jax.llama.parameters import Params
+from clinmerge_jax.parallel import distributed
+from clinmerge_jax.parallel.layout import Layout
+from clinmerge_jax.training.lora import merge_lora
+from clinmerge_jax.training.step import StepSettings
+from clinmerge_jax.training.weights import interpolate, join
+
+LOG, STEPS = "log", "steps"  # folders
+_SHOTS_FILE = "few_shot.json"
+_NOT_IDENTITY = ("output", "overwrite", "resume", "mesh", "keep_last", "save_every", "model", "data_dir")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one run gives.
+
+    Attributes:
+      config: of the job `sft`.
+      start: the model.
+      sets: what it learns from.
+      settings: of its steps.
+    """
+
+    config: ConfigDict
+    start: Start
+    sets: Sets
+    settings: StepSettings
+
+    def identity(self) -> dict[str, Any]:
+        """What determines it."""
+        return {
+            "job": "sft",
+            "inputs": {"model": provenance.fingerprint(self.start.checkpoint)},
+            "rows": {name: one.digest() for name, one in self.sets.named().items()},
+            "config": {name: value for name, value in self.config.to_dict().items() if name not in _NOT_IDENTITY},
+            "steps": self.settings.steps,
+            "credentialed": self.start.credentialed,
+        }
+
+    def folder(self) -> OutputFolder:
+        """Where it goes.
+
+        Raises:
+          BadInput: that is no place, or the folder of the model.
+        """
+        output = OutputFolder(self.config.output, self.identity(), self.config.overwrite, provenance.same_result)
+        output.refuse_overlap({"config.model": self.start.checkpoint.path})
+        return output
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter in PEFT's layout; otherwise it is a checkpoint."""
+        return self.settings.lora is not None and not self.config.merge_adapter
+
+    def write_weights(self, trained: Params, layout: Layout, output: OutputFolder) -> None:
+        """Writes the weights, with config and tokenizer.
+
+        Args:
+          trained: the leaves that were trained, or the adapter.
+          layout: how they lie.
+          output: the opened folder.
+
+        Raises:
+          RunFailure: the weights do not fit their dtype.
+        """
+        checkpoint, lora = self.start.checkpoint, self.settings.lora
+        if self.is_adapter:
+            whole = jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), trained)
+            if distributed.is_first():
+                save_lora(whole, lora, layout.config, output, location=self.config.model, base=checkpoint)
+                for path in checkpoint.carried_files():
+                    output.copy(path)
+            return
+
+        def stored() -> Params:
+            return load_params(checkpoint, mesh=layout.mesh)[1]
+
+        if lora is not None:
+            params = merge_lora(stored(), trained, lora)
+        elif self.config.freeze:  # they come from the folder again, as training may have rounded them
+            params = join(trained, _without(stored(), trained))
+        else:
+            params = trained
+        if self.config.wise_ft != 1:
+            params = interpolate(stored(), params, self.config.wise_ft)
+        params = jax.tree.map(lambda leaf: leaf.astype(self.start.dtype), params)
+        if not _finite(params):
+            raise RunFailure(f"the trained weights do not fit {self.start.dtype}; lower config.learning_rate")
+        save_params(params, layout.config, checkpoint.config, output, carried=checkpoint.carried_files(), layout=layout)
+
+    def commit(self, output: OutputFolder, steps: int, result_of_step: int, stopped_early: bool = False) -> None:
+        """Writes what is beside the weights and puts the folder in place.
+
+        Args:
+          output: with the weights and the log.
+          steps: that were taken.
+          result_of_step: which of them has the weights.
+          stopped_early: whether patience ran out.
+        """
+        config, credentialed = self.config, self.start.credentialed
+        training = {
+            "steps": steps,
+            "result_of_step": result_of_step,
+            "stopped_early": stopped_early,
+            "examples": {name: str(one.packed) for name, one in self.sets.named().items()},
+            **{name: value for name, value in config.to_dict().items() if name not in ("output", "overwrite")},
+        }
+        record = {
+            **provenance.environment(),
+            "sha256": {"model": self.start.digests},
+            "credentialed": credentialed,
+            "training": training,
+        }
+        ids = [document.id for document in self.sets.examples.documents]
+        output.write_text(_SHOTS_FILE, json.dumps(ids, indent=0) + "\n")
+        name = shown_name(config.model)
+        described = {**training, "model": name, "task": shown_name(config.task)}
+        card = training_card(output.target.name, name, self.start.checkpoint.path, described, credentialed)
+        output.write_text("README.md", card)
+        shutil.rmtree(output.path(STEPS), ignore_errors=True)
+        output.commit(record)
+
+
+@jax.jit
+def _finite(params: Params) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+
+
+def _without(params: Params, other: Params) -> Params:
+    """The leaves of one tree that another, of some of its leaves, has not."""
+    left = {}
+    for key, node in params.items():
+        if key not in other:
+            left[key] = node
+        elif isinstance(node, dict) and (rest := _without(node, other[key])):
+            left[key] = rest
+    return left

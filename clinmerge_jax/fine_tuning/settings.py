@@ -1,0 +1,132 @@
+"""The config of a fine-tuning run as the settings of its steps and of its loop."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from absl import logging
+from ml_collections import ConfigDict
+
+from clinmerge_jax.data.loader import steps_of
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.lora import LoraSettings, targeted_rows
+from clinmerge_jax.llama.model import Remat
+from clinmerge_jax.training.loop import LoopSettings
+from clinmerge_jax.training.optimizer import OptimizerSettings, Schedule
+from clinmerge_jax.training.step import StepSettings
+from clinmerge_jax.training.weights import frozen_paths
+
+
+def step_settings(config: ConfigDict, llama: LlamaConfig, rows: int, replayed: float, platform: str) -> StepSettings:
+    """The settings of the steps, from the config.
+
+    Args:
+      config: of the job.
+      llama: the model.
+      rows: how many rows there are to learn.
+      replayed: the share of each step that is not of them.
+      platform: of the devices; on "cpu" the computation is in float32 by default.
+
+    Raises:
+      BadInput: a field is wrong.
+    """
+    for field in ("epochs", "steps"):
+        if not 0 <= config[field] < math.inf:
+            raise BadInput(f"config.{field}: is {config[field]}; give a number over 0")
+    if not config.steps and not config.epochs:
+        raise BadInput("config.epochs: is 0, and so is config.steps; give one of the two")
+    steps = steps_of(rows, config.batch_size, config.epochs, config.steps, replayed)
+    if config.warmup_steps >= steps > 1:
+        logging.warning("config.warmup_steps: %d of %d steps; the learning rate hardly gets to its height",
+                        config.warmup_steps, steps)  # fmt: skip
+    optimizer = OptimizerSettings(
+        learning_rate=config.learning_rate,
+        final_share=config.final_share,
+        schedule=_choice(Schedule, config.schedule, "schedule"),
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        beta1=config.beta1,
+        beta2=config.beta2,
+        eps=config.eps,
+        clip_norm=config.clip_norm,
+        first_moment_dtype=_dtype(config.first_moment, "first_moment") if config.first_moment else None,
+    )
+    lora = None
+    if config.lora.rank:
+        lora = LoraSettings(
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            dropout=config.lora.dropout,
+            targets=tuple(name.strip() for name in config.lora.targets.split(",") if name.strip()),
+            rank_stabilized=config.lora.rank_stabilized,
+        )
+        targeted_rows(llama, lora)
+        if config.freeze:
+            raise BadInput("config.freeze: with an adapter the weights are frozen anyway; leave it out")
+    elif config.merge_adapter:
+        raise BadInput("config.merge_adapter: there is no adapter where config.lora.rank is 0; leave it out")
+    if not 0 < config.wise_ft <= 1:
+        raise BadInput(f"config.wise_ft: is {config.wise_ft}; give a share over 0, up to 1")
+    if lora is not None and config.wise_ft != 1 and not config.merge_adapter:
+        raise BadInput("config.wise_ft: of an adapter it needs config.merge_adapter=True; add that, or leave it at 1")
+    computed = config.dtype
+    if computed == "auto":
+        computed = "float32" if platform == "cpu" else "bfloat16"
+    return StepSettings(
+        optimizer=optimizer,
+        steps=steps,
+        lora=lora,
+        dtype=_dtype(computed, "dtype"),
+        remat=_choice(Remat, config.remat, "remat"),
+        kl=config.kl,
+        l2=config.l2,
+    )
+
+
+def loop_settings(config: ConfigDict, steps: int, validated: bool) -> LoopSettings:
+    """When the loop validates, keeps its state and ends.
+
+    Args:
+      config: of the job.
+      steps: to take.
+      validated: whether there are examples to validate on.
+
+    Raises:
+      BadInput: a field is wrong.
+    """
+    for field in ("save_every", "validate_every", "patience"):
+        if config[field] < 0:
+            raise BadInput(f"config.{field}: is {config[field]}; give 0 or more")
+    if config.keep_last < 1:
+        raise BadInput(f"config.keep_last: is {config.keep_last}; give 1 or more")
+    if config.select not in ("last", "best"):
+        raise BadInput(f"config.select: {config.select!r} is unknown; give last or best")
+    if not validated and (config.select == "best" or config.patience or config.validate_every):
+        raise BadInput(
+            "config.validation: is empty, and select=best, patience and validate_every go by it; name a file"
+        )
+    return LoopSettings(steps, config.save_every, config.validate_every, config.patience)
+
+
+def frozen_leaves(config: ConfigDict, llama: LlamaConfig) -> frozenset[tuple[str, ...]]:
+    """The leaves of Params that are not trained where there is no adapter.
+
+    Raises:
+      BadInput: as `training.weights.frozen_paths`.
+    """
+    return frozen_paths(llama, (config.freeze,)) if config.freeze else frozenset()
+
+
+def _choice(kind: Any, value: str, field: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError as error:
+        names = ", ".join(one.value for one in kind)
+        raise BadInput(f"config.{field}: {value!r} is unknown; give one of {names}") from error
+
+
+def _dtype(name: str, field: str) -> Any:
+    if name not in ("float32", "bfloat16"):
+        raise BadInput(f"config.{field}: {name!r} is unknown; give float32 or bfloat16")
+    return jnp.dtype(name)

@@ -1,0 +1,159 @@
+"""What a run starts from and what it learns: the opened checkpoint, and sets of examples chosen from its task."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from clinmerge_jax import provenance
+from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.params import llama_config
+from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.data.documents import Document
+from clinmerge_jax.data.examples import Examples, prepare, read
+from clinmerge_jax.data.few_shot import choose
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.training.run import Rows, name_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The checkpoint that is trained.
+
+    Attributes:
+      checkpoint: the folder.
+      llama: its architecture.
+      dtype: in which its weights are stored.
+      credentialed: whether the result is under a use agreement.
+    """
+
+    checkpoint: Checkpoint
+    llama: LlamaConfig
+    dtype: np.dtype
+    credentialed: bool
+
+    @functools.cached_property
+    def digests(self) -> Mapping[str, str]:
+        """SHA-256 of its weight files; they are read once, however many runs start from them."""
+        return provenance.digests(self.checkpoint, {})
+
+
+def open_start(config: ConfigDict) -> Start:
+    """Opens `config.model`.
+
+    Raises:
+      BadInput: it is no Llama, or mixes dtypes.
+    """
+    checkpoint = open_checkpoint(config.model, "config.model")
+    llama = llama_config(checkpoint)
+    dtypes = {entry.dtype for entry in checkpoint.tensors.values()}
+    if len(dtypes) > 1:
+        raise BadInput(f"config.model: {checkpoint.path} mixes {', '.join(map(str, dtypes))}; save it in one dtype")
+    credentialed = provenance.is_credentialed(config.credentialed, [checkpoint])
+    return Start(checkpoint, llama, dtypes.pop(), credentialed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """The sets of one run.
+
+    Attributes:
+      examples: what is learned.
+      validation: what the validation loss is of.
+      replay: what is mixed in.
+    """
+
+    examples: Examples
+    validation: Examples | None = None
+    replay: Examples | None = None
+
+    def named(self) -> dict[str, Examples]:
+        """Those that there are."""
+        sets = {"examples": self.examples, "validation": self.validation, "replay": self.replay}
+        return {name: one for name, one in sets.items() if one is not None}
+
+    def rows(self, config: ConfigDict) -> Rows:
+        """How a step takes them.
+
+        Raises:
+          BadInput: as `Rows`.
+        """
+        replay = self.replay
+        share = config.replay.share if replay else 0.0
+        return Rows(config.batch_size, config.micro_batch, replay.rows if replay else None, share)
+
+    def name_rows(self) -> Callable[[np.ndarray], str]:
+        """A function that gives rows of tokens, [K, T], the ids of the documents in them."""
+        learned = [one for one in (self.examples, self.replay) if one is not None]
+        return name_rows([one.rows for one in learned], [ids for one in learned for ids in one.ids_by_row()])
+
+
+class Source:
+    """Where the sets of runs come from that differ in nothing but shots and seeds: files are read once.
+
+    Args:
+      config: of the job.
+      start: the model.
+
+    Raises:
+      BadInput: a field or a file is wrong.
+    """
+
+    def __init__(self, config: ConfigDict, start: Start):
+        if not 1 < config.length <= start.llama.max_position_embeddings:
+            raise BadInput(
+                f"config.length: is {config.length}; give 2 or more, up to the model's context of"
+                f" {start.llama.max_position_embeddings}"
+            )
+        if not config.task:
+            raise BadInput("config.task: is empty; name a file of examples")
+        self._config = config
+        self._vocabulary = start.llama.vocab_size
+        self._tokenizer = load_tokenizer(start.checkpoint.path, "config.model")
+        self._documents = self._read(config.task, "config.task")
+        self._validation, self._replay = (
+            self._prepare(self._read(task, field)) if task else None
+            for task, field in (
+                (config.validation, "config.validation"),
+                (config.replay.task, "config.replay.task"),
+            )
+        )
+
+    def _read(self, task: str, field: str) -> list[Document]:
+        learned = field == "config.task"  # of the others no subset is chosen, so their rows need no class
+        return read(task, field, self._config.label * learned, self._config.data_dir)
+
+    def _prepare(self, documents: list[Document]) -> Examples:
+        return prepare(
+            documents,
+            self._tokenizer,
+            self._vocabulary,
+            self._config.length,
+            chat=self._config.chat_template,
+            packing=self._config.packing,
+            field="config.model",
+        )
+
+    def sets(self, shots: int, seed: int) -> Sets:
+        """The sets of a run.
+
+        Args:
+          shots: how many examples are chosen; 0 for all.
+          seed: of the choice.
+
+        Raises:
+          BadInput: there are fewer, or some of them are validation documents too.
+        """
+        examples = self._prepare(choose(self._documents, shots, seed))
+        if self._validation is not None:
+            held_out = {document.id for document in self._validation.documents}
+            shared = {document.id for document in examples.documents} & held_out
+            if shared:
+                raise BadInput(
+                    f"config.validation: {len(shared)} of its documents are among the examples too, {min(shared)} the"
+                    " first; take them out"
+                )
+        return Sets(examples, self._validation, self._replay)

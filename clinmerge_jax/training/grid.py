@@ -1,0 +1,306 @@
+"""Many runs of one model in one program: `step` mapped over them, each with its own examples, seed, rate and length.
+
+There are S slots with a run in each. The longest runs come first, and one that is done makes room for the next: so one
+program is compiled whatever the runs' lengths, memory does not grow with their number, and steps are wasted only at the
+very end, when no run is left to fill a slot. A run's numbers depend on S but not on the runs beside it, so it does not
+matter which were finished by an earlier process.
+
+A micro-batches, B rows of each, T tokens.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from clinmerge_jax.data.batch import Batch
+from clinmerge_jax.data.loader import load
+from clinmerge_jax.errors import BadInput, RunFailure
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.parameters import Params
+from clinmerge_jax.parallel.layout import Layout, one_device
+from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
+from clinmerge_jax.training.loop import not_finite, numbers
+from clinmerge_jax.training.run import Rows, divide, first_state, mean_loss, measures
+from clinmerge_jax.training.step import Metrics, StepSettings, TrainState, step
+
+_EACH = 8  # slots of a device where nothing is said
+_RUNS, _WHOLE = PartitionSpec("data"), PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One run of a grid.
+
+    Attributes:
+      name: what to call it.
+      data: what it learns, [N, T].
+      steps: how many it takes.
+      seed: of its order, its adapter's start and its dropout.
+      learning_rate: the highest.
+      name_rows: what to call rows of its tokens, [K, T], in a message.
+    """
+
+    name: str
+    data: Batch
+    steps: int
+    seed: int
+    learning_rate: float
+    name_rows: Callable[[np.ndarray], str] = lambda tokens: f"{len(tokens)} rows"
+
+
+@dataclasses.dataclass
+class _Going:
+    """A member in its slot."""
+
+    member: Member
+    batches: Any
+    taken: int = 0
+    failed: bool = False
+    log: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+
+Finish = Callable[[Member, Params, list[dict[str, float]]], None]
+
+
+def replicas(config: LlamaConfig, devices: int = 0) -> Layout:
+    """The layout of a grid: every device has the whole model, and runs of its own.
+
+    Args:
+      config: the model.
+      devices: how many; 0 for all.
+
+    Raises:
+      BadInput: there are not so many.
+    """
+    found = jax.local_devices()
+    if not 0 <= devices <= len(found):
+        raise BadInput(f"config.mesh.data: is {devices} with {len(found)} devices; give their number, or 0 for all")
+    count = devices or len(found)
+    return Layout(build_mesh(MeshShape(count, 1, 1), found[:count]), config)
+
+
+class Grid:
+    """Runs that differ in nothing but what `Member` says.
+
+    Args:
+      layout: from `replicas`.
+      settings: of every run's steps; the number of steps and the learning rate in them are not used.
+      rows: how a step takes its rows.
+      slots: S, how many runs go on at a time.
+
+    Raises:
+      BadInput: the devices cannot share the slots evenly.
+    """
+
+    def __init__(self, layout: Layout, settings: StepSettings, rows: Rows, slots: int):
+        if slots < 1 or slots % layout.mesh.size:
+            raise BadInput(
+                f"config.grid.at_once: {slots} runs cannot be shared by {layout.mesh.size} devices; give a multiple, or"
+                " 0 to have it picked"
+            )
+        self.layout = layout
+        self.settings = settings
+        self.slots = slots
+        self._rows = rows
+        self._alone = one_device(layout.config)
+        self._given: Params = {}
+        self._frozen: Params = {}
+        self._start: Params | None = None
+
+    def begin(self, params: Params, frozen: frozenset[tuple[str, ...]] = frozenset()) -> None:
+        """Takes the model that every run starts from.
+
+        Args:
+          params: as in `Run.begin`, on every device.
+          frozen: leaves that stay as they are.
+        """
+        self._given, self._frozen, self._start = divide(params, self.layout.config, self.settings, frozen)
+
+    def train(
+        self,
+        members: Sequence[Member],
+        finish: Finish,
+        progress: Callable[[int, float], None] = lambda steps, loss: None,
+    ) -> dict[str, str]:
+        """Trains the members; each is handed over when it is done.
+
+        The numbers of a step are read, and what is done is handed over, after the next step was sent off.
+
+        Args:
+          members: the runs.
+          finish: is given a member, its trained leaves on one device, and its log: a row for each step. What it raises
+            as a RunFailure is that run's.
+          progress: called with the number of runs that have taken a step, and their mean loss.
+
+        Returns:
+          One line for each run that failed, by its name; the others go on without it.
+        """
+        waiting = collections.deque(sorted(members, key=lambda member: -member.steps))
+        going: list[_Going | None] = [None] * self.slots
+        states = _same_states(
+            self._given, config=self.layout.config, settings=self.settings, slots=self.slots, mesh=self.layout.mesh
+        )
+        failures: dict[str, str] = {}
+        clock = time.monotonic()
+
+        def settle(metrics: Metrics, taken: dict[int, tuple[_Going, int, Batch]], done: dict[int, Params]) -> None:
+            """Reads the numbers of a step, and hands over the runs that it was the last of."""
+            nonlocal clock
+            metrics = jax.device_get(metrics)
+            seconds, losses = time.monotonic() - clock, []
+            for slot, (run, number, batch) in taken.items():
+                if run.failed:
+                    continue
+                own = jax.tree.map(lambda leaf: leaf[slot], metrics)  # noqa: B023
+                values = numbers(own)
+                losses.append(values["loss"])
+                try:
+                    if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
+                        raise RunFailure(not_finite(number, own, batch, run.member.name_rows))
+                    run.log.append({"step": number, **values, **measures(batch, seconds, self.settings, self.layout)})
+                    if slot in done:
+                        finish(run.member, done[slot], run.log)
+                except RunFailure as error:
+                    run.failed = True
+                    failures[run.member.name] = f"{run.member.name}: {error}"
+            progress(len(losses), float(np.mean(losses)) if losses else math.nan)
+            clock = time.monotonic()
+
+        pending: tuple[Metrics, dict[int, tuple[_Going, int, Batch]], dict[int, Params]] | None = None
+        while True:
+            for slot, run in enumerate(going):
+                if (run is None or run.failed) and waiting:
+                    going[slot], states = self._enter(waiting.popleft(), states, slot)
+                elif run is not None and run.failed:
+                    going[slot] = None
+            taken = {}
+            for slot, run in enumerate(going):
+                if run is not None:
+                    run.taken += 1
+                    taken[slot] = (run, run.taken, next(run.batches))
+            if not taken:
+                break
+            states, metrics = grid_step(
+                states, self._frozen, self._stack({slot: batch for slot, (_, _, batch) in taken.items()}), self._start,
+                settings=self.settings, config=self.layout.config, mesh=self.layout.mesh,
+            )  # fmt: skip
+            done = {}
+            for slot, (run, number, _) in taken.items():
+                if number == run.member.steps:
+                    done[slot] = jax.device_put(_trained_of(states, np.int32(slot)), self._alone.named())
+                    going[slot] = None
+            if pending is not None:
+                settle(*pending)
+            pending = metrics, taken, done
+        if pending is not None:
+            settle(*pending)
+        return failures
+
+    def loss(self, trained: Params, data: Batch) -> float:
+        """The mean loss of a finished run in nats on the target tokens of rows, [N, T]."""
+        frozen = jax.device_put(self._frozen, self._alone.named())
+        return mean_loss(trained, frozen, data, self._rows.at_a_time, self.settings, self._alone)
+
+    def _enter(self, member: Member, states: TrainState, slot: int) -> tuple[_Going, TrainState]:
+        at_a_time = self._rows.at_a_time
+        batches = load(
+            member.data,
+            member.steps,
+            at_a_time,
+            self._rows.batch_size // at_a_time,
+            member.seed,
+            replay=self._rows.replay,
+            replay_share=self._rows.replay_share,
+        )
+        states = _enter(
+            states, self._given, np.int32(slot), np.uint32(member.seed), np.int32(member.steps),
+            np.float32(member.learning_rate), config=self.layout.config, settings=self.settings,
+        )  # fmt: skip
+        return _Going(member, batches), states
+
+    def _stack(self, by_slot: dict[int, Batch]) -> Batch:
+        """The batches of all slots, [S, A, B, T], on their devices; one without a run has nothing to learn."""
+        empty = jax.tree.map(np.zeros_like, next(iter(by_slot.values())))
+        batches = [by_slot.get(slot, empty) for slot in range(self.slots)]
+        sharding = NamedSharding(self.layout.mesh, _RUNS)
+        return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves), sharding), *batches)
+
+
+def pick_slots(runs: int, devices: int) -> int:
+    """How many runs of a grid go on at a time: eight on each device, or fewer if there are not so many."""
+    return devices * max(1, min(_EACH, -(-runs // devices)))
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "config", "mesh"), donate_argnames="states")
+def grid_step(
+    states: TrainState,
+    frozen: Params,
+    batches: Batch,
+    start: Params | None = None,
+    *,
+    settings: StepSettings,
+    config: LlamaConfig,
+    mesh: Mesh,
+) -> tuple[TrainState, Metrics]:
+    """Takes one step of every run; nothing passes between devices.
+
+    Args:
+      states: stacked, [S, ...].
+      frozen, start: as in `step`, the same for all.
+      batches: arrays of [S, A, B, T].
+      settings, config: as in `step`.
+      mesh: its data axis cuts the slots.
+
+    Returns:
+      As `step`, stacked.
+    """
+    every = jax.vmap(functools.partial(step, settings=settings, config=config), in_axes=(0, None, 0, None))
+    specs = (_RUNS, _WHOLE, _RUNS, _WHOLE)
+    share = jax.shard_map(every, mesh=mesh, in_specs=specs, out_specs=_RUNS, check_vma=False)
+    return share(states, frozen, batches, start)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "settings", "slots", "mesh"))
+def _same_states(given: Params, *, config: LlamaConfig, settings: StepSettings, slots: int, mesh: Mesh) -> TrainState:
+    state = first_state(given, config, settings, 0)
+    return jax.lax.with_sharding_constraint(
+        jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), state), NamedSharding(mesh, _RUNS)
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "settings"), donate_argnames="states")
+def _enter(
+    states: TrainState,
+    given: Params,
+    slot: jax.Array,
+    seed: jax.Array,
+    steps: jax.Array,
+    learning_rate: jax.Array,
+    *,
+    config: LlamaConfig,
+    settings: StepSettings,
+) -> TrainState:
+    """The states with a run's first one in a slot."""
+    fresh = first_state(given, config, settings, seed)
+    fresh = dataclasses.replace(fresh, steps=steps, learning_rate=learning_rate.astype(fresh.learning_rate.dtype))
+
+    def put(leaf: jax.Array, one: jax.Array) -> jax.Array:
+        here = (jnp.arange(len(leaf)) == slot).reshape(-1, *[1] * one.ndim)
+        return jnp.where(here, one, leaf)
+
+    return jax.tree.map(put, states, fresh)
+
+
+@jax.jit
+def _trained_of(states: TrainState, slot: jax.Array) -> Params:
+    """What a run has trained."""
+    return jax.tree.map(lambda leaf: leaf[slot], states.trained)
