@@ -94,6 +94,7 @@ def test_the_bootstrap_agrees_with_the_estimate_on_many_items(seeds):
     np.testing.assert_allclose([drawn.low, drawn.high], [ours.low, ours.high], atol=0.15 * (ours.high - ours.low))
 
 
+@pytest.mark.alone
 def test_10000_paired_draws_over_1273_items_take_well_under_a_second(figures):
     rng = np.random.default_rng(7)
     pair = score_sample(rng.random((5, 1273)), rng.random((5, 1273)))
