@@ -16,7 +16,8 @@ from clinmerge_jax.data.documents import Document, Encoded, encode
 from clinmerge_jax.data.reading import read_documents
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.loss import document_losses, truncate
-from clinmerge_jax.evaluation.statistics import Interval, bootstrap
+from clinmerge_jax.evaluation.statistics.documents import bootstrap
+from clinmerge_jax.evaluation.statistics.interval import Interval
 from clinmerge_jax.miniature.corpus import corpus
 from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape

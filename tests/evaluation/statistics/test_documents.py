@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from clinmerge_jax.evaluation import statistics
-from clinmerge_jax.evaluation.statistics import Interval, bootstrap
+from clinmerge_jax.evaluation.statistics import documents
+from clinmerge_jax.evaluation.statistics.documents import bootstrap
+from clinmerge_jax.evaluation.statistics.interval import Interval
 
 
 def test_the_estimate_is_the_mean_over_tokens_not_over_documents():
@@ -12,7 +13,7 @@ def test_the_estimate_is_the_mean_over_tokens_not_over_documents():
 
 
 def test_intervals_cover_the_mean_about_as_often_as_they_say(monkeypatch):
-    monkeypatch.setattr(statistics, "DRAWS", 1000)
+    monkeypatch.setattr(documents, "DRAWS", 1000)
     rng = np.random.default_rng(0)
     hits = 0
     for trial in range(200):

@@ -1,29 +1,16 @@
 """Intervals by the bootstrap over documents (Efron and Tibshirani 1993). D documents, M models."""
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
+from clinmerge_jax.evaluation.statistics.interval import LEVEL, Interval
+
 DRAWS = 10_000
-LEVEL = 0.95
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % percentile interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-    def format(self, digits: int = 3) -> str:
-        """`estimate [low, high]`."""
-        return f"{self.estimate:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 def bootstrap(totals_MD: np.ndarray, counts_D: np.ndarray, statistic: Callable, seed: int = 0) -> Interval:
-    """The interval of a statistic of per-token means, documents resampled with replacement.
+    """The percentile interval of a statistic of per-token means, documents resampled with replacement.
 
     All models see the same resamples, so a statistic that compares models is paired.
 

@@ -1,0 +1,94 @@
+"""What a metric is. I items, K counts."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation.statistics.samples import mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """A system's answer to one item, and whether it ended by itself and not by its limit."""
+
+    text: str
+    finished: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """Counts of one item, and a score of their sums, so that any set of items can be scored, and resampled.
+
+    Attributes:
+      name: as tables and Results show it; every variant has its own.
+      signature: what it is exactly: library, version, settings.
+      count: from an output and its reference to K counts.
+      width: K.
+      score: from summed counts [..., K] to the score [...]; by default the mean of a value, counted beside its 1.
+      item_score: the score of a single item, where it is not `score`.
+      parts: metrics whose counts are these, one part after another.
+    """
+
+    name: str
+    signature: str
+    count: Callable[[Output, str], Sequence[float]]
+    width: int = 2
+    score: Callable[[np.ndarray], np.ndarray] = mean
+    item_score: Callable[[np.ndarray], np.ndarray] | None = None
+    parts: tuple["Metric", ...] = ()
+
+    def of_items(self, counts_IK: np.ndarray) -> np.ndarray:
+        """The score of each item."""
+        return (self.item_score or self.score)(counts_IK)
+
+
+def averaged(name: str, signature: str, value: Callable[[Output, str], float]) -> Metric:
+    """A metric whose score is the mean of the items' own."""
+    return Metric(name, signature, lambda output, reference: (value(output, reference), 1))
+
+
+def composite(name: str, parts: Sequence[Metric]) -> Metric:
+    """The mean of the scores of metrics that go up to 100. A corpus metric among them stays one."""
+    ends = np.cumsum([part.width for part in parts])[:-1]
+
+    def mean_of(scores: Sequence[Callable[[np.ndarray], np.ndarray]]) -> Callable[[np.ndarray], np.ndarray]:
+        def score(sums: np.ndarray) -> np.ndarray:
+            return np.mean([one(piece) for one, piece in zip(scores, np.split(sums, ends, axis=-1))], axis=0)
+
+        return score
+
+    return Metric(
+        name,
+        f"mean of {', '.join(part.name for part in parts)}",
+        lambda output, reference: np.concatenate([part.count(output, reference) for part in parts]),
+        width=sum(part.width for part in parts),
+        score=mean_of([part.score for part in parts]),
+        item_score=mean_of([part.of_items for part in parts]),
+        parts=tuple(parts),
+    )
+
+
+def count_items(
+    metrics: Iterable[Metric], outputs: Sequence[Output], references: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The counts [I, K] of every metric, by its name. A part that several metrics have is counted once.
+
+    Raises:
+      BadInput: there is not one output for each reference.
+    """
+    if len(outputs) != len(references):
+        raise BadInput(f"outputs: {len(outputs)} for {len(references)} references; give one for each")
+    known: dict[str, np.ndarray] = {}
+
+    def counts_IK(metric: Metric) -> np.ndarray:
+        if metric.name not in known:
+            if metric.parts:
+                known[metric.name] = np.concatenate([counts_IK(part) for part in metric.parts], axis=1)
+            else:
+                rows = [metric.count(*pair) for pair in zip(outputs, references)]
+                known[metric.name] = np.array(rows, np.float64).reshape(len(rows), metric.width)
+        return known[metric.name]
+
+    return {metric.name: counts_IK(metric) for metric in metrics}
