@@ -118,11 +118,11 @@ class Result:
         """
         config, credentialed = self.config, self.start.credentialed
         training = {
+            **{name: value for name, value in config.to_dict().items() if name not in ("output", "overwrite")},
             "steps": steps,
             "result_of_step": result_of_step,
             "stopped_early": stopped_early,
             "examples": {name: str(one.packed) for name, one in self.sets.named().items()},
-            **{name: value for name, value in config.to_dict().items() if name not in ("output", "overwrite")},
         }
         record = {
             **provenance.environment(),
