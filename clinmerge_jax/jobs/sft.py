@@ -29,6 +29,7 @@ from clinmerge_jax.data.examples import Examples, prepare, read
 from clinmerge_jax.data.few_shot import choose
 from clinmerge_jax.data.loader import steps_of
 from clinmerge_jax.errors import BadInput, RunFailure
+from clinmerge_jax.llama.attention import Use, resolve
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.lora import LoraSettings, targeted_rows
 from clinmerge_jax.llama.model import Remat
@@ -188,12 +189,14 @@ def step_settings(config: ConfigDict, rows: int, replayed: float, layout: Layout
     computed = config.dtype
     if computed == "auto":
         computed = "float32" if layout.device.platform == "cpu" else "bfloat16"
+    dtype = _dtype(computed, "dtype")
     return StepSettings(
         optimizer=optimizer,
         steps=steps,
         lora=lora,
-        dtype=_dtype(computed, "dtype"),
+        dtype=dtype,
         remat=_choice(Remat, config.remat, "remat"),
+        attention=resolve(config.attention, Use.SEQUENCES, layout.config, dtype, layout.device, packed=config.packing),
         kl=config.kl,
         l2=config.l2,
     )
