@@ -65,6 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.first_moment = ""  # its dtype; empty: float32, as the weights and the second moment
     config.dtype = "auto"  # of the computation: bfloat16 on accelerators, float32 on CPUs
     config.remat = "none"  # what is computed again in the backward pass: none, dots, full
+    config.attention = "auto"  # the kernel: reference, splash (TPU), cudnn (GPU, without packing), auto
 
     # What is trained.
     config.lora = ConfigDict(

@@ -3,12 +3,14 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax.data.loader import steps_of
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.attention import Use, resolve
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.lora import LoraSettings, targeted_rows
 from clinmerge_jax.llama.model import Remat
@@ -18,7 +20,9 @@ from clinmerge_jax.training.step import StepSettings
 from clinmerge_jax.training.weights import frozen_paths
 
 
-def step_settings(config: ConfigDict, llama: LlamaConfig, rows: int, replayed: float, platform: str) -> StepSettings:
+def step_settings(
+    config: ConfigDict, llama: LlamaConfig, rows: int, replayed: float, device: jax.Device
+) -> StepSettings:
     """The settings of the steps, from the config.
 
     Args:
@@ -26,7 +30,7 @@ def step_settings(config: ConfigDict, llama: LlamaConfig, rows: int, replayed: f
       llama: the model.
       rows: how many rows there are to learn.
       replayed: the share of each step that is not of them.
-      platform: of the devices; on "cpu" the computation is in float32 by default.
+      device: one of those that compute; on CPUs that is in float32 by default.
 
     Raises:
       BadInput: a field is wrong.
@@ -72,12 +76,14 @@ def step_settings(config: ConfigDict, llama: LlamaConfig, rows: int, replayed: f
         raise BadInput("config.wise_ft: of an adapter it needs config.merge_adapter=True; add that, or leave it at 1")
     computed = config.dtype
     if computed == "auto":
-        computed = "float32" if platform == "cpu" else "bfloat16"
+        computed = "float32" if device.platform == "cpu" else "bfloat16"
+    dtype = _dtype(computed, "dtype")
     return StepSettings(
         optimizer=optimizer,
         steps=steps,
         lora=lora,
-        dtype=_dtype(computed, "dtype"),
+        dtype=dtype,
+        attention=resolve(config.attention, Use.SEQUENCES, llama, dtype, device, packed=config.packing),
         remat=_choice(Remat, config.remat, "remat"),
         kl=config.kl,
         l2=config.l2,

@@ -39,9 +39,7 @@ def run(config: ConfigDict) -> None:
     sets = Source(config, start).sets(config.shots, config.seed)
     layout = make_layout(start.llama, MeshShape(**config.mesh))
     rows = sets.rows(config)
-    settings = step_settings(
-        config, start.llama, len(sets.examples.rows.tokens), rows.replay_share, layout.device.platform
-    )
+    settings = step_settings(config, start.llama, len(sets.examples.rows.tokens), rows.replay_share, layout.device)
     frozen = frozen_leaves(config, start.llama)
     loop = loop_settings(config, settings.steps, sets.validation is not None)
     training = Run(layout, settings, sets.examples.rows, rows, config.seed)

@@ -68,9 +68,7 @@ def _results(configs: dict[str, ConfigDict], start: Start, layout: Layout) -> di
     for name, one in configs.items():
         sets = source.sets(one.shots, one.seed)
         rows = sets.rows(one)
-        settings = step_settings(
-            one, start.llama, len(sets.examples.rows.tokens), rows.replay_share, layout.device.platform
-        )
+        settings = step_settings(one, start.llama, len(sets.examples.rows.tokens), rows.replay_share, layout.device)
         found[name] = Result(one, start, sets, settings)
     return found
 

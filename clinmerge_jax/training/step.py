@@ -13,6 +13,7 @@ import optax
 
 from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.attention import Backend, over_sequences
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.model import Remat, last_states
@@ -36,6 +37,7 @@ class StepSettings:
       lora: the adapter that is trained; None: the weights themselves are.
       dtype: of layers and activations. The trained weights have their own, usually float32.
       remat: what the backward pass keeps.
+      attention: the kernel, from `llama.attention.resolve`; cuDNN's takes each row for one document.
       kl: times KL(start || model) for each target token is added to the loss.
       l2: times half the squared distance to the start is added (L2-SP, Li et al. 2018, arXiv 1802.01483).
       chunk: tokens of each row whose logits are in memory at a time.
@@ -49,6 +51,7 @@ class StepSettings:
     lora: LoraSettings | None = None
     dtype: Any = jnp.bfloat16
     remat: Remat = Remat.NONE
+    attention: Backend = Backend.REFERENCE
     kl: float = 0.0
     l2: float = 0.0
     chunk: int = CHUNK
@@ -136,6 +139,10 @@ def _rows(
 ) -> RowLosses:
     """The losses of a batch [B, T]. With `start` and its frozen leaves, another model, the divergence from it too."""
     constrain, parts = ({}, 1) if layout is None else ({"constrain": layout.constrain}, layout.parts("batch"))
+    shards = () if layout is None else (layout.map_shards,)
+    attend = over_sequences(settings.attention, *shards)
+    # Where a row is one document, causality hides the padding at its end.
+    segments_BT = None if settings.attention is Backend.CUDNN else batch.segments
 
     def states(params: Params, lora: LoraSettings | None) -> jax.Array:
         narrow = {**params, "layers": jax.tree.map(lambda leaf: leaf.astype(settings.dtype), params["layers"])}
@@ -145,9 +152,10 @@ def _rows(
             config,
             dtype=settings.dtype,
             positions_BT=batch.positions,
-            segments_BT=batch.segments,
+            segments_BT=segments_BT,
             remat=settings.remat,
             lora=lora,
+            attend=attend,
             **constrain,
         )
 

@@ -12,8 +12,10 @@ from support import tiny_config
 from training_batches import draw_documents, make_batch, take_step
 
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama import attention
+from clinmerge_jax.llama.attention import Backend
 from clinmerge_jax.llama.lora import LoraSettings
-from clinmerge_jax.llama.model import Remat
+from clinmerge_jax.llama.model import Remat, attend_causally
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.training.lora import init_adapter
 from clinmerge_jax.training.optimizer import OptimizerSettings
@@ -69,6 +71,20 @@ def test_packed_documents_have_the_gradients_of_single_ones(params, plain):
     assert_alike(gradients(packed), gradients(plain[0]))
     assert metrics.targets == plain[1].targets
     np.testing.assert_allclose(metrics.loss, plain[1].loss, rtol=1e-6)
+
+
+def test_a_kernel_that_knows_no_segments_gets_rows_of_one_document_without_them(params, plain, monkeypatch):
+    monkeypatch.setattr(attention, "_cudnn", lambda q_BTNH, k_BTGH, v_BTGH: attend_causally(q_BTNH, k_BTGH, v_BTGH))
+    settings = dataclasses.replace(SETTINGS, attention=Backend.CUDNN)
+    state, metrics = take(init_state(params, settings), {}, batch_of(1), settings=settings)
+    assert_alike(gradients(state), gradients(plain[0]))
+    np.testing.assert_allclose(metrics.loss, plain[1].loss, rtol=1e-6)
+
+
+def test_the_kernel_of_the_settings_attends(params):
+    settings = dataclasses.replace(SETTINGS, attention=Backend.SPLASH)
+    traced = take.func.trace(init_state(params, settings), {}, batch_of(1), settings=settings, config=CONFIG)
+    assert "pallas_call" in str(traced.jaxpr)
 
 
 def test_accumulation_weighs_micro_batches_by_their_targets(params, plain):
