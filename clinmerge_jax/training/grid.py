@@ -271,7 +271,7 @@ def grid_step(
 
 @functools.partial(jax.jit, static_argnames=("config", "settings", "slots", "mesh"))
 def _same_states(given: Params, *, config: LlamaConfig, settings: StepSettings, slots: int, mesh: Mesh) -> TrainState:
-    state = first_state(given, config, settings, 0)
+    state = first_state(given, config, settings, jnp.uint32(0), jnp.int32(1))
     return jax.lax.with_sharding_constraint(
         jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), state), NamedSharding(mesh, _RUNS)
     )
@@ -290,8 +290,8 @@ def _enter(
     settings: StepSettings,
 ) -> TrainState:
     """The states with a run's first one in a slot."""
-    fresh = first_state(given, config, settings, seed)
-    fresh = dataclasses.replace(fresh, steps=steps, learning_rate=learning_rate.astype(fresh.learning_rate.dtype))
+    fresh = first_state(given, config, settings, seed, steps)
+    fresh = dataclasses.replace(fresh, learning_rate=learning_rate.astype(fresh.learning_rate.dtype))
 
     def put(leaf: jax.Array, one: jax.Array) -> jax.Array:
         here = (jnp.arange(len(leaf)) == slot).reshape(-1, *[1] * one.ndim)

@@ -99,9 +99,8 @@ class Run:
           seed: of the adapter's start and of dropout.
         """
         given, self._frozen, self._start = divide(params, self.layout.config, self.settings, frozen)
-        create = functools.partial(first_state, config=self.layout.config, settings=self.settings, seed=seed)
-        shardings = state_shardings(jax.eval_shape(create, given), adamw(self.settings.optimizer), self.layout)
-        return jax.jit(create, out_shardings=shardings, donate_argnums=0)(given)
+        steps = np.int32(self.settings.steps)
+        return _begin(given, np.uint32(seed), steps, settings=self.settings, layout=self.layout)
 
     @property
     def frozen(self) -> Params:
@@ -175,11 +174,26 @@ def divide(
     return trained, jax.tree.map(lambda leaf: leaf.astype(dtype), still), start
 
 
-def first_state(trained: Params, config: LlamaConfig, settings: StepSettings, seed: int | jax.Array) -> TrainState:
-    """The state before the first step, from the first part of `divide` and the seed of adapter and dropout."""
+def first_state(
+    trained: Params, config: LlamaConfig, settings: StepSettings, seed: jax.Array, steps: jax.Array
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      trained: the first part of `divide`.
+      config, settings: of the model and its steps.
+      seed: of the adapter's start and of dropout, uint32.
+      steps: of the run, int32; what the settings say of it is not used, so that one program serves runs of any length.
+    """
     if settings.lora is not None:
         trained = init_adapter(config, settings.lora, jax.random.key(seed))
-    return init_state(trained, settings, seed)
+    return dataclasses.replace(init_state(trained, settings, seed), steps=steps)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "layout"), donate_argnames="given")
+def _begin(given: Params, seed: jax.Array, steps: jax.Array, *, settings: StepSettings, layout: Layout) -> TrainState:
+    state = first_state(given, layout.config, settings, seed, steps)
+    return jax.lax.with_sharding_constraint(state, state_shardings(state, adamw(settings.optimizer), layout))
 
 
 def mean_loss(trained: Params, frozen: Params, data: Batch, size: int, settings: StepSettings, layout: Layout) -> float:

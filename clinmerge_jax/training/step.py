@@ -32,8 +32,8 @@ class StepSettings:
 
     Attributes:
       optimizer: AdamW and its schedule.
-      steps: of the whole run; the end of the schedule. `init_state` puts it into the state, so no program depends on it
-        and settings that differ in it alone are equal.
+      steps: of the whole run; the end of the schedule. A step takes it from the state (`init_state` puts it there), so
+        settings that differ in it alone are equal and share their program.
       lora: the adapter that is trained; None: the weights themselves are.
       dtype: of layers and activations. The trained weights have their own, usually float32.
       remat: what the backward pass keeps.
