@@ -29,6 +29,8 @@ _POLL_MS = 60_000
 _FAREWELL_SECONDS = 5  # so long the first process waits for the others to print their last line,
 _LAST_SECONDS = 1  # and for them to be gone after that
 _OUTCOME = "clinmerge_jax/outcome"  # the error that ends all, or that there was none
+_STOP = "clinmerge_jax/stop"
+_AHEAD = 3  # steps
 _DONE = "clinmerge_jax/done"  # of a process that has nothing left to print
 
 _count = itertools.count()
@@ -88,6 +90,27 @@ def refuse_difference(what: str, value: Mapping[str, Any]) -> None:
             " command in every process"
         )
     barrier(f"{what} compared")  # nobody begins to write where another one is about to refuse
+
+
+def all_stop(step: int, told: bool) -> bool:
+    """Whether every process is to stop after this step, because one of them was told to.
+
+    They come here after each step, one step apart at most, as a step cannot end before all have begun it. So whoever is
+    told names a step that none has taken yet.
+
+    Args:
+      step: that this process has begun.
+      told: whether it was told to stop.
+    """
+    if jax.process_count() == 1:
+        return told
+    if told:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one has named a step already
+            _client().key_value_set(_STOP, str(step + _AHEAD), allow_overwrite=False)
+    try:
+        return step >= int(_client().key_value_try_get(_STOP))
+    except jax.errors.JaxRuntimeError:  # nobody was told
+        return False
 
 
 def at_bad_input(function: Callable[[], None]) -> None:

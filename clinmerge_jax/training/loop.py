@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
 from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.errors import RunFailure
+from clinmerge_jax.parallel import distributed
 from clinmerge_jax.training.checkpoints import Checkpoints, abstract
 from clinmerge_jax.training.log import TrainingLog
 from clinmerge_jax.training.step import Metrics, TrainState
@@ -239,16 +239,13 @@ def not_finite(number: int, metrics: Metrics, batch: Batch, name_rows: Callable[
 
 @contextlib.contextmanager
 def _told_to_stop() -> Iterator[Callable[[int], bool]]:
-    """Gives a function that says after each step whether SIGTERM has come; of several processes to all at one step."""
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
+    """Gives a function that says after each step whether a process of the run has had SIGTERM."""
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be caught
         yield lambda step: False
         return
     came = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: came.set())
     try:
-        yield lambda step: came.is_set()
+        yield lambda step: distributed.all_stop(step, came.is_set())
     finally:
         signal.signal(signal.SIGTERM, before)
