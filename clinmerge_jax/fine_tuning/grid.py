@@ -56,6 +56,6 @@ def _values(config: ConfigDict, field: str, kind: type) -> Sequence[Any]:
         raise BadInput(f"config.grid.{field}: is {config.grid[field]!r}; give numbers such as 0,1,2")
     if len(set(values)) < len(values) or min(values) < 0 or max(values) > _LARGEST:
         raise BadInput(
-            f"config.grid.{field}: is {config.grid[field]!r}; give each number once, and none under 0 or over {_LARGEST}"
+            f"config.grid.{field}: is {config.grid[field]!r}; give each number once, from 0 to {_LARGEST} at most"
         )
     return [kind(value) for value in values]
