@@ -1,14 +1,15 @@
 """Measure against the floor and the peer.
 
-python -m clinmerge_jax.main \
-    --config=configs/benchmark.py[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load|:decode|:decode_8b] \
+python -m clinmerge_jax.main --config=configs/benchmark.py\
+[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load|:decode|:decode_8b|:grid] \
     [--config.peer_python=PYTHON_WITH_MERGEKIT] [--config.output=FOLDER_ON_THE_DISK_TO_MEASURE]
 
 merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_methods: the same by the methods that need
 more of a tensor than its sums, most of them with a base as third input. merge_on_device: two such models in device
 memory, one t after another; merge_on_device_8b: the same in Llama-3.1-8B's shape. load: an 8B-shaped checkpoint (16 GB)
 onto eight devices and back to disk. decode: generation with a model of 110e6 parameters in float32; decode_8b: with one
-of Llama-3.1-8B's shape in bfloat16.
+of Llama-3.1-8B's shape in bfloat16. grid: the miniature fine-tuned for 8 seeds and 4 numbers of examples, at once and
+one by one.
 """
 
 from ml_collections import ConfigDict
@@ -50,13 +51,34 @@ METHODS = (
 
 def get_config(arg: str = "") -> ConfigDict:
     """Strict: one of those above; "merge" is the default."""
-    known = ("", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load", "decode", "decode_8b")
+    known = (
+        "",
+        "merge",
+        "merge_methods",
+        "merge_on_device",
+        "merge_on_device_8b",
+        "load",
+        "decode",
+        "decode_8b",
+        "grid",
+    )
     variant = parse(arg, known) or "merge"
     config = ConfigDict()
     config.job = "benchmark"
     config.what = variant.removesuffix("_8b").removesuffix("_methods")
     config.output = f"runs/benchmark-{variant}"
-    config.repeats = 1 if variant == "merge_methods" else 3
+    config.repeats = 1 if variant in ("merge_methods", "grid") else 3
+    if variant == "grid":
+        config.model = "miniature:clinical"
+        config.task = "miniature:instruct"
+        config.seeds = tuple(range(8))
+        config.shots = (16, 32, 64, 128)
+        config.launched = 1  # seeds of each number of examples that are launched as runs of their own
+        config.epochs = 1.0
+        config.batch_size = 8
+        config.length = 128
+        config.learning_rate = 1e-5
+        return config
     config.model = ConfigDict(LLAMA_8B if variant in ("merge_on_device_8b", "load") else LLAMA_1B)
     if config.what == "decode":
         large = variant == "decode_8b"

@@ -10,6 +10,7 @@ from clinmerge_jax.errors import BadInput
 
 # What goes by the losses of one run on its way; all runs of a grid go to their last step.
 _ONE_BY_ONE = {"validate_every": 0, "patience": 0, "select": "last"}
+_LARGEST = 2**32 - 1  # seed of JAX's random keys
 
 
 def run_configs(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -53,6 +54,8 @@ def _values(config: ConfigDict, field: str, kind: type) -> Sequence[Any]:
     values = list(config.grid[field])
     if not values or any(isinstance(value, bool) or not isinstance(value, (int, kind)) for value in values):
         raise BadInput(f"config.grid.{field}: is {config.grid[field]!r}; give numbers such as 0,1,2")
-    if len(set(values)) < len(values) or min(values) < 0:
-        raise BadInput(f"config.grid.{field}: is {config.grid[field]!r}; give each number once, and none under 0")
+    if len(set(values)) < len(values) or min(values) < 0 or max(values) > _LARGEST:
+        raise BadInput(
+            f"config.grid.{field}: is {config.grid[field]!r}; give each number once, from 0 to {_LARGEST} at most"
+        )
     return [kind(value) for value in values]

@@ -88,13 +88,35 @@ def test_a_copy_that_differs_in_one_bit_is_noticed(tmp_path):
 
 @pytest.mark.parametrize(
     ("what", "field"),
-    [("merge", "repeats=0"), ("load", "repeats=0"), ("merge_on_device", "methods=('ties',)"), ("merge", "methods=()")],
+    [
+        ("merge", "repeats=0"),
+        ("load", "repeats=0"),
+        ("merge_on_device", "methods=('ties',)"),
+        ("merge", "methods=()"),
+        ("grid", "repeats=0"),
+        ("grid", "launched=9"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused(repository, tmp_path, capfd, what, field):
     arguments = [f"--config={repository}/configs/benchmark.py:{what}", f"--config.{field}"]
     assert run_command(*arguments, f"--config.output={tmp_path / 'bench'}") == 2
     assert capfd.readouterr().err.startswith(f"error: config.{field.split('=')[0]}: ")
     assert not (tmp_path / "bench").exists()
+
+
+@pytest.mark.slow
+def test_a_grid_takes_less_time_than_a_launch_for_each_run(repository, tmp_path):
+    options = ["--config=configs/benchmark.py:grid", "--config.seeds=0,1,2", "--config.shots=8,16"]
+    process = run_process(repository, *options, f"--config.output={tmp_path}")
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "grid.json").read_text())
+    assert (result["runs"], result["launched"]) == (6, 2)
+    assert "2 were measured, 1 for each number of examples, and their seconds multiplied by 3." in process.stdout
+    grid, launches = (
+        result["measured"][name][0]["seconds"] for name in ("one grid, one launch", "a launch for each run")
+    )
+    assert grid < launches
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
 
 
 @pytest.mark.slow

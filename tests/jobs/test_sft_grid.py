@@ -134,6 +134,7 @@ def test_a_killed_grid_keeps_what_is_finished_and_trains_the_rest(
         ("--config.mesh.data=9", "config.mesh.data: is 9 with 8 devices"),
         ("--config.grid.seeds=0,0", "config.grid.seeds: "),
         ("--config.grid.seeds=-1", "config.grid.seeds: "),
+        ("--config.grid.seeds=4294967296,", "config.grid.seeds: "),
         ("--config.grid.shots=()", "config.grid.shots: "),
         ("--config.grid.shots=4,15", "config.shots: 15 of 14"),
         ("--config.grid.learning_rates='a'", "config.grid.learning_rates: "),
