@@ -25,13 +25,18 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0")
 
 
+def _of_interest(record: python_logging.LogRecord) -> bool:
+    """Orbax tells of every file and thread."""
+    return record.levelno > python_logging.INFO or "orbax" not in record.pathname
+
+
 def main(_: Sequence[str]) -> None:
     """Runs the job that the config names."""
     config = _CONFIG.value
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
     python_logging.getLogger("jax").setLevel("WARNING")  # which backends it looked for is of no interest
-    logging.get_absl_handler().addFilter(lambda record: record.levelno > logging.INFO or "orbax" not in record.pathname)
+    logging.get_absl_logger().addFilter(_of_interest)
     try:
         if config.job not in JOBS:
             raise BadInput(f"config.job: {config.job!r} is unknown; there are {', '.join(JOBS)}")
