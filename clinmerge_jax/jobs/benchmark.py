@@ -2,9 +2,15 @@
 
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import decode, load, merge, merge_on_device
+from clinmerge_jax.benchmark import decode, load, merge, merge_on_device, train
 
-_BENCHMARKS = {"merge": merge.run, "merge_on_device": merge_on_device.run, "load": load.run, "decode": decode.run}
+_BENCHMARKS = {
+    "merge": merge.run,
+    "merge_on_device": merge_on_device.run,
+    "load": load.run,
+    "decode": decode.run,
+    "train": train.run,
+}
 
 
 def run(config: ConfigDict) -> None:
