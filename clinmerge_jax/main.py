@@ -45,7 +45,9 @@ def main(_: Sequence[str]) -> None:
         job = importlib.import_module(f"clinmerge_jax.jobs.{config.job}")
         distributed = importlib.import_module("clinmerge_jax.parallel.distributed")
         with distributed.session(_DISTRIBUTED.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
-            logging.set_verbosity(logging.INFO if distributed.is_first() else logging.ERROR)
+            # One alone is the first; to ask would start the devices, which benchmarks leave to processes of their own.
+            first = not _DISTRIBUTED.value or distributed.is_first()
+            logging.set_verbosity(logging.INFO if first else logging.ERROR)
             job.run(config)
     except BadInput as error:
         refuse(str(error))

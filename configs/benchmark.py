@@ -3,13 +3,16 @@
 python -m clinmerge_jax.main --config=configs/benchmark.py\
 [:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load|:decode|:decode_8b|:grid] \
     [--config.peer_python=PYTHON_WITH_MERGEKIT] [--config.output=FOLDER_ON_THE_DISK_TO_MEASURE]
+python -m clinmerge_jax.main --config=configs/benchmark.py[:train|:train_1b|:train_8b] \
+    [--config.peer_python=PYTHON_WITH_PEFT]
 
 merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_methods: the same by the methods that need
 more of a tensor than its sums, most of them with a base as third input. merge_on_device: two such models in device
 memory, one t after another; merge_on_device_8b: the same in Llama-3.1-8B's shape. load: an 8B-shaped checkpoint (16 GB)
 onto eight devices and back to disk. decode: generation with a model of 110e6 parameters in float32; decode_8b: with one
 of Llama-3.1-8B's shape in bfloat16. grid: the miniature fine-tuned for 8 seeds and 4 numbers of examples, at once and
-one by one.
+one by one. train: steps of training with 110e6 parameters in float32, all of them and an adapter; train_1b: all of
+1.5e9, computed in bfloat16; train_8b: an adapter in Llama-3.1-8B's shape, rows of 4,096.
 """
 
 from ml_collections import ConfigDict
@@ -52,20 +55,13 @@ METHODS = (
 def get_config(arg: str = "") -> ConfigDict:
     """Strict: one of those above; "merge" is the default."""
     known = (
-        "",
-        "merge",
-        "merge_methods",
-        "merge_on_device",
-        "merge_on_device_8b",
-        "load",
-        "decode",
-        "decode_8b",
-        "grid",
-    )
+        "", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load", "decode", "decode_8b",
+        "grid", "train", "train_1b", "train_8b",
+    )  # fmt: skip
     variant = parse(arg, known) or "merge"
     config = ConfigDict()
     config.job = "benchmark"
-    config.what = variant.removesuffix("_8b").removesuffix("_methods")
+    config.what = variant.removesuffix("_8b").removesuffix("_1b").removesuffix("_methods")
     config.output = f"runs/benchmark-{variant}"
     config.repeats = 1 if variant in ("merge_methods", "grid") else 3
     if variant == "grid":
@@ -90,6 +86,20 @@ def get_config(arg: str = "") -> ConfigDict:
         config.attention = "auto"  # of the decode steps: reference, ragged (TPU), auto
         config.peer = True  # transformers on the same device
         config.peer_compiled = large  # it too with a static cache, compiled
+    if config.what == "train":
+        large = variant != "train"
+        config.model = ConfigDict({"train": LLAMA_110M, "train_1b": LLAMA_1B, "train_8b": LLAMA_8B}[variant])
+        config.weights = {"train": ("full", "lora"), "train_1b": ("full",), "train_8b": ("lora",)}[variant]
+        config.rank = 16  # of the adapter, beside every linear layer
+        config.shapes = {"train": ((4, 256), (1, 512)), "train_1b": ((4, 2048),), "train_8b": ((1, 4096),)}[variant]
+        config.steps = 10 if large else 2  # that are timed in each repeat, after one that is not
+        config.dtype = "bfloat16" if large else "float32"  # of the computation; trained weights are float32
+        config.remat = "none"  # or dots, full; the peer checkpoints its layers where it is not none
+        config.attention = "auto"  # reference, splash (TPU), cudnn (GPU), auto
+        config.product = 8192 if large else 2048  # rows of the matrices whose product is the peak
+        config.peer = True  # transformers, and PEFT for the adapter, on the same device
+        config.peer_python = ""  # a Python with torch, transformers and PEFT; empty: this one
+        config.peer_compiled = large  # it through torch.compile too
     if config.what.startswith("merge"):
         config.methods = METHODS if variant == "merge_methods" else ("linear", "slerp")
         config.drift = 0.03  # relative size of the difference between the two

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import decode, grid, load, merge, merge_on_device
+from clinmerge_jax.benchmark import decode, grid, load, merge, merge_on_device, train
 
 _BENCHMARKS = {
     "merge": merge.run,
@@ -10,6 +10,7 @@ _BENCHMARKS = {
     "load": load.run,
     "decode": decode.run,
     "grid": grid.run,
+    "train": train.run,
 }
 
 

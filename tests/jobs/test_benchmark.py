@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, here on small models."""
 
 import json
+import math
 
 import pytest
 from support import run_command, run_process
@@ -86,6 +87,22 @@ def test_a_copy_that_differs_in_one_bit_is_noticed(tmp_path):
         check_same_tensors(tmp_path / "one", tmp_path / "two")
 
 
+def test_steps_of_training_are_measured_beside_the_peer(repository, tmp_path, capfd):
+    heads = [f"--config.model.num_{name}_heads=8" for name in ("attention", "key_value")]
+    fields = ["--config.shapes=((2, 16),)", "--config.weights=('full',)", "--config.product=64", *heads]
+    _, *arguments = _small("train", tmp_path, *fields)
+    assert run_command(f"--config={repository}/configs/benchmark.py:train", *arguments) == 0
+    measured = json.loads((tmp_path / "train.json").read_text())["measured"]
+    assert list(measured) == [f"full, 2 x 16: {name}" for name in ("floor", "clinmerge_jax", "transformers")]
+    (floor,), (ours,), (peer,) = measured.values()
+    for one in (ours, peer):
+        # Random tokens are about as likely as any other.
+        assert abs(one["loss"] - math.log(SMALL["vocab_size"])) < 1 and one["peak_bytes"] > 10**8
+        assert one["tokens_per_second"] * one["seconds"] == pytest.approx(2 * 16)
+        assert one["mfu"] == pytest.approx(floor["seconds"] / one["seconds"])
+    assert capfd.readouterr().out.startswith("| training ")
+
+
 @pytest.mark.parametrize(
     ("what", "field"),
     [
@@ -95,6 +112,9 @@ def test_a_copy_that_differs_in_one_bit_is_noticed(tmp_path):
         ("merge", "methods=()"),
         ("grid", "repeats=0"),
         ("grid", "launched=9"),
+        ("train", "shapes=((4, 2048),)"),
+        ("train", "weights=('some',)"),
+        ("train", "peer_python=nowhere"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(repository, tmp_path, capfd, what, field):
