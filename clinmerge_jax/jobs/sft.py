@@ -121,8 +121,12 @@ def _report(
     losses, held_out = log.column("loss"), log.column("validation_loss")
     print(f"Training loss: {losses[0][1]:.3f} at the first step, {losses[-1][1]:.3f} at step {losses[-1][0]}.")
     if held_out:
-        best = min(held_out, key=lambda pair: pair[1])
-        print(f"Validation loss: {best[1]:.3f} at step {best[0]}, {held_out[-1][1]:.3f} at step {held_out[-1][0]}.")
+        start, *later = held_out
+        least = min(later, key=lambda pair: pair[1])
+        print(
+            f"Validation loss: {start[1]:.3f} at the start, {later[-1][1]:.3f} at step {later[-1][0]}; the least is"
+            f" {least[1]:.3f} at step {least[0]}."
+        )
     if outcome.stopped_early:
         print(f"Stopped early: {config.patience} validations without a new least loss.")
     what = "adapter" if adapter else "checkpoint"

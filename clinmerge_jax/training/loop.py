@@ -156,6 +156,9 @@ def train(
 
     step, stopped = done, settings.exhausted(known.worse)
     try:
+        if validate is not None and not done:
+            note(0, {_VALIDATION: validate(state)})  # of the start, to compare with; it is no candidate
+            clock = time.monotonic()
         with _told_to_stop() as told:
             while step < settings.steps and not stopped:
                 step += 1

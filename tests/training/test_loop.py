@@ -106,7 +106,7 @@ def test_what_is_kept_is_not_touched_by_the_steps_that_follow(tmp_path):
 
 
 def test_patience_ends_training_and_the_best_step_is_known(tmp_path):
-    found = iter([3.0, 2.0, 2.5, 2.0, 9.0])
+    found = iter([1.0, 3.0, 2.0, 2.5, 2.0, 9.0])  # of the start first
     run, checkpoints = _run(), Checkpoints(tmp_path / "steps", keep_last=1, keep_best=True)
     settings = LoopSettings(STEPS, validate_every=1, patience=2)
     outcome = train(_begin(run), run.take, run.loader(), settings, checkpoints, validate=lambda state: next(found))
