@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.label = ""  # a field of the rows: its values are as evenly chosen as can be
     config.chat_template = True  # prompts and completions as messages of a conversation
     config.length = 512  # tokens of a row
-    config.packing = True  # several examples in a row, blind to one another
+    config.packing = False  # True: several examples in a row, blind to one another; then steps count rows, not examples
     config.validation = ""  # held-out examples in the same forms; nothing is learned from them
     config.replay = ConfigDict({"task": "", "share": 0.25})  # further examples, and how much of each step they are
 
@@ -101,6 +101,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model = "miniature:instruct"
         config.task = "miniature:clinical"
         config.chat_template = False
+        config.packing = True
         config.epochs = 1.0
     if variant == "runlocal":
         config.shots = 64
@@ -120,6 +121,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "resume",
             "save_every",
             "keep_last",
-        ):  # a finished run is kept, no step on the way
+        ):  # finished runs are kept, no step on the way
             del config[field]
     return config

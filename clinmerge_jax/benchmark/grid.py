@@ -157,4 +157,4 @@ def _command(config: ConfigDict, variant: str, output: pathlib.Path) -> list[str
     shared = ("model", "task", "length", "epochs", "batch_size", "learning_rate")
     fields = [f"--config.{field}={config[field]}" for field in shared]
     program = [sys.executable, "-m", "clinmerge_jax.main", f"--config={_ROOT / 'configs' / 'sft.py'}:{variant}"]
-    return [*program, *fields, f"--config.output={output}"]
+    return [*program, *fields, "--config.packing=True", f"--config.output={output}"]
