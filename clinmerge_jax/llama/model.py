@@ -58,13 +58,19 @@ class Linear(nnx.Module):
         self.lora = lora
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+        y = _times(x, self.weight[...].astype(x.dtype))
         if self.quantized:
             y = (y.astype(jnp.float32) * self.scale[...]).astype(x.dtype)
         if self.lora is not None:
             keys = self.lora_keys[...] if self.lora.dropout else None
             y = y + low_rank_product(x, self.lora_a[...], self.lora_b[...], self.lora, keys)
         return y + self.bias[...] if self.has_bias else y
+
+
+def _times(x_xI: jax.Array, weight_OI: jax.Array, dtype=None) -> jax.Array:
+    """x W^T. XLA for CPUs is slow at the gradient of W where it sums over several axes, so they are made one."""
+    y_MO = jnp.einsum("mi,oi->mo", x_xI.reshape(-1, x_xI.shape[-1]), weight_OI, preferred_element_type=dtype)
+    return y_MO.reshape(*x_xI.shape[:-1], -1)
 
 
 class RMSNorm(nnx.Module):
@@ -138,7 +144,13 @@ class MLP(nnx.Module):
         self.down_proj = Linear(size, width, bias, quantized, targeting(lora, "down_proj"))
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(_swish_gated(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _swish_gated(gate_BTF: jax.Array, up_BTF: jax.Array) -> jax.Array:
+    """For the backward pass these two are kept and the rest is cheap: silu alone would keep three more arrays."""
+    return jax.nn.silu(gate_BTF) * up_BTF
 
 
 class Block(nnx.Module):
@@ -289,7 +301,7 @@ def logits(params: Mapping[str, Any], x_xD: jax.Array, config: LlamaConfig, *, d
     x_xD = rms_norm(x_xD, params["norm"]["weight"], config.rms_norm_eps)
     head_VD = params["embed_tokens" if config.tie_word_embeddings else "lm_head"]["weight"]
     with jax.named_scope("lm_head"):
-        logits_xV = jnp.einsum("...d,vd->...v", x_xD, head_VD, preferred_element_type=dtype)
+        logits_xV = _times(x_xD, head_VD, dtype)
     if head_VD.shape[0] > config.vocab_size:
         logits_xV = jnp.where(jnp.arange(head_VD.shape[0]) < config.vocab_size, logits_xV, -jnp.inf)
     return logits_xV

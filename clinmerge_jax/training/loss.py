@@ -55,7 +55,8 @@ def row_losses(
 ) -> RowLosses:
     """The losses of a batch: token i is predicted from the state at i - 1 of its row, where `targets[i]`.
 
-    Logits are made for `chunk` tokens of each row at a time, in float32 at least, and once more in the backward pass.
+    Logits are made for `chunk` tokens of each row at a time, in float32 at least, and where rows are longer once more in
+    the backward pass.
     Each part of the batch has a copy of the head, whose gradients are summed in float32 over the chunks and only then
     over the parts: with a part on each device that is one exchange for a batch instead of one for a chunk.
 
@@ -95,7 +96,6 @@ def row_losses(
     head_P = spread(head)
     start_P = None if start is None else jax.lax.stop_gradient(spread(start[0]))
 
-    @jax.checkpoint
     def add_chunk(sums, chunk):
         labels_PRS, learned_PRS, x_PRSD, start_PRSD = chunk
         logits_PRSV, total_PRS1 = log_probabilities(head_P, x_PRSD)
@@ -115,6 +115,8 @@ def row_losses(
     zeros_PR = jnp.zeros((parts, rows // parts), wide)
     start_BTD = None if start is None else start[1]
     chunks = jax.tree.map(cut, (labels_BT, learned_BT, x_BTD, start_BTD))
-    (cross_entropy_PR, divergence_PR), _ = jax.lax.scan(add_chunk, (zeros_PR, zeros_PR), chunks)
+    # The backward pass of a single chunk follows its forward pass at once: to compute it again would save nothing.
+    add = add_chunk if length == size else jax.checkpoint(add_chunk)
+    (cross_entropy_PR, divergence_PR), _ = jax.lax.scan(add, (zeros_PR, zeros_PR), chunks)
     targets_B = jnp.sum(learned_BT, axis=1, dtype=jnp.int32)
     return RowLosses(cross_entropy_PR.reshape(rows), targets_B, divergence_PR.reshape(rows))
