@@ -32,13 +32,13 @@ def front_matter(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def shown_name(location: str) -> str:
-    """How a card names a model: a folder by its last part, so that no place of this machine gets into it.
+    """How a card names a model or a file: by its last part, so that no place of this machine gets into it.
 
     Args:
       location: `model` or `model+adapter`, as a config or a recipe names it.
     """
     places = [os.path.expanduser(part) for part in split_location(location) if part]
-    return "+".join(os.path.basename(os.path.abspath(part)) if os.path.isdir(part) else part for part in places)
+    return "+".join(os.path.basename(os.path.abspath(part)) if os.path.exists(part) else part for part in places)
 
 
 def copy_licences(output: OutputFolder, leading: pathlib.Path, others: Iterable[tuple[str, pathlib.Path]]) -> None:

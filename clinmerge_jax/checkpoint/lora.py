@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from clinmerge_jax.checkpoint.adapter import CONFIG_FILE, PREFIX, open_adapter
+from clinmerge_jax.checkpoint.adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE, open_adapter
 from clinmerge_jax.checkpoint.adapter_files import Target, config_text, write_weights
 from clinmerge_jax.checkpoint.folder import Checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
@@ -44,6 +44,8 @@ def save_lora(
             stored = tuple((f"{module}.lora_{kind}.weight", x.dtype, x.shape) for kind, x in zip("AB", pair))
             targets.append(Target(name, row.shape(config), lora.rank, stored))
             values[name] = pair
+    for left in (WEIGHTS_FILE, f"{WEIGHTS_FILE}.part"):  # by an interrupted run, whose factors may be others
+        output.path(left).unlink(missing_ok=True)
     write_weights(targets, lambda target: (values[target.name], 0.0), output)
     text = config_text(
         location,

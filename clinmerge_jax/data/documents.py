@@ -113,6 +113,9 @@ def _encode_completion(document: Document, tokenizer, end: int | None) -> Encode
 
 
 def _encode_messages(name: str, messages: Sequence[Mapping[str, str]], tokenizer) -> Encoded:
+    if messages[0]["role"] == "assistant":
+        raise BadInput(f"{name}: begins with an assistant message, which answers nothing; put a user message before it")
+
     def render(count: int, ask: bool) -> np.ndarray:
         first = list(messages[:count])
         ids = tokenizer.apply_chat_template(first, add_generation_prompt=ask, tokenize=True, return_dict=False)

@@ -53,6 +53,7 @@ class Result:
             "rows": {name: one.digest() for name, one in self.sets.named().items()},
             "config": {name: value for name, value in self.config.to_dict().items() if name not in _NOT_IDENTITY},
             "steps": self.settings.steps,
+            "computation": [str(self.settings.dtype), self.settings.attention.value],
             "credentialed": self.start.credentialed,
         }
 
@@ -133,7 +134,11 @@ class Result:
         ids = [document.id for document in self.sets.examples.documents]
         output.write_text(_SHOTS_FILE, json.dumps(ids, indent=0) + "\n")
         name = shown_name(config.model)
-        described = {**training, "model": name, "task": shown_name(config.task)}
+        described = {**training, "model": name}
+        for field in ("task", "validation"):
+            described[field] = shown_name(config[field])
+        described["replay"] = {**described["replay"], "task": shown_name(config.replay.task)}
+        del described["data_dir"]  # a place of this machine
         card = training_card(output.target.name, name, self.start.checkpoint.path, described, credentialed)
         output.write_text("README.md", card)
         shutil.rmtree(output.path(STEPS), ignore_errors=True)

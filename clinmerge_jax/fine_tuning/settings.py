@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax.data.loader import steps_of
@@ -42,13 +41,18 @@ def step_settings(
         raise BadInput("config.epochs: is 0, and so is config.steps; give one of the two")
     steps = steps_of(rows, config.batch_size, config.epochs, config.steps, replayed)
     if config.warmup_steps >= steps > 1:
-        logging.warning("config.warmup_steps: %d of %d steps; the learning rate hardly gets to its height",
-                        config.warmup_steps, steps)  # fmt: skip
+        raise BadInput(
+            f"config.warmup_steps: {config.warmup_steps} of {steps} steps leave none at the learning rate that is asked"
+            " for; give fewer, or 0 to go by config.warmup_share"
+        )
+    if not 0 <= config.seed < 2**32:
+        raise BadInput(f"config.seed: is {config.seed}; give a whole number from 0 to 4294967295")
     optimizer = OptimizerSettings(
         learning_rate=config.learning_rate,
         final_share=config.final_share,
         schedule=_choice(Schedule, config.schedule, "schedule"),
         warmup_steps=config.warmup_steps,
+        warmup_share=config.warmup_share,
         weight_decay=config.weight_decay,
         beta1=config.beta1,
         beta2=config.beta2,
@@ -111,6 +115,11 @@ def loop_settings(config: ConfigDict, steps: int, validated: bool) -> LoopSettin
     if not validated and (config.select == "best" or config.patience or config.validate_every):
         raise BadInput(
             "config.validation: is empty, and select=best, patience and validate_every go by it; name a file"
+        )
+    if (config.select == "best" or config.patience) and not 0 < config.validate_every < steps:
+        raise BadInput(
+            f"config.validate_every: is {config.validate_every}, and select=best and patience compare several"
+            f" validations in the {steps} steps; give fewer than them"
         )
     return LoopSettings(steps, config.save_every, config.validate_every, config.patience)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -17,6 +18,8 @@ from clinmerge_jax.data.few_shot import choose
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.training.run import Rows, name_rows
+
+_LONGEST = 4096  # tokens of a row, unless more are asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +106,10 @@ class Source:
     """
 
     def __init__(self, config: ConfigDict, start: Start):
-        if not 1 < config.length <= start.llama.max_position_embeddings:
-            raise BadInput(
-                f"config.length: is {config.length}; give 2 or more, up to the model's context of"
-                f" {start.llama.max_position_embeddings}"
-            )
+        context = start.llama.max_position_embeddings
+        self._length = config.length or min(context, _LONGEST)
+        if not 1 < self._length <= context:
+            raise BadInput(f"config.length: is {config.length}; give 2 or more, up to the model's context of {context}")
         if not config.task:
             raise BadInput("config.task: is empty; name a file of examples")
         self._config = config
@@ -131,7 +133,7 @@ class Source:
             documents,
             self._tokenizer,
             self._vocabulary,
-            self._config.length,
+            self._length,
             chat=self._config.chat_template,
             packing=self._config.packing,
             field="config.model",
@@ -149,11 +151,12 @@ class Source:
         """
         examples = self._prepare(choose(self._documents, shots, seed))
         if self._validation is not None:
-            held_out = {document.id for document in self._validation.documents}
-            shared = {document.id for document in examples.documents} & held_out
+            learned = [*examples.documents, *(self._replay.documents if self._replay else ())]
+            words = {json.dumps(document.content) for document in learned}
+            shared = [one for one in self._validation.documents if json.dumps(one.content) in words]
             if shared:
                 raise BadInput(
-                    f"config.validation: {len(shared)} of its documents are among the examples too, {min(shared)} the"
-                    " first; take them out"
+                    f"config.validation: the words of {len(shared)} of its documents are among the examples too,"
+                    f" {shared[0].id} the first; take them out"
                 )
         return Sets(examples, self._validation, self._replay)

@@ -109,7 +109,18 @@ def _train(grid: Grid, results: dict[str, Result], frozen: frozenset[tuple[str, 
 
 
 def _write(result: Result, grid: Grid, trained: Params, rows: list[dict[str, float]]) -> None:
-    """The folder of a run that is trained."""
+    """The folder of a run that is trained.
+
+    Raises:
+      RunFailure: the folder cannot be written; the other runs go on.
+    """
+    try:
+        _write_folder(result, grid, trained, rows)
+    except BadInput as error:
+        raise RunFailure(str(error)) from error
+
+
+def _write_folder(result: Result, grid: Grid, trained: Params, rows: list[dict[str, float]]) -> None:
     with result.folder() as output:
         if output.open() is OutputState.FINISHED:  # by another process, meanwhile
             return

@@ -1,5 +1,6 @@
 """States of a training run on disk, one folder for each step that is kept, written by Orbax while training goes on."""
 
+import math
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -50,7 +51,12 @@ class Checkpoints:
         items = ocp.args.Composite(
             **{_STATE: ocp.args.StandardSave(state), _POSITION: ocp.args.JsonSave(dict(position))}
         )
-        self._manager.save(step, args=items, metrics={_LOSS: _NEVER_BEST if loss is None else loss}, force=True)
+        self._manager.save(
+            step,
+            args=items,
+            metrics={_LOSS: loss if loss is not None and math.isfinite(loss) else _NEVER_BEST},
+            force=True,
+        )
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state and the position of a step.

@@ -23,7 +23,7 @@ class TrainingLog:
         path = folder / LOG_FILE
         whole = path.read_bytes() if path.is_file() else b""
         lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may have cut the last
-        kept = [line for line in lines if json.loads(line)["step"] <= after]
+        kept = [line for line in lines if after and json.loads(line)["step"] <= after]
         path.write_bytes(b"".join(kept))
         self.rows: list[dict[str, float]] = [json.loads(line) for line in kept]
         self._file = path.open("a", encoding="utf-8")

@@ -211,8 +211,8 @@ def _due(number: int, every: int) -> bool:
 
 
 def _judged(known: _Progress, number: int, loss: float) -> _Progress:
-    if known.best is None or loss < known.best:
-        return _Progress(loss, number, 0)
+    if math.isfinite(loss) and (known.best is None or loss <= known.best):  # of equal ones Orbax keeps the last too
+        return _Progress(loss, number, 0 if known.best is None or loss < known.best else known.worse + 1)
     return dataclasses.replace(known, worse=known.worse + 1)
 
 

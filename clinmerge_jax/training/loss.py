@@ -55,8 +55,8 @@ def row_losses(
 ) -> RowLosses:
     """The losses of a batch: token i is predicted from the state at i - 1 of its row, where `targets[i]`.
 
-    Logits are made for `chunk` tokens of each row at a time, in float32 at least, and where rows are longer once more in
-    the backward pass.
+    Logits are made for `chunk` tokens of each row at a time, in float32 at least, and where rows are longer once more
+    in the backward pass.
     Each part of the batch has a copy of the head, whose gradients are summed in float32 over the chunks and only then
     over the parts: with a part on each device that is one exchange for a batch instead of one for a chunk.
 

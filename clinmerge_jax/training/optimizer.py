@@ -31,6 +31,7 @@ class OptimizerSettings:
       final_share: the share of it that is left at the end.
       schedule: how it gets there.
       warmup_steps: steps of a linear rise from 0, which is the rate of the very first step.
+      warmup_share: where warmup_steps is 0, how many of all steps they are, rounded down.
       weight_decay: of matrices, embedding and head among them; norms and biases are not decayed (as in Hugging Face's
         Trainer). The factors of an adapter are matrices.
       beta1, beta2, eps: of Adam; eps is added to the root of the corrected second moment.
@@ -46,6 +47,7 @@ class OptimizerSettings:
     final_share: float = 0.1
     schedule: Schedule = Schedule.COSINE
     warmup_steps: int = 0
+    warmup_share: float = 0.0
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -57,7 +59,7 @@ class OptimizerSettings:
         for field in ("learning_rate", "final_share", "warmup_steps", "weight_decay", "eps", "clip_norm"):
             if not 0 <= getattr(self, field) < float("inf"):
                 raise BadInput(f"optimizer.{field}: is {getattr(self, field)!r}; give 0 or more")
-        for field in ("beta1", "beta2"):
+        for field in ("beta1", "beta2", "warmup_share"):
             if not 0 <= getattr(self, field) < 1:
                 raise BadInput(f"optimizer.{field}: is {getattr(self, field)!r}; give a number from 0 to below 1")
 
@@ -71,6 +73,8 @@ def rate_share(settings: OptimizerSettings, steps: int | jax.Array) -> Callable[
         Optax's own schedules do not let them.
     """
     warmup, final = settings.warmup_steps, settings.final_share
+    if settings.warmup_share and not warmup:
+        warmup = jnp.floor(settings.warmup_share * steps)
     falling = jnp.maximum(1, steps - warmup)
 
     def after(step: jax.Array) -> jax.Array:
@@ -81,9 +85,9 @@ def rate_share(settings: OptimizerSettings, steps: int | jax.Array) -> Callable[
             return (1 - final) * (1 - gone) + final
         return jnp.ones_like(gone)
 
-    if not warmup:
+    if isinstance(warmup, int) and not warmup:
         return after
-    return lambda step: jnp.where(step < warmup, step / warmup, after(step - warmup))
+    return lambda step: jnp.where(step < warmup, step / jnp.maximum(1, warmup), after(step - warmup))
 
 
 def is_matrix(weights: Any) -> Any:

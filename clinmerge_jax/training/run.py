@@ -222,10 +222,15 @@ def mean_loss(trained: Params, frozen: Params, data: Batch, size: int, settings:
 
 
 def measures(batch: Batch, seconds: float, settings: StepSettings, layout: Layout) -> dict[str, float]:
-    """Of a step with this process's part of a batch: tokens and operations a second, and memory in bytes."""
+    """Of a step with this process's part of a batch: tokens and operations a second, and memory in bytes.
+
+    The other parts are taken to be as full as this one.
+    """
     inside = batch.segments > 0
-    tokens = int(inside.sum()) * jax.process_count()
-    attended = int((batch.positions[inside] + 1).sum()) * jax.process_count()
+    held = local_rows(layout.named("batch"), layout.parts("batch"))
+    shares = layout.parts("batch") / (held.stop - held.start)
+    tokens = int(inside.sum()) * shares
+    attended = int((batch.positions[inside] + 1).sum()) * shares
     flops = step_flops(layout.config, tokens, attended, frozen=settings.lora is not None) / seconds
     found = {"tokens_per_second": tokens / seconds, "flops_per_second": flops}
     peak = peak_flops(layout.device)

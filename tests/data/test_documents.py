@@ -211,3 +211,9 @@ def test_an_id_is_the_rows_own_or_follows_from_its_words_alone():
     others = [Document("d", text="y"), Document("d", prompt="x", completion="y"), Document("d", messages=CONVERSATION)]
     assert len({document.id for document in [*others, Document("d", text="x")]}) == 4
     assert Document("d", text="A note.").id == "5d83f71ebc0cbf0b"
+
+
+def test_a_conversation_that_begins_with_an_answer_is_refused(tokenizer):
+    messages = [{"role": "assistant", "content": "Hello."}, *CONVERSATION]
+    with pytest.raises(BadInput, match="note 9: begins with an assistant message"):
+        encode(Document("note 9", messages=messages), tokenizer)

@@ -10,17 +10,21 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import run_command, run_process
 
+import configs.sft
 from clinmerge_jax.checkpoint.adapter import open_adapter
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.lora import load_lora
 from clinmerge_jax.checkpoint.params import llama_config, load_params
 from clinmerge_jax.checkpoint.safetensors import read_tensor
+from clinmerge_jax.fine_tuning.settings import step_settings
+from clinmerge_jax.fine_tuning.source import Source, open_start
 from clinmerge_jax.training.lora import merge_lora
 
 
@@ -213,6 +217,8 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(repository, small
         ("--config.remat=some", "config.remat"),
         ("--config.dtype=float16", "config.dtype"),
         ("--config.select=best", "config.validation"),
+        ("--config.seed=-1", "config.seed"),
+        ("--config.warmup_steps=9", "config.warmup_steps"),
         ("--config.select=first", "config.select"),
         ("--config.patience=-1", "config.patience"),
         ("--config.keep_last=0", "config.keep_last"),
@@ -235,7 +241,16 @@ def test_bad_input_is_refused_by_field(repository, small_miniature, rows, tmp_pa
 def test_examples_in_the_validation_set_are_refused(repository, small_miniature, rows, tmp_path, capsys):
     arguments = _arguments(repository, small_miniature, rows, tmp_path / "trained")
     assert run_command(*arguments, f"--config.validation={rows / 'train.jsonl'}") == 2
-    assert "config.validation: 12 of its documents are among the examples too" in capsys.readouterr().err
+    assert "config.validation: the words of 12 of its documents are among the examples too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variant", ["", "lora", "full", "uf_lora", "pretrain", "runlocal"])
+def test_every_variant_fits_the_miniature_as_it_stands(variant):
+    config = configs.sft.get_config(variant)
+    start = open_start(config)
+    sets = Source(config, start).sets(config.shots, config.seed)
+    settings = step_settings(config, start.llama, len(sets.examples.rows.tokens), 0.0, jax.devices()[0])
+    assert settings.steps > 0 and sets.examples.packed.dropped == 0
 
 
 def test_weights_that_diverge_end_the_run_with_a_line_that_names_rows(

@@ -44,3 +44,12 @@ def test_a_run_that_goes_on_has_one_row_for_every_step(tmp_path):
     lines = (tmp_path / "log" / LOG_FILE).read_text().splitlines()
     assert [json.loads(line)["loss"] for line in lines] == [1.0, 2.0, 30.0]
     assert again.column("loss") == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_run_that_starts_again_has_no_row_from_before(tmp_path):
+    log = TrainingLog(tmp_path / "log")
+    log.add(0, {"validation_loss": 1.0})
+    log.close()
+    again = TrainingLog(tmp_path / "log")
+    again.close()
+    assert again.rows == [] and (tmp_path / "log" / LOG_FILE).read_bytes() == b""
