@@ -120,7 +120,7 @@ def test_kernels_run_on_every_devices_rows_and_heads(interpreted):
 def test_auto_takes_the_reference_on_a_processor_and_says_so_once(caplog):
     attention._first.cache_clear()
     device = jax.devices()[0]
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         for _ in range(2):
             assert resolve("auto", Use.CACHE, WIDE, jnp.float32, device, length=64) is Backend.REFERENCE
             assert resolve(Backend.AUTO, Use.SEQUENCES, WIDE, jnp.float32, device) is Backend.REFERENCE

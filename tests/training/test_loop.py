@@ -128,6 +128,7 @@ def test_a_loss_that_is_not_finite_names_the_documents(tmp_path):
     assert "is not finite" in str(error.value)
 
 
+@pytest.mark.slow  # tests/training/test_sharding.py has one such mesh in every run
 def test_eight_devices_train_as_one_does():
     config = dataclasses.replace(CONFIG, num_key_value_heads=CONFIG.num_attention_heads)
     losses = []
