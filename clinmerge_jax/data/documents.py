@@ -44,10 +44,14 @@ class Document:
         return [self.text, self.messages, *pair]
 
     @functools.cached_property
+    def digest(self) -> str:
+        """Of its words: the same on every machine and wherever it stands in a file."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
+
+    @property
     def id(self) -> str:
-        """Its own id, else a digest of its words: the same on every machine and wherever it stands in a file."""
-        digest = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
-        return digest[:_DIGEST_LENGTH] if self.given_id is None else self.given_id
+        """Its own id, else its digest."""
+        return self.digest if self.given_id is None else self.given_id
 
 
 @dataclasses.dataclass(frozen=True)

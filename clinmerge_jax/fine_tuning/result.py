@@ -16,13 +16,14 @@ from clinmerge_jax.checkpoint.lora import save_lora
 from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.params import load_params, save_params
 from clinmerge_jax.errors import RunFailure
+from clinmerge_jax.fine_tuning.settings import frozen_leaves
 from clinmerge_jax.fine_tuning.source import Sets, Start
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel import distributed
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.training.lora import merge_lora
 from clinmerge_jax.training.step import StepSettings
-from clinmerge_jax.training.weights import interpolate, join
+from clinmerge_jax.training.weights import interpolate, join, split
 
 LOG, STEPS = "log", "steps"  # folders
 _SHOTS_FILE = "few_shot.json"
@@ -98,7 +99,7 @@ class Result:
         if lora is not None:
             params = merge_lora(stored(), trained, lora)
         elif self.config.freeze:  # they come from the folder again, as training may have rounded them
-            params = join(trained, _without(stored(), trained))
+            params = join(trained, split(stored(), layout.config, frozen_leaves(self.config, layout.config))[1])
         else:
             params = trained
         if self.config.wise_ft != 1:
@@ -148,14 +149,3 @@ class Result:
 @jax.jit
 def _finite(params: Params) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
-
-
-def _without(params: Params, other: Params) -> Params:
-    """The leaves of one tree that another, of some of its leaves, has not."""
-    left = {}
-    for key, node in params.items():
-        if key not in other:
-            left[key] = node
-        elif isinstance(node, dict) and (rest := _without(node, other[key])):
-            left[key] = rest
-    return left

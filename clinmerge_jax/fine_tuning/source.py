@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -152,8 +151,8 @@ class Source:
         examples = self._prepare(choose(self._documents, shots, seed))
         if self._validation is not None:
             learned = [*examples.documents, *(self._replay.documents if self._replay else ())]
-            words = {json.dumps(document.content) for document in learned}
-            shared = [one for one in self._validation.documents if json.dumps(one.content) in words]
+            digests = {document.digest for document in learned}
+            shared = [one for one in self._validation.documents if one.digest in digests]
             if shared:
                 raise BadInput(
                     f"config.validation: the words of {len(shared)} of its documents are among the examples too,"
