@@ -26,15 +26,13 @@ def read_tfds(source: str, field: str, data_dir: str | None) -> Iterator[tuple[s
       data_dir: where prepared data sets lie; None for the library's own folder.
 
     Raises:
-      BadInput: the library is missing, or there is no such data set, no such split, or nothing prepared.
+      BadInput: there is no such data set, no such split, or nothing prepared.
     """
     named = _NAMED.fullmatch(source)
     if named is None:
         raise BadInput(f"{field}: {source!r} is not spelled tfds:NAME or tfds:NAME:SPLIT; give such a name")
-    try:
-        import tensorflow_datasets as tfds  # an extra, and slow to import
-    except ImportError as error:
-        raise BadInput(f"{field}: {source} needs tensorflow-datasets; pip install 'clinmerge_jax[tfds]'") from error
+    import tensorflow_datasets as tfds  # slow to import
+
     try:
         rows = tfds.data_source(
             named["name"], split=named["split"] or "train", data_dir=data_dir, download=False,

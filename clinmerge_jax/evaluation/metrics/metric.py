@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,17 @@ from clinmerge_jax.evaluation.statistics.samples import mean
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """A system's answer to one item, and whether it ended by itself and not by its limit."""
+    """A system's answer to one item.
+
+    Attributes:
+      text: the answer; of several turns the last.
+      finished: whether it ended by itself and not by its limit.
+      earlier: the answers of the turns before.
+    """
 
     text: str
     finished: bool = True
+    earlier: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Metric:
     Attributes:
       name: as tables and Results show it; every variant has its own.
       signature: what it is exactly: library, version, settings.
-      count: from an output and its reference to K counts.
+      count: from an output and its reference, a text for most metrics, to K counts.
       width: K.
       score: from summed counts [..., K] to the score [...]; by default the mean of a value, counted beside its 1.
       item_score: the score of a single item, where it is not `score`.
@@ -33,7 +41,7 @@ class Metric:
 
     name: str
     signature: str
-    count: Callable[[Output, str], Sequence[float]]
+    count: Callable[[Output, Any], Sequence[float]]
     width: int = 2
     score: Callable[[np.ndarray], np.ndarray] = mean
     item_score: Callable[[np.ndarray], np.ndarray] | None = None
@@ -71,7 +79,7 @@ def composite(name: str, parts: Sequence[Metric]) -> Metric:
 
 
 def count_items(
-    metrics: Iterable[Metric], outputs: Sequence[Output], references: Sequence[str]
+    metrics: Iterable[Metric], outputs: Sequence[Output], references: Sequence[Any]
 ) -> dict[str, np.ndarray]:
     """The counts [I, K] of every metric, by its name. A part that several metrics have is counted once.
 
