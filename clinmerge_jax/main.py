@@ -13,10 +13,14 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from clinmerge_jax import offline
 from clinmerge_jax.command_line import parse_flags, refuse
 from clinmerge_jax.errors import BadInput, RunFailure
 
-JOBS = ("merge", "inspect", "extract_lora", "sft", "sft_grid", "generate", "compare", "miniature", "benchmark")
+JOBS = (
+    "merge", "inspect", "extract_lora", "sft", "sft_grid", "generate", "evaluate", "correlate", "compare", "miniature",
+    "benchmark",
+)  # fmt: skip
 _ONE_PROCESS_JOBS = tuple(job for job in JOBS if job not in ("merge", "sft"))
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The job: configs/JOB.py[:arg]", lock_config=True)
@@ -26,8 +30,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 
 
 def _of_interest(record: python_logging.LogRecord) -> bool:
-    """Orbax tells of every file and thread."""
-    return record.levelno > python_logging.INFO or "orbax" not in record.pathname
+    """Orbax tells of every file and thread, rouge-score of every scorer."""
+    return record.levelno > python_logging.INFO or not any(name in record.pathname for name in ("orbax", "rouge_score"))
 
 
 def main(_: Sequence[str]) -> None:
@@ -42,9 +46,12 @@ def main(_: Sequence[str]) -> None:
             raise BadInput(f"config.job: {config.job!r} is unknown; there are {', '.join(JOBS)}")
         if _DISTRIBUTED.value and config.job in _ONE_PROCESS_JOBS:
             raise BadInput(f"--distributed: {config.job} runs in one process; leave the flag out")
-        job = importlib.import_module(f"clinmerge_jax.jobs.{config.job}")
         distributed = importlib.import_module("clinmerge_jax.parallel.distributed")
-        with distributed.session(_DISTRIBUTED.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+        with (
+            offline.session(config.get("offline", False)),
+            distributed.session(_DISTRIBUTED.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
+        ):
+            job = importlib.import_module(f"clinmerge_jax.jobs.{config.job}")
             # One alone is the first; to ask would start the devices, which benchmarks leave to processes of their own.
             first = not _DISTRIBUTED.value or distributed.is_first()
             logging.set_verbosity(logging.INFO if first else logging.ERROR)

@@ -39,5 +39,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.limit = 0  # only so many prompts, from the first on; 0 for all
     config.mesh = ConfigDict({"data": 0, "fsdp": 0, "tensor": 0})  # devices along each axis; 0 leaves it to be picked
     config.output = "runs/generate"
+    config.offline = False  # True: no connection is opened, and one that a library tries ends the run
     config.overwrite = False
     return config

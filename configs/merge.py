@@ -85,6 +85,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Devices along each axis, for the mesh engine and for the evaluation; 0 leaves an axis to be picked.
     config.mesh = ConfigDict({"data": 0, "fsdp": 0, "tensor": 0})
     config.output = f"runs/merge-{variant or 'linear'}"
+    config.offline = False  # True: no connection is opened, and one that a library tries ends the run
     config.overwrite = False
     config.max_shard_gb = 5.0
     # Held-out text: "auto" (the miniature's own for miniature models, else none), "" for none, or

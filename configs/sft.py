@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.job = "sft"
     config.model = "miniature:clinical"
     config.output = f"runs/sft-{variant}"
+    config.offline = False  # True: no connection is opened, and one that a library tries ends the run
     config.overwrite = False
     config.resume = True  # False: what an interrupted run has left is not used
     config.seed = 0  # of the choice of examples, their order, the adapter's start and its dropout

@@ -27,7 +27,7 @@ from clinmerge_jax.training.weights import interpolate, join, split
 
 LOG, STEPS = "log", "steps"  # folders
 _SHOTS_FILE = "few_shot.json"
-_NOT_IDENTITY = ("output", "overwrite", "resume", "mesh", "keep_last", "save_every", "model", "data_dir")
+_NOT_IDENTITY = ("output", "overwrite", "resume", "mesh", "keep_last", "save_every", "model", "data_dir", "offline")
 
 
 @dataclasses.dataclass(frozen=True)

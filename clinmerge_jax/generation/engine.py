@@ -5,6 +5,7 @@ rows have finished. Lengths, limits, stop ids and sampling settings are traced, 
 request. S slots, P prompts read together, C tokens of a chunk, T positions of the cache, V vocabulary.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -162,11 +163,26 @@ class Engine:
         self._params = jax.jit(split, out_shardings=unstacked(layout, int8_weights))(params)
         self._dtype = dtype
         self._stop_ids = tuple(int(index) for index in stop_ids)
+        self._asked_chunks, self._asked_attention = tuple(chunks), attention
         self._chunks = tuple(sorted({min(chunk, length) for chunk in chunks}))
         parts = layout.parts("batch")
         self._together = -(-max(1, slots // 8) // parts) * parts  # P: as many as are refilled at once
         self._refill = refill
         self._share_prefix = share_prefix
+
+    def of_length(self, length: int) -> "Engine":
+        """The same engine, with the same weights, for prompts and answers of another length.
+
+        Raises:
+          BadInput: as `check_engine`.
+        """
+        other = copy.copy(self)
+        other._attention = check_engine(
+            self.layout, self.slots, length, self._stop_ids, self._cache_dtype, self._asked_attention
+        )
+        other.length = length
+        other._chunks = tuple(sorted({min(chunk, length) for chunk in self._asked_chunks}))
+        return other
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Yields the index of a request and its answer as rows finish, in no particular order.

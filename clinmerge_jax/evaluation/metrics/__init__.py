@@ -2,7 +2,7 @@
 
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics.form import length_ratio, never_stopped, repetition
-from clinmerge_jax.evaluation.metrics.labels import accuracy, exact_match, macro_f1
+from clinmerge_jax.evaluation.metrics.labels import accuracy, exact_match, macro_f1, unread
 from clinmerge_jax.evaluation.metrics.metric import Metric, Output, composite, count_items
 from clinmerge_jax.evaluation.metrics.overlap import bleu, chrf, has_wordnet, meteor, rouge
 
@@ -24,6 +24,7 @@ METRICS: dict[str, Metric] = {
         composite("composite_rouge_bleu_meteor", [*_ROUGE[:3], _BLEU, _METEOR]),
         exact_match(),
         accuracy(),
+        unread(),
         length_ratio(),
         never_stopped(),
         repetition(),

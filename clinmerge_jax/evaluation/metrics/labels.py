@@ -21,6 +21,11 @@ def accuracy() -> Metric:
     return averaged("accuracy", "of labels", lambda output, reference: 100.0 * (output.text == reference))
 
 
+def unread() -> Metric:
+    """The share in percent of answers from which no label could be read."""
+    return averaged("unread", "percent of answers", lambda output, reference: 100.0 * (output.text == ""))
+
+
 def macro_f1(labels: Sequence[str]) -> Metric:
     """The mean over labels of their F1; a label that is neither given nor due has 0, as in scikit-learn.
 

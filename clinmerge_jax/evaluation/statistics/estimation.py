@@ -52,7 +52,7 @@ class Estimate:
         return 2 * np.minimum(above, 1 - above)
 
 
-def estimate(samples: Sample | Sequence[Sample], statistic: Statistic = mean) -> Estimate:
+def estimate(samples: Sample | Sequence[Sample], statistic: Statistic | Sequence[Statistic] = mean) -> Estimate:
     """A statistic over seeds and items; of several tasks, its mean over them.
 
     The statistic is one of the counts summed over seeds and items, so corpus metrics keep their meaning. The variance
@@ -76,7 +76,7 @@ def estimate(samples: Sample | Sequence[Sample], statistic: Statistic = mean) ->
     Args:
       samples: of one task, or of several.
       statistic: a function of summed counts that does not depend on how many items or seeds were summed (a mean, a
-        ratio, a corpus score).
+        ratio, a corpus score); or one for each task.
 
     Raises:
       BadInput: tasks with different numbers of seeds.
@@ -85,7 +85,8 @@ def estimate(samples: Sample | Sequence[Sample], statistic: Statistic = mean) ->
     if len({task.seeds for task in tasks}) != 1:
         raise BadInput("tasks: their numbers of seeds differ; average tasks that share their seeds")
     seeds = tasks[0].seeds
-    parts = [_parts(task, statistic) for task in tasks]
+    statistics = [statistic] * len(tasks) if callable(statistic) else statistic
+    parts = [_parts(task, one) for task, one in zip(tasks, statistics, strict=True)]
     share = 1 / len(tasks)
     value = share * sum(part.value for part in parts)
     by_seed = share * sum(part.by_seed for part in parts)

@@ -29,6 +29,7 @@ class Item:
       cluster: what it shares with other items that are no independent evidence (an encounter); "" for its id.
       label: the class that few-shot examples are balanced over.
       turns: what the user says after the first answer, and after each further one.
+      shown: the answer as a few-shot example shows it; None for the target.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Item:
     cluster: str = ""
     label: str | None = None
     turns: tuple[str, ...] = ()
+    shown: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Task:
       max_new_tokens: of an answer.
       stop: texts that end an answer.
       read: what of an answer is scored, such as the number that it ends with; None for all of it.
+      chat: whether prompts go through the chat template whatever the config says; None leaves it to the config.
       floors: whether copying the input and the like are scored beside the models.
       shareable: whether prompts and answers may be shown to others; a user says so, it is never presumed.
     """
@@ -86,5 +89,6 @@ class Task:
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()
     read: Callable[[str], str] | None = None
+    chat: bool | None = None
     floors: bool = True
     shareable: bool = False

@@ -1,0 +1,239 @@
+"""A model answers the questions of a task: by generating, or by how likely it holds each letter. I items, T tokens."""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from clinmerge_jax.checkpoint.lora import load_lora
+from clinmerge_jax.checkpoint.params import llama_config, load_params
+from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation.choices import likeliest
+from clinmerge_jax.evaluation.metrics.metric import Output
+from clinmerge_jax.evaluation.systems import FIELD, System
+from clinmerge_jax.evaluation.tasks.prompting import Prompt, Prompter
+from clinmerge_jax.evaluation.tasks.task import Item, Task
+from clinmerge_jax.generation.engine import Engine, Request, check_engine
+from clinmerge_jax.generation.sampling import Sampling
+from clinmerge_jax.generation.stopping import cut, stop_ids, until
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.parallel.layout import Layout, make_layout
+from clinmerge_jax.parallel.mesh import MeshShape
+from clinmerge_jax.training.lora import merge_lora
+
+GENERATED, LETTERS = "generated", "letters"
+_DTYPES = ("", "float32", "bfloat16")
+_LENGTH_STEP = 64  # lengths are rounded up to a multiple, so that tasks of much the same length compile once
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The questions of a cell, as one model reads them.
+
+    Attributes:
+      task: what is asked.
+      items: of it.
+      prompter: what made the prompts.
+      prompts: of the items.
+      mode: GENERATED or LETTERS.
+      length: tokens that a slot must hold, T.
+    """
+
+    task: Task
+    items: Sequence[Item]
+    prompter: Prompter
+    prompts: Sequence[Prompt]
+    mode: str
+    length: int
+
+    @property
+    def cut(self) -> int:
+        """Items whose source was shortened."""
+        return sum(prompt.cut for prompt in self.prompts)
+
+
+class Respondent:
+    """One system's checkpoint: first its tokenizer and config, then, once it is loaded, its engine.
+
+    Args:
+      system: with a checkpoint.
+      config: of the job; has dtype, slots, int8_weights, int8_cache, attention, mesh, length, too_long, max_new_tokens
+        and the sampling fields.
+
+    Raises:
+      BadInput: the checkpoint is no Llama with a tokenizer, or a field is wrong.
+    """
+
+    def __init__(self, system: System, config: ConfigDict):
+        if config.dtype not in _DTYPES:
+            raise BadInput(f"config.dtype: {config.dtype!r} is unknown; give float32, bfloat16, or leave it empty")
+        if config.too_long not in ("refuse", "cut"):
+            raise BadInput(f"config.too_long: {config.too_long!r} is unknown; give refuse or cut")
+        self.system = system
+        self._config = config
+        self.tokenizer = load_tokenizer(system.checkpoint.path, FIELD)
+        self.llama: LlamaConfig = llama_config(system.checkpoint)
+        self._stop_ids = stop_ids(system.checkpoint)
+        self._context = min(config.length or self.llama.max_position_embeddings, self.llama.max_position_embeddings)
+        self._sampling = Sampling(
+            float(config.temperature), config.top_k, float(config.top_p), 0.0, float(config.repetition_penalty), 0
+        )
+        self._layout: Layout | None = None
+        self._engine: Engine | None = None
+
+    @property
+    def _dtype(self) -> Any:
+        return np.dtype(self._config.dtype or self.system.checkpoint.tensors["model.embed_tokens.weight"].dtype)
+
+    def ask(self, task: Task, items: Sequence[Item], shots: Sequence[Item], chat: bool, mode: str) -> Asked:
+        """Makes the prompts of a task.
+
+        Raises:
+          BadInput: a prompt does not fit, or the engine that it needs cannot be.
+        """
+        new = self.new_tokens(task) if mode == GENERATED else 0
+        most = self._context - new
+        if most < 1:
+            raise BadInput(
+                f"config.max_new_tokens: {new} for task {task.name} leave nothing of the {self._context} tokens of"
+                " context; give fewer"
+            )
+        prompter = Prompter(task, self.tokenizer, chat, shots, most, self._config.too_long == "cut")
+        prompts = [prompter.prompt(item, mode == LETTERS) for item in items]
+        highest = max(int(prompt.tokens.max()) for prompt in prompts)
+        if highest >= self.llama.vocab_size:
+            raise BadInput(
+                f"{FIELD}: the tokenizer of {self.system.name} gives token id {highest}, but vocab_size in its"
+                f" config.json is {self.llama.vocab_size}; tokenizer and weights belong to different models"
+            )
+        needed = max(
+            len(prompt.tokens) + max((len(answer) for answer in prompt.answers), default=new) for prompt in prompts
+        )
+        if any(item.turns for item in items):
+            needed = self._context  # later turns hold answers that are not there yet
+        length = min(-(-needed // _LENGTH_STEP) * _LENGTH_STEP, self._context)
+        check_engine(
+            self._shape(), self._config.slots, length, self._stop_ids, self._cache_dtype, self._config.attention
+        )
+        return Asked(task, items, prompter, prompts, mode, length)
+
+    def new_tokens(self, task: Task) -> int:
+        """The most tokens of an answer."""
+        return self._config.max_new_tokens or task.max_new_tokens
+
+    @property
+    def _cache_dtype(self) -> np.dtype:
+        return np.dtype(np.int8) if self._config.int8_cache else self._dtype
+
+    def _shape(self) -> Layout:
+        if self._layout is None:
+            self._layout = make_layout(self.llama, MeshShape(**self._config.mesh))
+        return self._layout
+
+    def load(self, length: int) -> None:
+        """Puts the weights, with the adapter in them, onto the mesh.
+
+        Args:
+          length: of the first engine; `answers` asks for others as it needs them.
+        """
+        layout = self._shape()
+        _, params = load_params(self.system.checkpoint, self._dtype, mesh=layout.mesh)
+        if self.system.adapter is not None:
+            lora, adapter = load_lora(str(self.system.adapter.path), FIELD, self.llama)
+            params = merge_lora(params, adapter, lora)
+        self._engine = Engine(
+            layout,
+            params,
+            slots=self._config.slots,
+            length=length,
+            stop_ids=self._stop_ids,
+            int8_weights=self._config.int8_weights,
+            int8_cache=self._config.int8_cache,
+            attention=self._config.attention,
+        )
+
+    def unload(self) -> None:
+        """Lets go of the weights."""
+        self._engine = None
+
+    def answers(
+        self, asked: Asked, seed: int, progress: Callable[[int], None]
+    ) -> tuple[list[Output], dict[str, float | int]]:
+        """The answers to the questions, in their order, and what it took.
+
+        Args:
+          asked: of `ask`.
+          seed: of the draws.
+          progress: called with the number of items done since the last call.
+        """
+        engine = self._engine.of_length(asked.length)
+        start, before = time.perf_counter(), dataclasses.replace(engine.counts)
+        if asked.mode == LETTERS:
+            outputs = _by_letters(engine, asked.prompts, progress)
+        else:
+            outputs = self._generated(engine, asked, seed, progress)
+        about = {
+            "items": len(outputs),
+            "cut": asked.cut,
+            "prompt_tokens": engine.counts.prompt_tokens - before.prompt_tokens,
+            "new_tokens": engine.counts.new_tokens - before.new_tokens,
+            "seconds": round(time.perf_counter() - start, 2),
+        }
+        return outputs, about
+
+    def _generated(self, engine: Engine, asked: Asked, seed: int, progress: Callable[[int], None]) -> list[Output]:
+        outputs = self._turn(
+            engine, asked.task, asked.items, [prompt.tokens for prompt in asked.prompts], seed, progress
+        )
+        turns = max((len(item.turns) for item in asked.items), default=0)
+        for turn in range(turns):
+            later = [index for index, item in enumerate(asked.items) if len(item.turns) > turn]
+            so_far = [(*outputs[index].earlier, outputs[index].text) for index in later]
+            items = [asked.items[index] for index in later]
+            prompts = [asked.prompter.follow_up(item, told) for item, told in zip(items, so_far)]
+            found = self._turn(engine, asked.task, items, prompts, seed + turn + 1, lambda _: None)
+            for index, told, output in zip(later, so_far, found):
+                outputs[index] = dataclasses.replace(output, earlier=told)
+        return outputs
+
+    def _turn(
+        self,
+        engine: Engine,
+        task: Task,
+        items: Sequence[Item],
+        prompts: Sequence[np.ndarray],
+        seed: int,
+        progress: Callable[[int], None],
+    ) -> list[Output]:
+        ends = until(task.stop, self.tokenizer)
+        requests = [
+            Request(tokens, self.new_tokens(task), dataclasses.replace(self._sampling, seed=_seed(seed, item)), ends)
+            for item, tokens in zip(items, prompts, strict=True)
+        ]
+        outputs: list[Any] = [None] * len(requests)
+        for index, found in engine.generate(requests):
+            text, _ = cut(self.tokenizer.decode(found.tokens, skip_special_tokens=True), task.stop)
+            outputs[index] = Output(text.strip(), found.finished)
+            progress(1)
+        return outputs
+
+
+def _by_letters(engine: Engine, prompts: Sequence[Prompt], progress: Callable[[int], None]) -> list[Output]:
+    outputs = []
+    for start in range(0, len(prompts), engine.slots):
+        some = prompts[start : start + engine.slots]
+        found = iter(engine.score([(prompt.tokens, answer) for prompt in some for answer in prompt.answers]))
+        for prompt in some:
+            outputs.append(Output(likeliest([float(next(found)[0].sum()) for _ in prompt.answers])))
+        progress(len(some))
+    return outputs
+
+
+def _seed(seed: int, item: Item) -> int:
+    """Of one item's draws: whatever its place, the same."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{item.id}".encode()).digest()[:4], "little")

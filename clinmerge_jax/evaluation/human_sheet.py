@@ -1,0 +1,70 @@
+"""A sheet for human rating in which nobody can see which system wrote what, and the key to it, apart."""
+
+import csv
+import io
+import random
+from collections.abc import Sequence
+
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation.questions import Questions
+from clinmerge_jax.evaluation.results import Cell, ResultsFolder
+from clinmerge_jax.evaluation.tasks.task import Kind
+
+GENERATIONS = "generations"
+SHEET, KEY = "human_sheet/sheet.csv", "human_sheet_key/key.csv"
+_RATED = ("correct", "complete", "fluent", "remarks")
+
+
+def folder_name(cell: Cell) -> str:
+    """Where below GENERATIONS the answers of a cell lie: a folder that `answers:FOLDER` takes."""
+    parts = [cell.system, f"seed{cell.seed}", "chat" if cell.chat else "raw", f"{cell.shots}shots-{cell.example_seed}"]
+    return "_".join("".join(letter if letter.isalnum() or letter in "-." else "-" for letter in part) for part in parts)
+
+
+def write(
+    count: int, seed: int, cells: Sequence[Cell], answers: dict[Cell, dict[str, str]], asked: Sequence[Questions],
+    folder: ResultsFolder,
+) -> int:  # fmt: skip
+    """Writes the sheet and its key, both readable by the owner alone.
+
+    A row is an answer: its number, the item's, the source and the reference where it is text, the answer, and empty
+    columns to fill in. Items are drawn by seed, the same for all systems; the answers to an item are shuffled.
+
+    Args:
+      count: items of each task; of a task with fewer all.
+      seed: of the draw.
+      cells: whose answers are rated.
+      answers: of each cell by item id.
+      asked: the tasks; those of choices are left out.
+      folder: where to.
+
+    Returns:
+      The number of answers.
+
+    Raises:
+      BadInput: there is none to rate.
+    """
+    rng = random.Random(f"human sheet/{seed}")
+    sheet, key = [], []
+    for questions in asked:
+        mine = [cell for cell in cells if cell.task == questions.name and cell in answers]
+        if questions.task.kind is Kind.CHOICE or not mine:
+            continue
+        for item in rng.sample(list(questions.items), min(count, len(questions.items))):
+            reference = item.target if isinstance(item.target, str) else ""
+            for cell in rng.sample(mine, len(mine)):
+                number = len(sheet) + 1
+                text = answers[cell][item.id]
+                sheet.append([number, f"{questions.name} {item.id}", item.source, reference, text, *[""] * len(_RATED)])
+                key.append([number, questions.name, item.id, cell.system, cell.seed, cell.example_seed])
+    if not sheet:
+        raise BadInput("config.human_sheet: no task of this run asks for text; leave it at 0")
+    folder.write(SHEET, _csv(["number", "item", "source", "reference", "answer", *_RATED], sheet), private=True)
+    folder.write(KEY, _csv(["number", "task", "item", "system", "seed", "example_seed"], key), private=True)
+    return len(sheet)
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

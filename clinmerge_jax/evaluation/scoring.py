@@ -1,0 +1,88 @@
+"""Answers to a task as counts, for systems, floors and bounds alike."""
+
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from clinmerge_jax.evaluation.choices import read_letter
+from clinmerge_jax.evaluation.metrics import METRICS, Metric, Output, count_items, floors
+from clinmerge_jax.evaluation.tasks.task import Item, Kind, Task
+
+# Floors and bounds, as tables name them.
+COPY, FIXED, ANOTHER, LEAD = "copy the input", "one training target", "another's target", "lead sentences"
+RANDOM, FREQUENT = "random letter", "most frequent letter"
+REFERENCE, NOTHING = "the reference itself", "empty answer"
+
+
+def metrics_of(task: Task, generated: bool, extra: Sequence[Metric] = ()) -> list[Metric]:
+    """The metrics of a cell: the task's, what was asked for besides, and what tells of labels that were not read."""
+    metrics = [*task.metrics, *extra]
+    if reads_labels(task) and generated:
+        metrics += [METRICS["unread"], METRICS["never_stopped"]]
+    return list({metric.name: metric for metric in metrics}.values())
+
+
+def reads_labels(task: Task) -> bool:
+    """Whether a label is read from what is generated."""
+    return task.kind is Kind.CHOICE or task.read is not None
+
+
+def count(
+    task: Task, metrics: Sequence[Metric], items: Sequence[Item], outputs: Sequence[Output], generated: bool = True
+) -> dict[str, np.ndarray]:
+    """The counts [I, K] of every metric on every item, by the metric's name.
+
+    Args:
+      task: whose items they are.
+      metrics: of `metrics_of`.
+      items: that were asked.
+      outputs: the answers, in the items' order; letters where they were chosen and not generated.
+      generated: whether labels are yet to be read from the answers.
+    """
+    if reads_labels(task) and generated:
+        outputs = [Output(_label(task, item, output), output.finished) for item, output in zip(items, outputs)]
+    return count_items(metrics, outputs, [item.target for item in items])
+
+
+def _label(task: Task, item: Item, output: Output) -> str:
+    return read_letter(output.text, item.choices) if task.kind is Kind.CHOICE else task.read(output.text)
+
+
+def made_up(task: Task, items: Sequence[Item], train: Sequence[Item]) -> dict[str, list[Output]]:
+    """The answers of floors and bounds that a task has, by name; letters and labels as such, not to be read.
+
+    Args:
+      task: what is asked.
+      items: of the split that is scored.
+      train: of the training split; may be empty.
+    """
+    if task.kind is Kind.CHOICE:
+        frequent = Counter(item.target for item in train or items).most_common(1)[0][0]
+        return {
+            RANDOM: [Output(letter) for letter in random_letters(items)],
+            FREQUENT: [Output(frequent)] * len(items),
+            REFERENCE: [Output(item.target) for item in items],
+        }
+    if not task.floors:
+        return {}
+    sources, found = [item.source for item in items], {}
+    if task.read is None:
+        found = {COPY: floors.copied_input(sources), LEAD: floors.lead(sources)}
+    targets = [item.target for item in items]
+    if all(isinstance(target, str) for target in targets):
+        clusters = [item.cluster or item.id for item in items]
+        if train:
+            found[FIXED] = floors.fixed_target([item.target for item in train], len(items))
+        if len(set(clusters)) > 1:
+            found[ANOTHER] = floors.another_target(targets, clusters)
+        found[REFERENCE] = floors.reference_itself(targets)
+    found[NOTHING] = floors.nothing(len(items))
+    return found
+
+
+def random_letters(items: Sequence[Item], seed: int = 0) -> list[str]:
+    """A letter for each item, all of its letters equally likely."""
+    rng = np.random.default_rng(seed)
+    return [string.ascii_uppercase[rng.integers(len(item.choices))] for item in items]

@@ -1,0 +1,132 @@
+"""What answers questions: a checkpoint, perhaps with an adapter, or answers that another program has written."""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from clinmerge_jax import provenance
+from clinmerge_jax.checkpoint.adapter import Adapter, open_adapter, split_location
+from clinmerge_jax.checkpoint.card import shown_name
+from clinmerge_jax.checkpoint.digest import sha256
+from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.safetensors import parse_json
+from clinmerge_jax.data.reading import numbered_lines
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation.metrics.metric import Output
+from clinmerge_jax.evaluation.tasks.task import Item
+
+FIELD = "config.model"
+_STORED = "answers:"
+_NAMED = re.compile(r"(?P<name>[\w.() -]+?)(?:@(?P<seed>\d+))?=(?P<location>.+)", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A checkpoint, or a folder of answers.
+
+    Attributes:
+      name: as tables show it; several systems of one name differ in their seed.
+      seed: of the training that made it.
+      location: as the config names it.
+      checkpoint: None for stored answers.
+      adapter: on the checkpoint.
+    """
+
+    name: str
+    seed: int
+    location: str
+    checkpoint: Checkpoint | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def stored(self) -> pathlib.Path | None:
+        """The folder of stored answers."""
+        if not self.location.startswith(_STORED):
+            return None
+        return pathlib.Path(self.location.removeprefix(_STORED)).expanduser()
+
+    @property
+    def parts(self) -> list[Checkpoint | Adapter]:
+        """What it is made of."""
+        return [part for part in (self.checkpoint, self.adapter) if part is not None]
+
+    def fingerprint(self, task: str) -> Any:
+        """What identifies it without reading weights; of stored answers, those to a task."""
+        if self.stored is not None:
+            return sha256(stored_file(self.stored, task))
+        return [provenance.fingerprint(part) for part in self.parts]
+
+
+def parse_systems(spec: str) -> list[System]:
+    """The systems that `config.model` names.
+
+    Args:
+      spec: `LOCATION`, `NAME=LOCATION` or `NAME@SEED=LOCATION`, separated by commas. A location is a folder, a hub id
+        or `miniature:NAME`, each perhaps with `+ADAPTER`, or `answers:FOLDER`.
+
+    Raises:
+      BadInput: it is empty, or two systems have one name and seed.
+    """
+    systems: list[System] = []
+    for part in (part.strip() for part in spec.split(",")):
+        if not part:
+            raise BadInput(f"{FIELD}: names no model; give NAME=LOCATION, and separate several with commas")
+        named = _NAMED.fullmatch(part)
+        location = named["location"].strip() if named else part
+        name = named["name"].strip() if named else shown_name(location)
+        seed = int(named["seed"] or 0) if named else 0
+        if any((other.name, other.seed) == (name, seed) for other in systems):
+            raise BadInput(
+                f"{FIELD}: {name} is named twice; give models names of their own (NAME=LOCATION), and those that differ"
+                " by training seed NAME@SEED=LOCATION"
+            )
+        if location.startswith(_STORED):
+            system = System(name, seed, location)
+            if not system.stored.is_dir():
+                raise BadInput(f"{FIELD}: {system.stored} is no folder of answers; give answers:FOLDER")
+        else:
+            model, adapter = split_location(location)
+            checkpoint = open_checkpoint(model, FIELD)
+            system = System(name, seed, location, checkpoint, open_adapter(adapter, FIELD) if adapter else None)
+        systems.append(system)
+    return systems
+
+
+def stored_file(folder: pathlib.Path, task: str) -> pathlib.Path:
+    """Where the answers to a task lie in a folder of stored answers."""
+    return folder / f"{task}.jsonl"
+
+
+def read_stored(system: System, task: str, items: Sequence[Item]) -> list[Output]:
+    """The stored answers to a task's items, in their order.
+
+    The file has a line `{"id": ..., "answer": ...}` for each item, in any order; further items are passed over.
+    `finished` may be false, and `earlier` holds the answers of earlier turns.
+
+    Raises:
+      BadInput: there is no such file, or no answer for an item.
+    """
+    path = stored_file(system.stored, task)
+    found: dict[str, Output] = {}
+    for number, line in numbered_lines(str(path), FIELD, 'give a line {"id": ..., "answer": ...} for each item'):
+        name = f"{path}:{number}"
+        row = parse_json(line, name)
+        if not isinstance(row, dict) or not isinstance(row.get("answer"), str) or "id" not in row:
+            raise BadInput(f"{name}: lacks 'id' or the text 'answer'; give both")
+        key = str(row["id"])
+        if key in found:
+            raise BadInput(f"{name}: answers an item for the second time; keep one answer for each id")
+        found[key] = Output(row["answer"], bool(row.get("finished", True)), tuple(row.get("earlier", ())))
+    missing = [item.name for item in items if item.id not in found]
+    if missing:
+        raise BadInput(f"{path}: has no answer to {len(missing)} items, the first of which is {missing[0]}; add them")
+    return [found[item.id] for item in items]
+
+
+def stored_row(item: Item, output: Output) -> str:
+    """A line that `read_stored` reads."""
+    row: dict[str, Any] = {"id": item.id, "answer": output.text, "finished": output.finished}
+    return json.dumps({**row, **({"earlier": output.earlier} if output.earlier else {})}, ensure_ascii=False) + "\n"

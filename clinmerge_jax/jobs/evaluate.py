@@ -1,0 +1,298 @@
+"""Asks many models the questions of many tasks, scores what they answer, and says what may be concluded.
+
+Open the models, read the tasks, make every prompt and refuse what does not fit; then one cell after another: a model, a
+task, a way of asking, a seed. Each becomes a line of results.jsonl as soon as it is done, so a killed run goes on after
+the last, and a rerun, or one with more models or tasks, does what is missing. Floors and bounds are scored beside the
+models. The tables are made anew from all lines.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tqdm
+from absl import logging
+from ml_collections import ConfigDict
+
+from clinmerge_jax import provenance
+from clinmerge_jax.checkpoint.output import result_path
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation import human_sheet, scoring
+from clinmerge_jax.evaluation.answering import GENERATED, LETTERS, Asked, Respondent
+from clinmerge_jax.evaluation.metrics import Metric, Output
+from clinmerge_jax.evaluation.questions import Questions, read_questions
+from clinmerge_jax.evaluation.results import RESULTS_FILE, Cell, Result, ResultsFolder, key_of
+from clinmerge_jax.evaluation.summary import write_summary
+from clinmerge_jax.evaluation.systems import System, parse_systems, read_stored, stored_row
+from clinmerge_jax.evaluation.tasks.task import Kind
+
+_MODES = (LETTERS, GENERATED)
+# What shapes an answer, beside the model and the questions.
+_SHAPING = (
+    "max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "dtype", "int8_weights",
+    "int8_cache", "attention", "too_long", "length", "slots",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A cell that is to be made.
+
+    Attributes:
+      key: of its Result.
+      cell: what it is of.
+      system: that answers.
+      questions: that are asked.
+      metrics: by which answers are scored.
+    """
+
+    key: str
+    cell: Cell
+    system: System
+    questions: Questions
+    metrics: Sequence[Metric]
+
+
+def run(config: ConfigDict) -> None:
+    """Evaluates what the config describes; see configs/evaluate.py for its fields."""
+    systems = parse_systems(config.model)
+    questions = read_questions(config)
+    _check(config, systems, questions)
+    respondents = {system: Respondent(system, config) for system in systems if system.checkpoint is not None}
+    planned = list(_plan(config, systems, questions))
+    by_system = {system: [one for one in planned if one.system is system] for system in systems}
+    for system in systems:  # what does not fit is refused before anything is written
+        for one in by_system[system]:
+            _answerable(one, respondents)
+    for system in systems:
+        for part in system.parts:
+            _refuse_overlap(config.output, part.path)
+    with ResultsFolder(config.output) as folder:
+        if config.overwrite:
+            folder.forget([one.key for one in planned])
+        todo = [one for one in planned if one.key not in folder.known]
+        print(f"{len(planned)} cells: {len(systems)} models, {len(questions)} tasks; {len(planned) - len(todo)} are"
+              f" there already, {len(todo)} to do.")  # fmt: skip
+        for one in questions:
+            _floors(config, one, folder)
+        for system in systems:
+            cells = [one for one in by_system[system] if one in todo]
+            if cells:
+                _evaluate(config, system, respondents.get(system), cells, folder)
+        _write_prompts(planned, respondents, folder)
+        if config.human_sheet:
+            _write_sheet(config, planned, questions, folder)
+        print(write_summary(config, questions, folder))
+        print(f"\n{folder.path / RESULTS_FILE} has a line for each cell. summary.md beside it has these tables,"
+              " scores.csv, scores.tex and contrasts.csv the numbers.")  # fmt: skip
+        print("Next: more models or tasks into the same --config.output; what is done is not done again.")
+
+
+def _check(config: ConfigDict, systems: Sequence[System], questions: Sequence[Questions]) -> None:
+    modes = _modes(config)
+    for mode in modes:
+        if mode not in _MODES or modes.count(mode) > 1:
+            raise BadInput(f"config.choices: {config.choices!r} is unknown; give letters, generated, or both")
+    if config.limit < 0:
+        raise BadInput(f"config.limit: is {config.limit}; give how many items, or 0 for all")
+    if config.draws < 0:
+        raise BadInput(f"config.draws: is {config.draws}; give how often to resample, or 0 for t-intervals")
+    if config.human_sheet and not config.save_generations:
+        raise BadInput("config.human_sheet: needs the answers; set config.save_generations=True too")
+    names = {system.name for system in systems}
+    if config.compare_to and config.compare_to not in names:
+        raise BadInput(f"config.compare_to: {config.compare_to!r} is no model; there are {', '.join(sorted(names))}")
+    taken = {scoring.COPY, scoring.FIXED, scoring.ANOTHER, scoring.LEAD, scoring.RANDOM, scoring.FREQUENT,
+             scoring.REFERENCE, scoring.NOTHING}  # fmt: skip
+    for name in names & taken:
+        raise BadInput(f"config.model: {name!r} is the name of a floor; give the model another one")
+    for one in questions:
+        one.shots(config.shots, 0)
+
+
+def _modes(config: ConfigDict) -> list[str]:
+    return [mode.strip() for mode in config.choices.split(",")]
+
+
+def _seeds(config: ConfigDict) -> list[int]:
+    try:
+        seeds = [int(seed) for seed in str(config.seeds).split(",")]
+    except ValueError as error:
+        raise BadInput(f"config.seeds: {config.seeds!r} is no list of whole numbers; give such as 0,1,2") from error
+    if len(set(seeds)) < len(seeds):
+        raise BadInput(f"config.seeds: {config.seeds!r} names a seed twice; name each once")
+    return seeds
+
+
+def _refuse_overlap(output: str, folder) -> None:
+    target = result_path(output).resolve()
+    if folder.resolve() in (target, *target.parents):
+        raise BadInput(f"config.output: {target} lies in the folder of a model; name another folder")
+
+
+def _plan(config: ConfigDict, systems: Sequence[System], questions: Sequence[Questions]) -> Iterator[Planned]:
+    """The cells, model by model. Without examples and draws other seeds would answer the same, so one is taken."""
+    seeds = _seeds(config)
+    for system, one in itertools.product(systems, questions):
+        task = one.task
+        modes = _modes(config) if task.kind is Kind.CHOICE and system.checkpoint is not None else [GENERATED]
+        for mode in modes:
+            chat = config.chat_template if task.chat is None else task.chat
+            drawn = config.shots > 0 or (config.temperature > 0 and mode == GENERATED)
+            stored = system.checkpoint is None
+            for seed in seeds if drawn and not stored else seeds[:1]:
+                cell = Cell(
+                    system.name, system.seed, one.name, mode, chat and not stored, 0 if stored else config.shots, seed
+                )
+                metrics = scoring.metrics_of(task, mode == GENERATED, one.extra)
+                identity = {
+                    "cell": dataclasses.asdict(cell),
+                    "system": system.fingerprint(one.name),
+                    "questions": one.digest(),
+                    "form": dataclasses.asdict(task.form),
+                    "stop": list(task.stop),
+                    "new_tokens": task.max_new_tokens,
+                    "metrics": {metric.name: metric.signature for metric in metrics},
+                    "shaping": None if stored else {name: config[name] for name in _SHAPING},
+                }
+                yield Planned(key_of(identity), cell, system, one, metrics)
+
+
+def _asked(one: Planned, respondent: Respondent) -> Asked:
+    shots = one.questions.shots(one.cell.shots, one.cell.example_seed)
+    return respondent.ask(one.questions.task, one.questions.items, shots, one.cell.chat, one.cell.mode)
+
+
+def _answerable(one: Planned, respondents: dict[System, Respondent]) -> None:
+    if one.system.checkpoint is None:
+        read_stored(one.system, one.questions.name, one.questions.items)
+    else:
+        asked = _asked(one, respondents[one.system])
+        if asked.cut:
+            logging.warning("%s: the input of %d of %d items is cut to fit", one.cell, asked.cut, len(asked.items))
+
+
+def _evaluate(
+    config: ConfigDict, system: System, respondent: Respondent | None, cells: Sequence[Planned], folder: ResultsFolder
+) -> None:
+    """Makes the cells of one model."""
+    digests: dict[str, Any] = {}
+    if respondent is not None:
+        logging.info("loading %s", system.name)
+        respondent.load(max(_asked(one, respondent).length for one in cells))
+        digests = {kind: provenance.digests(part, {}) for kind, part in zip(("model", "adapter"), system.parts)}
+    for one in cells:
+        with tqdm.tqdm(total=len(one.questions.items), desc=str(one.cell), unit="item") as bar:
+            if respondent is None:
+                outputs = read_stored(system, one.questions.name, one.questions.items)
+                about = {"items": len(outputs)}
+                bar.update(len(outputs))
+            else:
+                outputs, about = respondent.answers(
+                    _asked(one, respondent), config.seed + one.cell.example_seed, bar.update
+                )
+        if config.save_generations and one.cell.mode == GENERATED:
+            _save(one, outputs, folder)
+        _score(config, one, outputs, about, digests, folder)
+    if respondent is not None:
+        respondent.unload()
+
+
+def _score(
+    config: ConfigDict, one: Planned, outputs: Sequence[Output], about: dict, digests: dict, folder: ResultsFolder
+) -> None:
+    start = time.perf_counter()
+    questions = one.questions
+    counts = scoring.count(questions.task, one.metrics, questions.items, outputs, one.cell.mode == GENERATED)
+    about = {**about, "scoring_seconds": round(time.perf_counter() - start, 2)}
+    folder.add(_result(config, one.key, one.cell, questions, one.metrics, counts, about, digests, folder))
+
+
+def _floors(config: ConfigDict, questions: Questions, folder: ResultsFolder) -> None:
+    """Scores what answers without a model."""
+    task = questions.task
+    metrics = scoring.metrics_of(task, False, questions.extra)
+    for name, outputs in scoring.made_up(task, questions.items, questions.train).items():
+        cell = Cell(name, 0, questions.name, floor=True)
+        identity = {
+            "cell": dataclasses.asdict(cell),
+            "questions": questions.digest(),
+            "train": questions.train_digest(),
+            "metrics": {metric.name: metric.signature for metric in metrics},
+        }
+        key = key_of(identity)
+        if key in folder.known:
+            continue
+        counts = scoring.count(task, metrics, questions.items, outputs, generated=False)
+        folder.add(_result(config, key, cell, questions, metrics, counts, {"items": len(outputs)}, {}, folder))
+
+
+def _result(
+    config: ConfigDict,
+    key: str,
+    cell: Cell,
+    questions: Questions,
+    metrics: Sequence[Metric],
+    counts: dict,
+    about: dict,
+    digests: dict,
+    folder: ResultsFolder,
+) -> Result:
+    return Result(
+        key,
+        cell,
+        {metric.name: float(metric.score(counts[metric.name].sum(axis=0))) for metric in metrics},
+        {metric.name: metric.signature for metric in metrics},
+        counts,
+        folder.salted(questions.name, [item.id for item in questions.items]),
+        folder.salted(questions.name, [item.cluster or item.id for item in questions.items]),
+        about,
+        {
+            **provenance.environment(),
+            "sha256": {"data": questions.digests, **digests},
+            "questions": questions.digest(),
+            "settings": {name: config[name] for name in _SHAPING},
+            "shareable": questions.task.shareable,
+        },
+    )
+
+
+def _save(one: Planned, outputs: Sequence[Output], folder: ResultsFolder) -> None:
+    """Keeps the answers, for their owner's eyes, in the form that `answers:FOLDER` reads."""
+    rows = "".join(stored_row(item, output) for item, output in zip(one.questions.items, outputs))
+    (folder.path / human_sheet.GENERATIONS).mkdir(mode=0o700, exist_ok=True)
+    name = f"{human_sheet.GENERATIONS}/{human_sheet.folder_name(one.cell)}/{one.questions.name}.jsonl"
+    folder.write(name, rows, private=True)
+
+
+def _write_prompts(planned: Sequence[Planned], respondents: dict[System, Respondent], folder: ResultsFolder) -> None:
+    """Writes the form of every prompt, with its words left out unless the task may be shared."""
+    parts = []
+    for one in planned:
+        if one.system.checkpoint is None:
+            continue
+        prompter, item = _asked(one, respondents[one.system]).prompter, one.questions.items[0]
+        shown = prompter.text(item) if one.questions.task.shareable else prompter.redacted(item)
+        parts.append(f"## {one.cell}\n\n```\n{shown}\n```\n")
+    folder.write("prompts.md", "\n".join(["# What was asked", "", *parts]))
+
+
+def _write_sheet(
+    config: ConfigDict, planned: Sequence[Planned], questions: Sequence[Questions], folder: ResultsFolder
+) -> None:
+    cells = [one for one in planned if one.cell.mode == GENERATED and one.questions.task.kind is Kind.GENERATION]
+    answers = {}
+    for one in cells:
+        stored = System(one.cell.system, 0, f"answers:{_generations(one.cell, folder)}")
+        outputs = read_stored(stored, one.questions.name, one.questions.items)
+        answers[one.cell] = {item.id: output.text for item, output in zip(one.questions.items, outputs)}
+    count = human_sheet.write(config.human_sheet, config.seed, [one.cell for one in cells], answers, questions, folder)
+    print(f"{count} answers to rate are in {folder.path / human_sheet.SHEET}; who wrote which is in"
+          f" {folder.path / human_sheet.KEY}, which raters do not get.")  # fmt: skip
+
+
+def _generations(cell: Cell, folder: ResultsFolder) -> pathlib.Path:
+    return folder.path / human_sheet.GENERATIONS / human_sheet.folder_name(cell)

@@ -1,0 +1,185 @@
+"""The tables of an evaluation: Markdown to read, CSV to compute with, LaTeX to print."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from clinmerge_jax.evaluation.comparison import Average, Contrast, Group, Score
+from clinmerge_jax.evaluation.metrics import Metric
+from clinmerge_jax.evaluation.statistics import Interval, Verdict
+from clinmerge_jax.evaluation.tasks.leakage import Leakage
+from clinmerge_jax.report.tables import table
+
+# By group, system and metric.
+Scores = Mapping[tuple[int, str, str], Score]
+
+
+def scores_markdown(groups: Sequence[Group], metrics: Mapping[str, Sequence[Metric]], scores: Scores) -> str:
+    """A table for each group: systems, then floors and bounds in italics, with every metric."""
+    parts = []
+    for index, group in enumerate(groups):
+        shown = [metric for metric in metrics[group.task] if any(_has(scores, index, group, metric))]
+        header = [group.title, *(metric.name for metric in shown)]
+        rows = []
+        for system in group.systems:
+            name = f"*{system}*" if system in group.floors else system
+            cells = [scores.get((index, system, metric.name)) for metric in shown]
+            rows.append([name, *("" if cell is None else _cell(cell, system in group.floors) for cell in cells)])
+        first = scores[index, next(iter(group.systems)), shown[0].name]
+        clusters = len(set(group.clusters))
+        of = f" in {clusters} clusters" if clusters < first.items else ""
+        parts.append(f"{table(header, rows)}\n\n{first.items} items{of}; 95 % intervals over {_over(group)}.")
+    return "\n\n".join(parts)
+
+
+def _has(scores: Scores, index: int, group: Group, metric: Metric):
+    return ((index, system, metric.name) in scores for system in group.systems if system not in group.floors)
+
+
+def _over(group: Group) -> str:
+    seeds = max(len(results) for name, results in group.systems.items() if name not in group.floors)
+    return f"seeds and items ({seeds} seeds)" if seeds > 1 else "items alone: one seed says nothing of other seeds"
+
+
+def _cell(score: Score, floor: bool) -> str:
+    if score.interval is None or floor:
+        return f"{score.value:.2f}"
+    return score.interval.format(2)
+
+
+def contrasts_markdown(found: Sequence[Contrast], means: Sequence[Average], margin: float) -> str:
+    """Differences, what is kept, and verdicts; then their means over tasks."""
+    header = ["task", "system", "difference", "p", "p, Holm", "detectable", "share kept", "keeps 95 %", "not worse",
+              "McNemar's p"]  # fmt: skip
+    rows = [
+        [
+            one.group.title, one.system, one.interval.format(2), _p(one.p_value), _p(one.holm),
+            f"{one.detectable:.2f}", "" if one.kept_interval is None else one.kept_interval.format(3),
+            _said(one.retains), _said(one.not_worse), "" if one.mcnemar is None else _p(one.mcnemar),
+        ]
+        for one in found
+    ]  # fmt: skip
+    text = [f"### Against {found[0].other}", "", table(header, rows), ""]
+    text.append(
+        "Differences are paired, in points of the first metric; p is two-sided, Holm's over the tasks of a system;"
+        " detectable is the smallest true difference that 80 of 100 such studies find. Keeps 95 %: the verdict at .05"
+        f" on a ratio over 0.95. Not worse: that on a difference over -{margin:g}."
+    )
+    if means:
+        rows = [
+            [one.system, str(one.tasks), one.difference.format(2), "" if one.kept is None else one.kept.format(3)]
+            for one in means
+        ]
+        text += ["", table(["mean over tasks", "tasks", "difference", "share kept"], rows)]
+    return "\n".join(text)
+
+
+def _said(found: Verdict | None) -> str:
+    return "" if found is None else found.conclusion
+
+
+def _p(value: float) -> str:
+    return "<.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+def leakage_markdown(leaks: Mapping[str, Leakage]) -> str:
+    """What training and scored splits share; such training items are no few-shot examples."""
+    rows = [[name, *(str(count) for count in leak.counts().values())] for name, leak in leaks.items()]
+    header = ["shared with the training split", *next(iter(leaks.values())).counts()]
+    return table(header, rows)
+
+
+def scores_csv(groups: Sequence[Group], scores: Scores) -> str:
+    """A line for each system and metric."""
+    rows = []
+    for (index, system, metric), score in scores.items():
+        group = groups[index]
+        low, high = ("", "") if score.interval is None else (score.interval.low, score.interval.high)
+        kind = "floor" if system in group.floors else "system"
+        rows.append(
+            [
+                group.task,
+                group.mode,
+                group.chat,
+                group.shots,
+                system,
+                kind,
+                metric,
+                score.value,
+                low,
+                high,
+                score.over,
+                score.seeds,
+                score.items,
+            ]  # fmt: skip
+        )
+    header = ["task", "mode", "chat_template", "shots", "system", "kind", "metric", "score", "low", "high", "over",
+              "seeds", "items"]  # fmt: skip
+    return _csv(header, rows)
+
+
+def contrasts_csv(found: Sequence[Contrast]) -> str:
+    """A line for each contrast."""
+    header = ["task", "mode", "chat_template", "shots", "system", "other", "difference", "low", "high", "p_value",
+              "holm", "detectable", "kept", "kept_low", "kept_high", "retains", "not_worse", "mcnemar"]  # fmt: skip
+    rows = []
+    for one in found:
+        kept = [one.kept, *_ends(one.kept_interval)] if one.kept_interval else ["", "", ""]
+        rows.append(
+            [
+                one.group.task,
+                one.group.mode,
+                one.group.chat,
+                one.group.shots,
+                one.system,
+                one.other,
+                one.difference,
+                *_ends(one.interval),
+                one.p_value,
+                one.holm,
+                one.detectable,
+                *kept,
+                _said(one.retains),
+                _said(one.not_worse),
+                "" if one.mcnemar is None else one.mcnemar,
+            ]  # fmt: skip
+        )
+    return _csv(header, rows)
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def scores_latex(groups: Sequence[Group], lead: Mapping[str, Metric], scores: Scores) -> str:
+    """One table of systems by tasks, each by its first metric, for booktabs."""
+    systems = list(dict.fromkeys(name for group in groups for name in group.systems if name not in group.floors))
+    floors = list(dict.fromkeys(name for group in groups for name in group.floors))
+    heads = [f"{_tex(group.title)} & {_tex(lead[group.task].name)}".split(" & ") for group in groups]
+    lines = [
+        "% Needs \\usepackage{booktabs}. In brackets: 95 % intervals.",
+        f"\\begin{{tabular}}{{l{'r' * len(groups)}}}",
+        "\\toprule",
+        " & ".join(["", *(head[0] for head in heads)]) + " \\\\",
+        " & ".join(["system", *(head[1] for head in heads)]) + " \\\\",
+        "\\midrule",
+    ]
+    for names in (systems, floors):
+        for name in names:
+            cells = [scores.get((index, name, lead[group.task].name)) for index, group in enumerate(groups)]
+            shown = ["--" if cell is None else _cell(cell, name in floors) for cell in cells]
+            lines.append(" & ".join([_tex(name), *shown]) + " \\\\")
+        if names is systems and floors:
+            lines.append("\\midrule")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _tex(text: str) -> str:
+    special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
