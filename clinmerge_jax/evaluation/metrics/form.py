@@ -18,6 +18,7 @@ def length_ratio() -> Metric:
 
 def never_stopped() -> Metric:
     """The share in percent of answers that their limit ended."""
+
     def count(output: Output, reference: str) -> tuple[float, int]:
         return 100.0 * (not output.finished), 1
 

@@ -66,6 +66,17 @@ def averaged(name: str, signature: str, value: Callable[[Output, str], float]) -
     return Metric(name, signature, lambda output, reference: (value(output, reference), 1))
 
 
+def check_texts(references: Sequence[Any], name: str) -> None:
+    """Refuses references that are no texts, such as the rules of a task that is scored by rules.
+
+    Raises:
+      BadInput: one is none; the message has the metric's name.
+    """
+    odd = next((one for one in references if not isinstance(one, str)), None)
+    if odd is not None:
+        raise BadInput(f"{name}: a reference is a {type(odd).__name__}; choose it for tasks whose references are texts")
+
+
 def columns(names: Sequence[str], signature: str, count_all: CountAll) -> tuple[Metric, ...]:
     """Metrics that one `count_all` gives together, each the mean of the items' own.
 
