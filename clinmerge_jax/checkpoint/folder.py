@@ -8,7 +8,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from clinmerge_jax.checkpoint.safetensors import TensorEntry, parse_json, read_header
+import numpy as np
+
+from clinmerge_jax.checkpoint.safetensors import DTYPES, TensorEntry, parse_json, read_header
 from clinmerge_jax.errors import BadInput
 
 SINGLE_FILE = "model.safetensors"
@@ -113,12 +115,13 @@ def resolve(location: str, field: str) -> pathlib.Path:
     )
 
 
-def open_checkpoint(location: str, field: str) -> Checkpoint:
+def open_checkpoint(location: str, field: str, dtypes: Mapping[str, np.dtype] = DTYPES) -> Checkpoint:
     """Opens a folder, reads config.json and every header, and checks that they agree.
 
     Args:
       location: a folder or what else `resolve` knows.
       field: the config field that gave it, for messages.
+      dtypes: those that tensors may have, by their safetensors codes.
 
     Raises:
       BadInput: in one line, whatever is missing, doubled, damaged or outside the folder.
@@ -134,9 +137,9 @@ def open_checkpoint(location: str, field: str) -> Checkpoint:
     if single.is_file() and index.is_file():
         raise BadInput(f"{path}: holds both {SINGLE_FILE} and {INDEX_FILE}; remove the one that does not belong")
     if index.is_file():
-        tensors = _read_sharded(index)
+        tensors = _read_sharded(index, dtypes)
     elif single.is_file():
-        tensors = read_header(single)
+        tensors = read_header(single, dtypes)
     else:
         raise _no_weights(path, field)
     if not tensors:
@@ -182,7 +185,7 @@ def pickle_refusal(
     )
 
 
-def _read_sharded(index: pathlib.Path) -> dict[str, TensorEntry]:
+def _read_sharded(index: pathlib.Path, dtypes: Mapping[str, np.dtype]) -> dict[str, TensorEntry]:
     content = parse_json(index.read_bytes(), index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -195,7 +198,7 @@ def _read_sharded(index: pathlib.Path) -> dict[str, TensorEntry]:
         shard = index.parent / file_name
         if not shard.is_file():
             raise BadInput(f"{index}: weight_map names {file_name}, which the folder lacks; fetch that file")
-        for name, entry in read_header(shard).items():
+        for name, entry in read_header(shard, dtypes).items():
             if name in tensors:
                 raise BadInput(f"{shard}: tensor {name} is also in {tensors[name].file.name}; remove one of the two")
             if name not in weight_map:

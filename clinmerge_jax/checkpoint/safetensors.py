@@ -71,8 +71,12 @@ def parse_json(text: str | bytes, source: pathlib.Path | str) -> Any:
         raise BadInput(f"{source}: is not valid JSON ({error}); fetch or write the file again") from error
 
 
-def read_header(path: pathlib.Path) -> dict[str, TensorEntry]:
+def read_header(path: pathlib.Path, dtypes: Mapping[str, np.dtype] = DTYPES) -> dict[str, TensorEntry]:
     """The tensors of one file, in the order of their bytes.
+
+    Args:
+      path: the file.
+      dtypes: those that its tensors may have, by their codes.
 
     Raises:
       BadInput: the file is truncated, not a safetensors file, or its header does not describe
@@ -90,7 +94,7 @@ def read_header(path: pathlib.Path) -> dict[str, TensorEntry]:
     if not isinstance(header, dict):
         raise BadInput(f"{path}: its header is no JSON object; fetch it again")
     header.pop("__metadata__", None)
-    entries = [_entry(path, name, fields, 8 + length) for name, fields in header.items()]
+    entries = [_entry(path, name, fields, 8 + length, dtypes) for name, fields in header.items()]
     entries.sort(key=lambda item: (item[0].offset, item[1]))
     position = 8 + length
     for entry, end in entries:
@@ -106,7 +110,9 @@ def read_header(path: pathlib.Path) -> dict[str, TensorEntry]:
     return {entry.name: entry for entry, _ in entries}
 
 
-def _entry(path: pathlib.Path, name: str, fields: Any, data_start: int) -> tuple[TensorEntry, int]:
+def _entry(
+    path: pathlib.Path, name: str, fields: Any, data_start: int, dtypes: Mapping[str, np.dtype]
+) -> tuple[TensorEntry, int]:
     try:
         code, shape, (start, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
         whole = isinstance(code, str) and isinstance(shape, list)
@@ -115,11 +121,11 @@ def _entry(path: pathlib.Path, name: str, fields: Any, data_start: int) -> tuple
         whole = False
     if not whole:
         raise BadInput(f"{path}: tensor {name} has a malformed header entry; fetch the file again")
-    if code not in DTYPES:
+    if code not in dtypes:
         raise BadInput(
-            f"{path}: tensor {name} has dtype {code}; supported are {', '.join(DTYPES)}: save it in one of them"
+            f"{path}: tensor {name} has dtype {code}; supported are {', '.join(dtypes)}: save it in one of them"
         )
-    return TensorEntry(name, DTYPES[code], tuple(shape), path, data_start + start), data_start + end
+    return TensorEntry(name, dtypes[code], tuple(shape), path, data_start + start), data_start + end
 
 
 def header_bytes(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clinmerge_jax.evaluation.metrics.metric import Metric, Output, averaged
+from clinmerge_jax.evaluation.metrics.metric import Metric, Output
 
 _REPEATED = 4  # words
 
@@ -13,16 +13,16 @@ def length_ratio() -> Metric:
     def count(output: Output, reference: str) -> tuple[int, int]:
         return len(output.text.split()), len(reference.split())
 
-    return Metric("length_ratio", "words of answers / words of references", count)
+    return Metric("length_ratio", "words of answers / words of references", count, graded=False)
 
 
 def never_stopped() -> Metric:
     """The share in percent of answers that their limit ended."""
-    return averaged(
-        "never_stopped",
-        "percent of answers",
-        lambda output, reference: 100.0 * (not output.finished),
-    )
+
+    def count(output: Output, reference: str) -> tuple[float, int]:
+        return 100.0 * (not output.finished), 1
+
+    return Metric("never_stopped", "percent of answers", count, graded=False)
 
 
 def repetition() -> Metric:
@@ -36,4 +36,4 @@ def repetition() -> Metric:
     def score(sums: np.ndarray) -> np.ndarray:
         return 100 * sums[..., 0] / np.maximum(sums[..., 1], 1)
 
-    return Metric("repetition", f"percent of {_REPEATED}-grams of words", count, score=score)
+    return Metric("repetition", f"percent of {_REPEATED}-grams of words", count, score=score, graded=False)

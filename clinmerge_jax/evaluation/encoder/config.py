@@ -1,0 +1,94 @@
+"""The architecture of a BERT or RoBERTa encoder as read from config.json, and from nothing else."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from clinmerge_jax.errors import BadInput
+
+MODEL_TYPES = ("bert", "roberta")
+
+# Fields that change the forward pass, with the one value that is computed here, which is also their default.
+_ONLY = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Everything the forward pass depends on. Hashable, so it can be a static argument of jit.
+
+    Attributes:
+      model_type: "bert" or "roberta"; they differ in how positions are counted.
+      pad_token_id: RoBERTa's first position is the one after it.
+      layer_norm_eps: added to the variance.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    pad_token_id: int
+    layer_norm_eps: float
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text, in tokens with the special ones."""
+        return self.max_position_embeddings - (self.pad_token_id + 1) * (self.model_type == "roberta")
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], source: str) -> "EncoderConfig":
+        """Reads the fields of a config.json; those that it leaves out are transformers' defaults.
+
+        Args:
+          raw: the parsed config.json.
+          source: the file's name for error messages.
+
+        Raises:
+          BadInput: it is neither a BERT's nor a RoBERTa's, or a field is missing, malformed, or asks for something
+            else than they had when they were published.
+        """
+        model_type = raw.get("model_type")
+        if model_type not in MODEL_TYPES:
+            raise BadInput(
+                f"{source}: model_type is {model_type!r}; an encoder here is one of {', '.join(MODEL_TYPES)}"
+            )
+        for field, only in _ONLY.items():
+            if raw.get(field, only) != only:
+                raise BadInput(
+                    f"{source}: {field} is {raw[field]!r}; only {only!r} is computed here, take another model"
+                )
+
+        def number(field: str, default: Any = None, kind: type = int, least: int = 1):
+            value = raw.get(field, default)
+            valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not valid or value != kind(value) or (value < least if kind is int else value <= 0):
+                expected = f"an integer from {least} on" if kind is int else "a positive number"
+                raise BadInput(f"{source}: {field} is {value!r}; give {expected}")
+            return kind(value)
+
+        config = cls(
+            model_type=model_type,
+            vocab_size=number("vocab_size"),
+            hidden_size=number("hidden_size"),
+            intermediate_size=number("intermediate_size"),
+            num_hidden_layers=number("num_hidden_layers"),
+            num_attention_heads=number("num_attention_heads"),
+            max_position_embeddings=number("max_position_embeddings", 512),
+            type_vocab_size=number("type_vocab_size", 2),
+            pad_token_id=number("pad_token_id", 1 if model_type == "roberta" else 0, least=0),
+            layer_norm_eps=number("layer_norm_eps", 1e-12, kind=float),
+        )
+        if config.hidden_size % config.num_attention_heads:
+            raise BadInput(
+                f"{source}: hidden_size is {config.hidden_size}, no multiple of num_attention_heads"
+                f" ({config.num_attention_heads})"
+            )
+        if config.max_tokens < 3:
+            raise BadInput(
+                f"{source}: max_position_embeddings is {config.max_position_embeddings}; no text has place in it"
+            )
+        return config
