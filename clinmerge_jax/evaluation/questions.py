@@ -15,7 +15,14 @@ from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.data.few_shot import choose
 from clinmerge_jax.data.sets import Source, digests, items
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation.metrics import Metric
+from clinmerge_jax.evaluation.metrics import (
+    METRICS,
+    RESERVED,
+    Metric,
+    encoder_metrics,
+    parse_composite,
+    parse_external,
+)
 from clinmerge_jax.evaluation.metrics import named as metrics_named
 from clinmerge_jax.evaluation.tasks import miniature
 from clinmerge_jax.evaluation.tasks.leakage import Leakage, leakage
@@ -96,16 +103,18 @@ def read_questions(config: ConfigDict) -> list[Questions]:
     Raises:
       BadInput: no task is named, one is unknown or named twice, or its files are missing or wrong.
     """
-    source = Source(config.data_dir, config.cache, config.offline)
+    source, extra = Source(config.data_dir, config.cache, config.offline), extra_metrics(config)
     found = []
     for task in named(config.tasks) if config.tasks else []:
         read = functools.partial(_items, task, source=source)
-        found.append(_questions(config, task, read, {} if task.dataset in MADE else digests(task.dataset, source)))
+        found.append(
+            _questions(config, task, read, {} if task.dataset in MADE else digests(task.dataset, source), extra)
+        )
     if config.own.test:
         task, read = own_task(config.own)
         files = [path for path in (config.own.test, config.own.train) if path]
         known = {pathlib.Path(path).name: sha256(pathlib.Path(path).expanduser()) for path in files}
-        found.append(_questions(config, task, lambda split, limit: read(split)[: limit or None], known))
+        found.append(_questions(config, task, lambda split, limit: read(split)[: limit or None], known, extra))
     if not found:
         raise BadInput("config.tasks: names no task; give some, or files of your own with config.own.test")
     names = [one.name for one in found]
@@ -116,14 +125,20 @@ def read_questions(config: ConfigDict) -> list[Questions]:
 
 
 def _questions(
-    config: ConfigDict, task: Task, read: Callable[[str, int], list[Item]], known: Mapping[str, str]
+    config: ConfigDict,
+    task: Task,
+    read: Callable[[str, int], list[Item]],
+    known: Mapping[str, str],
+    extra: Sequence[Metric],
 ) -> Questions:
     asked = read(task.test, config.limit)
     if not asked:
         raise BadInput(f"task {task.name}: its split {task.test} has no items; name another")
     whole = read(task.train, 0) if task.train else []
     train = without_asked(whole, asked, task.name)
-    return Questions(task, asked, train, leakage(whole, asked) if whole else None, known, extra_metrics(config, task))
+    by_text = task.kind is Kind.GENERATION and task.read is None and isinstance(asked[0].target, str)
+    leak = leakage(whole, asked) if whole else None
+    return Questions(task, asked, train, leak, known, extra if by_text else ())
 
 
 def _items(task: Task, split: str, limit: int, source: Source) -> list[Item]:
@@ -132,15 +147,25 @@ def _items(task: Task, split: str, limit: int, source: Source) -> list[Item]:
     return items(task.dataset, split, source, limit)
 
 
-def extra_metrics(config: ConfigDict, task: Task) -> list[Metric]:
-    """The metrics that a config asks for besides the task's own; of tasks that ask for text.
+def extra_metrics(config: ConfigDict) -> list[Metric]:
+    """The metrics that a config asks for besides the tasks' own.
+
+    Args:
+      config: has metrics, composite, encoder, encoder_layer and external.
 
     Raises:
-      BadInput: one is unknown.
+      BadInput: one is unknown or cannot be made.
     """
-    if task.kind is Kind.CHOICE or task.read is not None or not config.metrics:
-        return []
-    return metrics_named(config.metrics)
+    known = dict(METRICS)
+    if config.encoder:
+        known |= (encoded := encoder_metrics(config.encoder, config.encoder_layer or None, "config.encoder"))
+    if config.external:
+        known |= (programs := parse_external(config.external, {*known, *RESERVED}))
+    chosen = metrics_named(config.metrics, known, "config.metrics") if config.metrics else []
+    chosen += encoded.values() if config.encoder else []
+    chosen += programs.values() if config.external else []
+    chosen += [parse_composite(config.composite, known)] if config.composite else []
+    return chosen
 
 
 def _sha256(rows: Any) -> str:

@@ -43,7 +43,7 @@ def count(
     """
     if reads_labels(task) and generated:
         outputs = [Output(_label(task, item, output), output.finished) for item, output in zip(items, outputs)]
-    return count_items(metrics, outputs, [item.target for item in items])
+    return count_items(metrics, outputs, [item.target for item in items], [item.source for item in items])
 
 
 def _label(task: Task, item: Item, output: Output) -> str:

@@ -23,7 +23,11 @@ def accuracy() -> Metric:
 
 def unread() -> Metric:
     """The share in percent of answers from which no label could be read."""
-    return averaged("unread", "percent of answers", lambda output, reference: 100.0 * (output.text == ""))
+
+    def count(output: Output, reference: str) -> tuple[float, int]:
+        return 100.0 * (output.text == ""), 1
+
+    return Metric("unread", "percent of answers", count, graded=False)
 
 
 def macro_f1(labels: Sequence[str]) -> Metric:
