@@ -24,8 +24,8 @@ _JSON = ("fields", "choices")
 class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The builder of one data set.
 
-    `input`, `output` and `id` are what fine-tuning reads of records (`tfds:NAME:SPLIT`). `fields` and `choices` are JSON
-    text. Rows keep their files' order.
+    `input`, `output` and `id` are what fine-tuning reads of records (`tfds:NAME:SPLIT`). `fields` and `choices` are
+    JSON text. Rows keep their files' order.
 
     Args:
       data_set: its row of the table.

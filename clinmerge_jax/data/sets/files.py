@@ -63,7 +63,12 @@ def locate(data_set: DataSet, source: Source) -> dict[str, tuple[Part, tuple[pat
 
 def missing(data_set: DataSet, split: str, source: Source) -> BadInput:
     """The line for a split whose files are not there: which they are, whence they come and under which licence."""
-    layouts = [" and ".join(file.paths[0] for file in part.files) for part in data_set.splits[split]]
+    fewest = min(len(part.files) for part in data_set.splits[split])  # without files that are welcome but not needed
+    layouts = [
+        " and ".join(file.paths[0] for file in part.files)
+        for part in data_set.splits[split]
+        if len(part.files) == fewest
+    ]
     fetch = any(all(file.url for file in part.files) for part in data_set.splits[split])
     return BadInput(
         f"data_dir: {source.data_dir} lacks {' or '.join(layouts)}, the split {split} of {data_set.name}; get it from"

@@ -1,7 +1,7 @@
 """Medical questions with lettered options: MedQA, MedMCQA and six subjects of MMLU.
 
-MedQA: Jin et al., Applied Sciences 2021. MedMCQA: Pal et al., CHIL 2022. MMLU: Hendrycks et al., ICLR 2021. Each is read
-as its authors publish it, and as the test sets of MedAgentsBench (Tang et al. 2025) have it, which may be fetched.
+MedQA: Jin et al., Applied Sciences 2021. MedMCQA: Pal et al., CHIL 2022. MMLU: Hendrycks et al., ICLR 2021. Each is
+read as its authors publish it, and as the test sets of MedAgentsBench (Tang et al. 2025) have it, which may be fetched.
 """
 
 import functools
@@ -53,7 +53,7 @@ def lettered_rows(path: pathlib.Path, split: str, options: int, subject: str = "
 
 
 def medmcqa_rows(path: pathlib.Path) -> Iterator[Row]:
-    """MedMCQA's rows: JSON lines with `id`, `question`, `opa` to `opd`, and the number from 1 of the right one in `cop`.
+    """MedMCQA's rows: JSON lines with `id`, `question`, `opa` to `opd`, and in `cop` the right one's number from 1.
 
     Questions of both kinds (`choice_type` single and multi) are taken, as elsewhere; all have one right option.
     MedAgentsBench has the 2,816 single ones of the 4,183 in dev.json.

@@ -1,4 +1,4 @@
-"""PubMedQA: yes, no or maybe to the question of an abstract (Jin et al., EMNLP 2019); the 1,000 that experts answered."""
+"""PubMedQA: yes, no or maybe to an abstract's question (Jin et al., EMNLP 2019); the 1,000 that experts answered."""
 
 import functools
 import pathlib

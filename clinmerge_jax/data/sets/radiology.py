@@ -1,4 +1,7 @@
-"""Findings of chest radiographs and their impressions: Open-i (Demner-Fushman et al. 2016), MIMIC-CXR (Johnson 2019)."""
+"""Findings of chest radiographs and their impressions.
+
+Open-i: Demner-Fushman et al., JAMIA 2016. MIMIC-CXR: Johnson et al., Scientific Data 2019; credentialed.
+"""
 
 import functools
 import pathlib
@@ -121,7 +124,7 @@ def _open_i() -> DataSet:
         name="open_i",
         splits={split: parts(split) for split in SHARES},
         licence="CC-BY-NC-ND-4.0",
-        home="https://openi.nlm.nih.gov/faq (NLMCXR_reports.tgz), under its terms",
+        home="https://openi.nlm.nih.gov/faq (NLMCXR_reports.tgz, or as the table indiana_reports.csv), under its terms",
         left_out="reports without findings or without an impression",
     )
 
