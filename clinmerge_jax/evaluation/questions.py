@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.data.few_shot import choose
-from clinmerge_jax.data.sets import Source, digests, items
+from clinmerge_jax.data.sets.files import Source
+from clinmerge_jax.data.sets.prepared import prepare
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics import (
     METRICS,
@@ -24,17 +25,12 @@ from clinmerge_jax.evaluation.metrics import (
     parse_external,
 )
 from clinmerge_jax.evaluation.metrics import named as metrics_named
-from clinmerge_jax.evaluation.tasks import miniature
+from clinmerge_jax.evaluation.tasks.items import items
 from clinmerge_jax.evaluation.tasks.leakage import Leakage, leakage
+from clinmerge_jax.evaluation.tasks.made import MADE
 from clinmerge_jax.evaluation.tasks.own import own_task
 from clinmerge_jax.evaluation.tasks.table import named
 from clinmerge_jax.evaluation.tasks.task import Item, Kind, Task
-
-# Data sets that are made, not read: each gives the items of a split.
-MADE: dict[str, Callable[[str], list[Item]]] = {
-    miniature.NOTES.dataset: miniature.notes,
-    miniature.CHAT.dataset: miniature.chat,
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +56,7 @@ class Questions:
     @property
     def name(self) -> str:
         """The task with its split."""
-        return f"{self.task.name}@{self.task.test}"
+        return self.task.name if "@" in self.task.name else f"{self.task.name}@{self.task.test}"
 
     def shots(self, count: int, seed: int) -> list[Item]:
         """Examples from the training split alone.
@@ -106,10 +102,17 @@ def read_questions(config: ConfigDict) -> list[Questions]:
     source, extra = Source(config.data_dir, config.cache, config.offline), extra_metrics(config)
     found = []
     for task in named(config.tasks) if config.tasks else []:
-        read = functools.partial(_items, task, source=source)
-        found.append(
-            _questions(config, task, read, {} if task.dataset in MADE else digests(task.dataset, source), extra)
-        )
+        if task.dataset in MADE:
+            found.append(_questions(config, task, functools.partial(_made, task.dataset, source=source), {}, extra))
+            continue
+        about = prepare(task.dataset, source)
+        if task.train not in about.left_out and not config.shots:
+            logging.info("%s: there is no training split in %s; one floor is left out", task.name, config.data_dir)
+            task = dataclasses.replace(task, train="")
+        read = functools.partial(_items, task.dataset, source=source)
+        found.append(_questions(config, task, read, about.sha256, extra))
+        if left_out := about.left_out[task.test]:
+            logging.warning("%s: %d rows without the part that is asked for are left out", task.name, left_out)
     if config.own.test:
         task, read = own_task(config.own)
         files = [path for path in (config.own.test, config.own.train) if path]
@@ -141,10 +144,12 @@ def _questions(
     return Questions(task, asked, train, leak, known, extra if by_text else ())
 
 
-def _items(task: Task, split: str, limit: int, source: Source) -> list[Item]:
-    if task.dataset in MADE:
-        return MADE[task.dataset](split)[: limit or None]
-    return items(task.dataset, split, source, limit)
+def _made(dataset: str, split: str, limit: int, source: Source) -> list[Item]:
+    return MADE[dataset].items(split, source)[: limit or None]
+
+
+def _items(dataset: str, split: str, limit: int, source: Source) -> list[Item]:
+    return items(dataset, split, source, limit)
 
 
 def extra_metrics(config: ConfigDict) -> list[Metric]:
