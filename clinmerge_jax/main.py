@@ -30,8 +30,9 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 
 
 def _of_interest(record: python_logging.LogRecord) -> bool:
-    """Orbax tells of every file and thread, rouge-score of every scorer."""
-    return record.levelno > python_logging.INFO or not any(name in record.pathname for name in ("orbax", "rouge_score"))
+    """Orbax tells of every file and thread, rouge-score of every scorer, TensorFlow Datasets of every look."""
+    noisy = ("orbax", "rouge_score", "tensorflow_datasets")
+    return record.levelno > python_logging.INFO or not any(name in record.pathname for name in noisy)
 
 
 def main(_: Sequence[str]) -> None:

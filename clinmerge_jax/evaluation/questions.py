@@ -115,9 +115,10 @@ def read_questions(config: ConfigDict) -> list[Questions]:
             logging.warning("%s: %d rows without the part that is asked for are left out", task.name, left_out)
     if config.own.test:
         task, read = own_task(config.own)
-        files = [path for path in (config.own.test, config.own.train) if path]
-        known = {pathlib.Path(path).name: sha256(pathlib.Path(path).expanduser()) for path in files}
-        found.append(_questions(config, task, lambda split, limit: read(split)[: limit or None], known, extra))
+        files = {split: path for split, path in (("test", config.own.test), ("train", config.own.train)) if path}
+        rows = {split: read(split) for split in files}
+        known = {pathlib.Path(path).name: sha256(pathlib.Path(path).expanduser()) for path in files.values()}
+        found.append(_questions(config, task, lambda split, limit: rows[split][: limit or None], known, extra))
     if not found:
         raise BadInput("config.tasks: names no task; give some, or files of your own with config.own.test")
     names = [one.name for one in found]

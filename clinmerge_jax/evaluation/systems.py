@@ -23,7 +23,7 @@ _STORED = "answers:"
 _NAMED = re.compile(r"(?P<name>[\w.() -]+?)(?:@(?P<seed>\d+))?=(?P<location>.+)", re.ASCII)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class System:
     """A checkpoint, or a folder of answers.
 

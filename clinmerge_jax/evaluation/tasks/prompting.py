@@ -63,14 +63,15 @@ class Prompter:
         """
         self._check_words(item)
         shown, shortened = item, False
-        for _ in range(_CUTS):
+        for attempt in range(_CUTS):
             text = self.text(shown)
             tokens = self._tokens(text, item.name)
             answers = tuple(self._answer(text, tokens, letter) for letter in _letters(item)) if letters else ()
             over = len(tokens) + max((len(answer) for answer in answers), default=0) - self.most
             if over <= 0:
                 return Prompt(tokens, answers, shortened)
-            shown, shortened = self._shortened(shown, over, len(tokens)), True
+            # Words may fall into other tokens where they end; so each further cut goes twice as far.
+            shown, shortened = self._shortened(shown, over << attempt, len(tokens)), True
         raise self._too_long(item, len(tokens))
 
     def follow_up(self, item: Item, answers: Sequence[str]) -> np.ndarray:
@@ -125,7 +126,7 @@ class Prompter:
         return whole[len(tokens) :]
 
     def _tokens(self, text: str, name: str) -> np.ndarray:
-        ids = self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=not self.chat, verbose=False)["input_ids"]
         tokens = without_second_bos(ids, self.tokenizer)
         if not tokens.size:
             raise BadInput(f"{name}: the tokenizer makes no token of it; remove it")
@@ -154,7 +155,9 @@ class Prompter:
         fields = [name for name, text in item.fields.items() if text == item.source]
         if not self.cut or not fields:
             raise self._too_long(item, length)
-        ends = self.tokenizer(item.source, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        ends = self.tokenizer(item.source, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
         if over >= len(ends):
             raise self._too_long(item, length)
         source = item.source[: ends[len(ends) - over - 1][1]]
