@@ -140,7 +140,7 @@ def _item(line: str, name: str, number: str, split: str, own: ConfigDict, kind: 
         source=_text(row, own.source, name, "source"),
         target=target,
         choices=choices,
-        cluster=_text(row, own.cluster, name, "cluster") if own.cluster else "",
+        cluster=_text(row, own.cluster, name, "cluster") if own.cluster and split == "test" else "",
         label=_text(row, own.label, name, "label") if own.label else (target if choices else None),
     )
 
