@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from clinmerge_jax.data.sets.data_set import DataSet, Part, Row
 from clinmerge_jax.errors import BadInput
 
-VERSION = "1.0.0"  # a change in how rows are read is a new one
+VERSION = "1.1.0"  # a change in how rows are read is a new one
 
 _FEATURES = ("id", "input", "output", "label")
 _ABOUT = ("name", "input_name", "fields", "choices", "cluster", "shown")  # one text: each feature costs time
