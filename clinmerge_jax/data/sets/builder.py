@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,17 +16,17 @@ import tensorflow_datasets as tfds
 from clinmerge_jax.data.sets.data_set import DataSet, Part, Row
 from clinmerge_jax.errors import BadInput
 
-VERSION = "1.0.0"  # a change in how rows are read is a new one
+VERSION = "1.1.0"  # a change in how rows are read is a new one
 
-_FEATURES = ("id", "name", "input", "output", "input_name", "fields", "choices", "cluster", "label", "shown")
-_JSON = ("fields", "choices")
+_FEATURES = ("id", "input", "output", "label")
+_ABOUT = ("name", "input_name", "fields", "choices", "cluster", "shown")  # one text: each feature costs time
 
 
 class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The builder of one data set.
 
-    `input`, `output` and `id` are what fine-tuning reads of records (`tfds:NAME:SPLIT`). `fields` and `choices` are
-    JSON text. Rows keep their files' order.
+    `id`, `input`, `output` and `label` are what fine-tuning reads of records (`tfds:NAME:SPLIT`); `about` is JSON with
+    what else there is of a row. Rows keep their files' order.
 
     Args:
       data_set: its row of the table.
@@ -45,7 +46,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(data_dir=folder, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in _FEATURES})
+        features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in (*_FEATURES, "about")})
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Any]]]:
@@ -94,8 +95,9 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def write(self) -> None:
         """Prepares all splits, without the library's talk."""
         tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as unused:
+            self.download_and_prepare(download_dir=unused, download_config=config)
 
 
 def read_records(folder: pathlib.Path, split: str, limit: int = 0) -> list[Row]:
@@ -112,11 +114,11 @@ def read_records(folder: pathlib.Path, split: str, limit: int = 0) -> list[Row]:
 
 
 def _record(row: Row) -> dict[str, str]:
-    texts = {name: getattr(row, name) for name in _FEATURES}
-    return texts | {"fields": json.dumps(dict(row.fields)), "choices": json.dumps(row.choices)}
+    about = {name: getattr(row, name) for name in _ABOUT}
+    return {name: getattr(row, name) for name in _FEATURES} | {"about": json.dumps(about)}
 
 
 def _row(record: Mapping[str, bytes]) -> Row:
-    texts = {name: record[name].decode() for name in _FEATURES}
-    fields, choices = (json.loads(texts.pop(name)) for name in _JSON)
-    return Row(**texts, fields=fields, choices=tuple(choices))
+    about = json.loads(record["about"])
+    about["choices"] = tuple(about["choices"])
+    return Row(**{name: record[name].decode() for name in _FEATURES}, **about)

@@ -104,8 +104,8 @@ def xlsx_rows(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[str,
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (InvalidFileException, zipfile.BadZipFile, KeyError, OSError) as error:
         raise BadInput(f"{path}: is no .xlsx workbook; {_AGAIN}") from error
+    cells = book.worksheets[0].iter_rows(values_only=True, max_col=16)  # sheets claim thousands of empty columns
     try:
-        cells = book.worksheets[0].iter_rows(values_only=True, max_col=16)  # sheets claim thousands of empty columns
         header = [str(value) for value in next(cells, ())]
         missing = [column for column in columns if column not in header]
         if missing:
@@ -116,6 +116,7 @@ def xlsx_rows(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[str,
             if any(values.values()):
                 yield f"{path.name} row {number}", values
     finally:
+        cells.close()
         book.close()
 
 
