@@ -73,8 +73,8 @@ def missing(data_set: DataSet, split: str, source: Source) -> BadInput:
     ]
     fetch = any(all(file.url for file in part.files) for part in data_set.splits[split])
     return BadInput(
-        f"config.data_dir: {source.data_dir} lacks {' or '.join(layouts)}, the split {split} of {data_set.name}; get it from"
-        f" {data_set.home} ({data_set.licence})"
+        f"config.data_dir: {source.data_dir} lacks {' or '.join(layouts)}, the split {split} of {data_set.name}; get it"
+        f" from {data_set.home} ({data_set.licence})"
         + (", or run with config.offline=False to have it fetched" if fetch else "")
     )
 
@@ -132,8 +132,8 @@ def _fetch(file: File, data_set: DataSet, source: Source) -> pathlib.Path:
         part.replace(path)
     except (OSError, http.client.HTTPException) as error:
         raise BadInput(
-            f"config.data_dir: {path} cannot be fetched from {file.url} ({type(error).__name__}: {error}); check the network,"
-            f" or put the file there yourself"
+            f"config.data_dir: {path} cannot be fetched from {file.url} ({type(error).__name__}: {error}); check the"
+            " network, or put the file there yourself"
         ) from error
     finally:
         part.unlink(missing_ok=True)

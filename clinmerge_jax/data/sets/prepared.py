@@ -109,7 +109,8 @@ def prepare(dataset: str, source: Source) -> Summary:
         if error.filename is None or not str(error.filename).startswith(str(root)):
             raise
         raise BadInput(
-            f"config.data_dir: prepared records cannot be kept in {root} ({error.strerror}); name a folder for them with config.cache"
+            f"config.data_dir: prepared records cannot be kept in {root} ({error.strerror}); name a folder for them"
+            " with config.cache"
         ) from error
     return Summary(folder, record["sha256"], record["left_out"])
 
