@@ -63,12 +63,12 @@ def build(family: str, **sizes: Any) -> tuple[Any, tokenizers.Tokenizer]:
     if family == "bert":
         tokenizer = _word_piece()
         config = transformers.BertConfig(
-            vocab_size=tokenizer.get_vocab_size(), **{"max_position_embeddings": 40, **fields}
+            vocab_size=tokenizer.get_vocab_size(), **{"max_position_embeddings": 64, **fields}
         )
         model = transformers.BertModel(config)
     else:
         tokenizer = _byte_level()
-        places = {"max_position_embeddings": 42, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+        places = {"max_position_embeddings": 66, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
         config = transformers.RobertaConfig(vocab_size=tokenizer.get_vocab_size(), **{**places, **fields})
         model = transformers.RobertaModel(config)
     with torch.no_grad():

@@ -33,7 +33,7 @@ SCORES = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
 @pytest.fixture(scope="module", params=("bert", "roberta"))
 def known(request, tmp_path_factory):
     """Torch model, tokenizer and the metrics of the same weights."""
-    model, tokenizer = encoders.build(request.param, max_position_embeddings=66)
+    model, tokenizer = encoders.build(request.param)
     folder = encoders.write(tmp_path_factory.mktemp(request.param) / "tiny", model, tokenizer)
     return model, tokenizer, encoder_metrics(folder, LAYER)
 
@@ -118,9 +118,9 @@ def test_the_signature_says_model_and_layer_and_what_was_chosen_is_logged(tmp_pa
     metrics = encoder_metrics(unknown)
     assert metrics["bertscore_f1"].signature.startswith("my-bert, layer 9,")
     assert "no layer of my-bert is known to agree best with people; the last, 9, is taken" in lines.pop()
-    _counts(metrics, ["fever " * 60, ""], ["fever", "fever"])
+    _counts(metrics, ["fever " * 99, ""], ["fever", "fever"])
     assert lines == [
-        "BERTScore: 1 of 3 texts have over 40 tokens; the rest is not read",
+        "BERTScore: 1 of 3 texts have over 64 tokens; the rest is not read",
         "BERTScore: 1 of 2 answers or their references are empty; they get 0",
     ]
     model, tokenizer = encoders.build("bert")
