@@ -1,4 +1,8 @@
-"""BERTScore beside an implementation in plain torch, on random weights: none of bert-score's own numbers are here."""
+"""BERTScore beside an implementation in plain torch, and where it is installed beside bert-score, on random weights."""
+
+import json
+import os
+import subprocess
 
 import encoders
 import numpy as np
@@ -68,6 +72,33 @@ def test_it_is_what_plain_torch_computes(known):
     for column, name in enumerate(SCORES):
         np.testing.assert_allclose(metrics[name].of_items(counts[name]), expected[:, column], atol=1e-3)
         assert metrics[name].score(counts[name].sum(axis=0)) == pytest.approx(expected[:, column].mean(), abs=1e-3)
+
+
+def test_it_is_what_bert_score_computes(known, tmp_path, repository, figures):
+    python = os.environ.get("CLINMERGE_BERT_SCORE_PYTHON")
+    if not python:
+        pytest.skip(
+            "CLINMERGE_BERT_SCORE_PYTHON does not name a Python with third_party/reference/requirements-bert-score.txt"
+        )
+    model, tokenizer, metrics = known
+    folder = encoders.write(tmp_path / "model", model, tokenizer)
+    more = [
+        ("fever " * 99, "fever imaging"),
+        ("[CLS] fever </s> and", "é"),
+        ("fever.\n\nand cough", " the  cough"),
+        ("", "a"),
+    ]
+    pairs = [*zip(ANSWERS, REFERENCES), *more]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    script = repository / "third_party" / "reference" / "bert_scores.py"
+    command = [python, script, folder, str(LAYER), tmp_path / "pairs.json"]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout.splitlines()[-1])
+    counts = _counts(metrics, *map(list, zip(*pairs)))
+    ours = np.stack([metrics[name].of_items(counts[name]) for name in SCORES], axis=1)
+    largest = np.abs(ours - 100 * np.array(result["scores"])).max()
+    family = model.config.model_type
+    figures.append(f"BERTScore, {family}, largest difference from bert-score in points of 100: {largest:.1e}")
+    assert largest < 1e-3
 
 
 def test_the_reference_itself_gets_100_and_nothing_gets_0(known):
