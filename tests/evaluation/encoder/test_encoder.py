@@ -52,7 +52,7 @@ def test_another_shape(tmp_path):
         "roberta", hidden_size=16, num_attention_heads=2, intermediate_size=8, num_hidden_layers=1
     )
     encoder = load_encoder(encoders.write(tmp_path / "model", model, tokenizer), "config.encoder")
-    rows, _ = encoder.tokenize([*encoders.TEXTS, "a <pad> within"])  # it stands at no position of its own
+    rows, _ = encoder.tokenize([encoders.TEXTS[2], "a <pad> within"])  # it stands at no position of its own
     assert encoder.layer == 1 and 1 in rows[-1]
     for ours, theirs in zip(encoder.states(rows), _torch_states(model, rows), strict=True):
         np.testing.assert_allclose(ours, theirs[-1], rtol=1e-5, atol=1e-5)

@@ -146,17 +146,21 @@ def test_the_signature_says_model_and_layer_and_what_was_chosen_is_logged(tmp_pa
     given = encoder_metrics(unknown, 4)["bertscore_f1"].signature
     assert given.startswith("my-bert, layer 4, no idf, not rescaled, clinmerge_jax ") and not lines
     assert encoder_metrics(published)["bertscore_f1"].signature.startswith("bert-base-uncased, layer 9,") and not lines
-    metrics = encoder_metrics(unknown)
-    assert metrics["bertscore_f1"].signature.startswith("my-bert, layer 9,")
+    assert encoder_metrics(unknown)["bertscore_f1"].signature.startswith("my-bert, layer 9,")
     assert "no layer of my-bert is known to agree best with people; the last, 9, is taken" in lines.pop()
-    _counts(metrics, ["fever " * 99, ""], ["fever", "fever"])
+    model, tokenizer = encoders.build("bert")
+    with pytest.raises(BadInput, match="bertscore.model: layer 10 is asked for of .*roberta-base, which has 3"):
+        encoder_metrics(encoders.write(tmp_path / "roberta-base", model, tokenizer))
+
+
+def test_texts_that_are_cut_or_empty_are_counted(known, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda line, *values: lines.append(line % values))
+    _counts(known[2], ["fever " * 99, ""], ["fever", "fever"])
     assert lines == [
         "BERTScore: 1 of 3 texts have over 64 tokens; the rest is not read",
         "BERTScore: 1 of 2 answers or their references are empty; they get 0",
     ]
-    model, tokenizer = encoders.build("bert")
-    with pytest.raises(BadInput, match="bertscore.model: layer 10 is asked for of .*roberta-base, which has 3"):
-        encoder_metrics(encoders.write(tmp_path / "roberta-base", model, tokenizer))
 
 
 def test_references_that_are_no_texts_are_refused(known):
