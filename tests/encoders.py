@@ -1,5 +1,6 @@
 """Tiny BERTs and RoBERTas with random weights: transformers' models in torch, and the folders that hold them."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -63,12 +64,12 @@ def build(family: str, **sizes: Any) -> tuple[Any, tokenizers.Tokenizer]:
     if family == "bert":
         tokenizer = _word_piece()
         config = transformers.BertConfig(
-            vocab_size=tokenizer.get_vocab_size(), **{"max_position_embeddings": 40, **fields}
+            vocab_size=tokenizer.get_vocab_size(), **{"max_position_embeddings": 64, **fields}
         )
         model = transformers.BertModel(config)
     else:
         tokenizer = _byte_level()
-        places = {"max_position_embeddings": 42, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+        places = {"max_position_embeddings": 66, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
         config = transformers.RobertaConfig(vocab_size=tokenizer.get_vocab_size(), **{**places, **fields})
         model = transformers.RobertaModel(config)
     with torch.no_grad():
@@ -78,7 +79,11 @@ def build(family: str, **sizes: Any) -> tuple[Any, tokenizers.Tokenizer]:
 
 
 def write(folder: pathlib.Path, model: Any, tokenizer: tokenizers.Tokenizer) -> str:
-    """Saves both as a checkpoint folder and returns its path."""
+    """Saves both as a checkpoint folder, with the vocabulary files that older tokenizers read, and returns its path."""
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.model.save(str(folder))
+    kind = "BertTokenizer" if model.config.model_type == "bert" else "RobertaTokenizer"
+    settings = {"tokenizer_class": kind, "model_max_length": 64}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return str(folder)

@@ -19,7 +19,7 @@ _PREFIXES = ("", "bert.", "roberta.")  # by whether a checkpoint holds the encod
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # that older checkpoints store and nothing needs
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _BATCH_TOKENS = 8192  # at a time, padding among them
-_SHORTEST = 32  # tokens; buckets of lengths are this and its doubles
+_SHORTEST, _FEWEST = 32, 8  # tokens and rows; buckets are these and their doubles
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Encoder:
         for index, row in enumerate(rows):
             by_length.setdefault(min(_bucket(len(row), _SHORTEST), self.config.max_tokens), []).append(index)
         for length, indices in sorted(by_length.items()):
-            batch = min(_bucket(len(indices), 1), max(1, _BATCH_TOKENS // length))
+            batch = min(_bucket(len(indices), _FEWEST), max(1, _BATCH_TOKENS // length))
             for start in range(0, len(indices), batch):
                 chosen = indices[start : start + batch]
                 tokens_BT = np.full((batch, length), self.config.pad_token_id, np.int32)

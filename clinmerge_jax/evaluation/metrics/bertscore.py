@@ -90,7 +90,7 @@ def _scores(encoder: Encoder, answers: Sequence[str], references: Sequence[str])
 def _match(
     answer_AD: np.ndarray, weight_A: np.ndarray, reference_RD: np.ndarray, weight_R: np.ndarray
 ) -> tuple[float, float, float]:
-    """Greedy matching: equations 1 and 2 of section 3 of the paper."""
+    """Greedy matching (section 3 of the paper)."""
     cosines_AR = answer_AD @ reference_RD.T
     precision = float(np.mean(cosines_AR.max(axis=1), where=weight_A, dtype=np.float64))
     recall = float(np.mean(cosines_AR.max(axis=0), where=weight_R, dtype=np.float64))

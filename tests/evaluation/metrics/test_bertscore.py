@@ -1,4 +1,8 @@
-"""BERTScore beside an implementation in plain torch, on random weights: none of bert-score's own numbers are here."""
+"""BERTScore beside an implementation in plain torch, and where it is installed beside bert-score, on random weights."""
+
+import json
+import os
+import subprocess
 
 import encoders
 import numpy as np
@@ -33,7 +37,7 @@ SCORES = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
 @pytest.fixture(scope="module", params=("bert", "roberta"))
 def known(request, tmp_path_factory):
     """Torch model, tokenizer and the metrics of the same weights."""
-    model, tokenizer = encoders.build(request.param, max_position_embeddings=66)
+    model, tokenizer = encoders.build(request.param)
     folder = encoders.write(tmp_path_factory.mktemp(request.param) / "tiny", model, tokenizer)
     return model, tokenizer, encoder_metrics(folder, LAYER)
 
@@ -68,6 +72,33 @@ def test_it_is_what_plain_torch_computes(known):
     for column, name in enumerate(SCORES):
         np.testing.assert_allclose(metrics[name].of_items(counts[name]), expected[:, column], atol=1e-3)
         assert metrics[name].score(counts[name].sum(axis=0)) == pytest.approx(expected[:, column].mean(), abs=1e-3)
+
+
+def test_it_is_what_bert_score_computes(known, tmp_path, repository, figures):
+    python = os.environ.get("CLINMERGE_BERT_SCORE_PYTHON")
+    if not python:
+        pytest.skip(
+            "CLINMERGE_BERT_SCORE_PYTHON does not name a Python with third_party/reference/requirements-bert-score.txt"
+        )
+    model, tokenizer, metrics = known
+    folder = encoders.write(tmp_path / "model", model, tokenizer)
+    more = [
+        ("fever " * 99, "fever imaging"),
+        ("[CLS] fever </s> and", "é"),
+        ("fever.\n\nand cough", " the  cough"),
+        ("", "a"),
+    ]
+    pairs = [*zip(ANSWERS, REFERENCES), *more]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    script = repository / "third_party" / "reference" / "bert_scores.py"
+    command = [python, script, folder, str(LAYER), tmp_path / "pairs.json"]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout.splitlines()[-1])
+    counts = _counts(metrics, *map(list, zip(*pairs)))
+    ours = np.stack([metrics[name].of_items(counts[name]) for name in SCORES], axis=1)
+    largest = np.abs(ours - 100 * np.array(result["scores"])).max()
+    family = model.config.model_type
+    figures.append(f"BERTScore, {family}, largest difference from bert-score in points of 100: {largest:.1e}")
+    assert largest < 1e-3
 
 
 def test_the_reference_itself_gets_100_and_nothing_gets_0(known):
@@ -115,17 +146,21 @@ def test_the_signature_says_model_and_layer_and_what_was_chosen_is_logged(tmp_pa
     given = encoder_metrics(unknown, 4)["bertscore_f1"].signature
     assert given.startswith("my-bert, layer 4, no idf, not rescaled, clinmerge_jax ") and not lines
     assert encoder_metrics(published)["bertscore_f1"].signature.startswith("bert-base-uncased, layer 9,") and not lines
-    metrics = encoder_metrics(unknown)
-    assert metrics["bertscore_f1"].signature.startswith("my-bert, layer 9,")
+    assert encoder_metrics(unknown)["bertscore_f1"].signature.startswith("my-bert, layer 9,")
     assert "no layer of my-bert is known to agree best with people; the last, 9, is taken" in lines.pop()
-    _counts(metrics, ["fever " * 60, ""], ["fever", "fever"])
-    assert lines == [
-        "BERTScore: 1 of 3 texts have over 40 tokens; the rest is not read",
-        "BERTScore: 1 of 2 answers or their references are empty; they get 0",
-    ]
     model, tokenizer = encoders.build("bert")
     with pytest.raises(BadInput, match="bertscore.model: layer 10 is asked for of .*roberta-base, which has 3"):
         encoder_metrics(encoders.write(tmp_path / "roberta-base", model, tokenizer))
+
+
+def test_texts_that_are_cut_or_empty_are_counted(known, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda line, *values: lines.append(line % values))
+    _counts(known[2], ["fever " * 99, ""], ["fever", "fever"])
+    assert lines == [
+        "BERTScore: 1 of 3 texts have over 64 tokens; the rest is not read",
+        "BERTScore: 1 of 2 answers or their references are empty; they get 0",
+    ]
 
 
 def test_references_that_are_no_texts_are_refused(known):
