@@ -95,6 +95,21 @@ class Result:
         return cls(**{**row, "cell": Cell(**row["cell"]), "counts": counts})
 
 
+def read_results(path: pathlib.Path) -> list[Result]:
+    """The Results of a file, but for a last line that a kill has torn; none where there is no file.
+
+    Raises:
+      BadInput: it holds something else.
+    """
+    if not path.is_file():
+        return []
+    whole = path.read_bytes()
+    try:
+        return [Result.from_json(line) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: holds lines that are no Results of this version; name another folder") from error
+
+
 class ResultsFolder:
     """The one writer of a folder of Results. Lines are appended as cells are done; a torn last line is dropped.
 
@@ -120,7 +135,8 @@ class ResultsFolder:
             os.close(self._lock)
             raise BadInput(f"config.output: another process is writing {self.path}; wait for it to end") from error
         self._salt = self._own_salt()
-        self.known = {result.key: result for result in self._read()}
+        self._drop_torn_line()
+        self.known = {result.key: result for result in read_results(self.path / RESULTS_FILE)}
 
     def _own_salt(self) -> bytes:
         path = self.path / _SALT_FILE
@@ -130,18 +146,11 @@ class ResultsFolder:
                 file.write(secrets.token_hex(32))
         return bytes.fromhex(path.read_text())
 
-    def _read(self) -> list[Result]:
+    def _drop_torn_line(self) -> None:
         path = self.path / RESULTS_FILE
-        if not path.is_file():
-            return []
-        whole = path.read_bytes()
-        complete = whole[: whole.rfind(b"\n") + 1]
-        if len(complete) < len(whole):  # a run was killed in the middle of a line
-            write_atomically(path, complete)
-        try:
-            return [Result.from_json(line) for line in complete.splitlines()]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path}: holds lines that are no Results of this version; name another folder") from error
+        whole = path.read_bytes() if path.is_file() else b""
+        if not whole.endswith(b"\n") and whole:
+            write_atomically(path, whole[: whole.rfind(b"\n") + 1])
 
     def salted(self, task: str, ids: Sequence[str]) -> list[str]:
         """What stands for ids of a task in Results."""

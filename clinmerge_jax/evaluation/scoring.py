@@ -64,6 +64,7 @@ def made_up(task: Task, items: Sequence[Item], train: Sequence[Item]) -> dict[st
             RANDOM: [Output(letter) for letter in random_letters(items)],
             FREQUENT: [Output(frequent)] * len(items),
             REFERENCE: [Output(item.target) for item in items],
+            NOTHING: floors.nothing(len(items)),
         }
     if not task.floors:
         return {}

@@ -24,7 +24,7 @@ from clinmerge_jax.evaluation import human_sheet, scoring
 from clinmerge_jax.evaluation.answering import GENERATED, LETTERS, Asked, Respondent
 from clinmerge_jax.evaluation.metrics import Metric, Output
 from clinmerge_jax.evaluation.questions import Questions, read_questions
-from clinmerge_jax.evaluation.results import RESULTS_FILE, Cell, Result, ResultsFolder, key_of
+from clinmerge_jax.evaluation.results import RESULTS_FILE, Cell, Result, ResultsFolder, key_of, read_results
 from clinmerge_jax.evaluation.summary import write_summary
 from clinmerge_jax.evaluation.systems import System, parse_systems, read_stored, stored_row
 from clinmerge_jax.evaluation.tasks.task import Kind
@@ -63,26 +63,28 @@ def run(config: ConfigDict) -> None:
     _check(config, systems, questions)
     respondents = {system: Respondent(system, config) for system in systems if system.checkpoint is not None}
     planned = list(_plan(config, systems, questions))
-    by_system = {system: [one for one in planned if one.system is system] for system in systems}
-    for system in systems:  # what does not fit is refused before anything is written
-        for one in by_system[system]:
-            _answerable(one, respondents)
+    done = (
+        set()
+        if config.overwrite
+        else {result.key for result in read_results(result_path(config.output) / RESULTS_FILE)}
+    )
+    # What does not fit is refused before anything is written.
+    prompts = {one.key: _asked(one, respondents) for one in planned if one.key not in done}
     for system in systems:
         for part in system.parts:
             _refuse_overlap(config.output, part.path)
     with ResultsFolder(config.output) as folder:
         if config.overwrite:
             folder.forget([one.key for one in planned])
-        todo = [one for one in planned if one.key not in folder.known]
+        todo = [one for one in planned if one.key in prompts and one.key not in folder.known]
         print(f"{len(planned)} cells: {len(systems)} models, {len(questions)} tasks; {len(planned) - len(todo)} are"
               f" there already, {len(todo)} to do.")  # fmt: skip
         for one in questions:
             _floors(config, one, folder)
         for system in systems:
-            cells = [one for one in by_system[system] if one in todo]
+            cells = [one for one in todo if one.system is system]
             if cells:
-                _evaluate(config, system, respondents.get(system), cells, folder)
-        _write_prompts(planned, respondents, folder)
+                _evaluate(config, system, respondents.get(system), cells, prompts, folder)
         if config.human_sheet:
             _write_sheet(config, planned, questions, folder)
         print(write_summary(config, questions, folder))
@@ -161,28 +163,32 @@ def _plan(config: ConfigDict, systems: Sequence[System], questions: Sequence[Que
                 yield Planned(key_of(identity), cell, system, one, metrics)
 
 
-def _asked(one: Planned, respondent: Respondent) -> Asked:
-    shots = one.questions.shots(one.cell.shots, one.cell.example_seed)
-    return respondent.ask(one.questions.task, one.questions.items, shots, one.cell.chat, one.cell.mode)
-
-
-def _answerable(one: Planned, respondents: dict[System, Respondent]) -> None:
+def _asked(one: Planned, respondents: dict[System, Respondent]) -> Asked | None:
+    """A cell's prompts; None where the answers are stored ones, which are checked."""
+    questions, cell = one.questions, one.cell
     if one.system.checkpoint is None:
-        read_stored(one.system, one.questions.name, one.questions.items)
-    else:
-        asked = _asked(one, respondents[one.system])
-        if asked.cut:
-            logging.warning("%s: the input of %d of %d items is cut to fit", one.cell, asked.cut, len(asked.items))
+        read_stored(one.system, questions.name, questions.items)
+        return None
+    shots = questions.shots(cell.shots, cell.example_seed)
+    asked = respondents[one.system].ask(questions.task, questions.items, shots, cell.chat, cell.mode)
+    if asked.cut:
+        logging.warning("%s: the input of %d of %d items is cut to fit", cell, asked.cut, len(asked.items))
+    return asked
 
 
 def _evaluate(
-    config: ConfigDict, system: System, respondent: Respondent | None, cells: Sequence[Planned], folder: ResultsFolder
+    config: ConfigDict,
+    system: System,
+    respondent: Respondent | None,
+    cells: Sequence[Planned],
+    prompts: dict[str, Asked | None],
+    folder: ResultsFolder,
 ) -> None:
     """Makes the cells of one model."""
     digests: dict[str, Any] = {}
     if respondent is not None:
         logging.info("loading %s", system.name)
-        respondent.load(max(_asked(one, respondent).length for one in cells))
+        respondent.load(max(prompts[one.key].length for one in cells))
         digests = {kind: provenance.digests(part, {}) for kind, part in zip(("model", "adapter"), system.parts)}
     for one in cells:
         with tqdm.tqdm(total=len(one.questions.items), desc=str(one.cell), unit="item") as bar:
@@ -191,9 +197,9 @@ def _evaluate(
                 about = {"items": len(outputs)}
                 bar.update(len(outputs))
             else:
-                outputs, about = respondent.answers(
-                    _asked(one, respondent), config.seed + one.cell.example_seed, bar.update
-                )
+                asked = prompts[one.key]
+                outputs, about = respondent.answers(asked, config.seed + one.cell.example_seed, bar.update)
+                _write_form(one, asked, folder)
         if config.save_generations and one.cell.mode == GENERATED:
             _save(one, outputs, folder)
         _score(config, one, outputs, about, digests, folder)
@@ -268,16 +274,11 @@ def _save(one: Planned, outputs: Sequence[Output], folder: ResultsFolder) -> Non
     folder.write(name, rows, private=True)
 
 
-def _write_prompts(planned: Sequence[Planned], respondents: dict[System, Respondent], folder: ResultsFolder) -> None:
-    """Writes the form of every prompt, with its words left out unless the task may be shared."""
-    parts = []
-    for one in planned:
-        if one.system.checkpoint is None:
-            continue
-        prompter, item = _asked(one, respondents[one.system]).prompter, one.questions.items[0]
-        shown = prompter.text(item) if one.questions.task.shareable else prompter.redacted(item)
-        parts.append(f"## {one.cell}\n\n```\n{shown}\n```\n")
-    folder.write("prompts.md", "\n".join(["# What was asked", "", *parts]))
+def _write_form(one: Planned, asked: Asked, folder: ResultsFolder) -> None:
+    """Writes the form of a cell's prompts, with its words left out unless the task may be shared."""
+    prompter, item = asked.prompter, one.questions.items[0]
+    shown = prompter.text(item) if one.questions.task.shareable else prompter.redacted(item)
+    folder.write(f"prompts/{human_sheet.folder_name(one.cell)}_{one.cell.mode}_{one.questions.name}.txt", shown + "\n")
 
 
 def _write_sheet(

@@ -66,8 +66,10 @@ class Prompter:
         for attempt in range(_CUTS):
             text = self.text(shown)
             tokens = self._tokens(text, item.name)
-            answers = tuple(self._answer(text, tokens, letter) for letter in _letters(item)) if letters else ()
-            over = len(tokens) + max((len(answer) for answer in answers), default=0) - self.most
+            over, answers = len(tokens) + letters - self.most, ()  # a letter is one token at least
+            if letters and over <= 0:
+                answers = self._answers(text, tokens, _letters(item))
+                over += max(map(len, answers)) - 1
             if over <= 0:
                 return Prompt(tokens, answers, shortened)
             # Words may fall into other tokens where they end; so each further cut goes twice as far.
@@ -115,18 +117,25 @@ class Prompter:
         """The form of a prompt, with the names of its fields where their words would stand."""
         return dataclasses.replace(self, shots=[_redacted(shot) for shot in self.shots]).text(_redacted(item))
 
-    def _answer(self, text: str, tokens: np.ndarray, letter: str) -> np.ndarray:
-        """What the tokens have more once the letter follows the prompt."""
-        whole = self._tokens(text + ("" if self.chat else self.task.form.joint) + letter, "")
-        if not np.array_equal(whole[: len(tokens)], tokens):
+    def _answers(self, text: str, tokens: np.ndarray, letters: str) -> tuple[np.ndarray, ...]:
+        """What the tokens have more once each letter follows the prompt."""
+        joint = "" if self.chat else self.task.form.joint
+        rows = self.tokenizer([text + joint + letter for letter in letters], **self._how)["input_ids"]
+        wholes = [without_second_bos(ids, self.tokenizer) for ids in rows]
+        if not all(np.array_equal(whole[: len(tokens)], tokens) for whole in wholes):
             raise BadInput(
                 f"task {self.task.name}: the tokenizer joins the end of the prompt with the letter after it; end the"
                 " question otherwise"
             )
-        return whole[len(tokens) :]
+        return tuple(whole[len(tokens) :] for whole in wholes)
+
+    @property
+    def _how(self) -> dict[str, bool]:
+        """A chat template brings the special tokens itself; that a text is long is our business."""
+        return {"add_special_tokens": not self.chat, "verbose": False}
 
     def _tokens(self, text: str, name: str) -> np.ndarray:
-        ids = self.tokenizer(text, add_special_tokens=not self.chat, verbose=False)["input_ids"]
+        ids = self.tokenizer(text, **self._how)["input_ids"]
         tokens = without_second_bos(ids, self.tokenizer)
         if not tokens.size:
             raise BadInput(f"{name}: the tokenizer makes no token of it; remove it")
