@@ -11,6 +11,7 @@ import numpy as np
 
 from clinmerge_jax.evaluation.instructions.asked import Asked
 from clinmerge_jax.evaluation.instructions.checkers import CHECKERS
+from clinmerge_jax.evaluation.instructions.ifbench import IFBENCH
 from clinmerge_jax.evaluation.metrics.metric import Metric, Output
 
 
@@ -35,8 +36,9 @@ def variants(response: str) -> tuple[str, ...]:
 
 
 def _follows(asked: Asked, index: int, text: str) -> bool:
-    instruction = asked.instructions[index]
-    return bool(text.strip()) and CHECKERS[instruction.id](text, **instruction.kwargs)
+    kind, kwargs = asked.instructions[index].id, asked.instructions[index].kwargs
+    checker = CHECKERS[kind] if kind in CHECKERS else IFBENCH[kind]
+    return bool(text.strip()) and checker(text, **kwargs)
 
 
 def _count(output: Output, asked: Asked) -> tuple[int, ...]:
