@@ -1,6 +1,6 @@
 """Which instructions an answer follows, and the scores that are counted from it.
 
-IFEval (arXiv 2311.07911, section 3): strictly, of the answer as it is; loosely, of the answer or of what is left of it
+IFEval (arXiv 2311.07911): strictly, of the answer as it is; loosely, of the answer or of what is left of it
 without what a rule should not punish: a first line such as "Sure, here it is:", a last line such as "Hope it helps.",
 asterisks of Markdown.
 """

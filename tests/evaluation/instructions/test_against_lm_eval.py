@@ -1,5 +1,6 @@
 """Our verdicts against lm-eval's, on responses made by rules and by small models."""
 
+import csv
 import json
 import os
 import subprocess
@@ -183,14 +184,31 @@ def test_verdicts_on_the_prompts_of_ifeval(theirs, cases, figures):
     assert min(min(counts) for counts in seen.values()) >= 20
 
 
-@pytest.mark.slow
-def test_sentences_by_the_trained_model(theirs, cases, figures):
-    """What our rule for the end of a sentence changes, where CLINMERGE_NLTK_DATA names a folder with NLTK's model."""
+@pytest.fixture(scope="module")
+def trained(theirs):
+    """NLTK's trained English Punkt."""
     folder = os.environ.get("CLINMERGE_NLTK_DATA")
     if folder is None:
         pytest.skip("CLINMERGE_NLTK_DATA does not name a folder with tokenizers/punkt_tab")
-    seen, differences = _compare(theirs.verdicts(theirs.splitter(folder)), cases)
+    return theirs.splitter(folder)
+
+
+@pytest.mark.slow
+def test_verdicts_where_lm_eval_has_the_trained_punkt(theirs, cases, trained, figures):
+    seen, differences = _compare(theirs.verdicts(trained), cases)
     differing = [case for case in differences if case[:2] not in _DRAWN]
     figures.append(f"IFEval: {len(differing)} verdicts differ where lm-eval has the trained Punkt: {differing}")
     assert {kind for kind, *_ in differing} <= {"length_constraints:number_sentences"}
     assert len(differing) <= 0.02 * 2 * sum(seen["length_constraints:number_sentences"])
+
+
+def test_sentences_beside_the_trained_punkt(shared, trained):
+    """The share of texts with the same number of sentences that `counting.sentences` states."""
+    prompts = [item.source for item in read_prompts(str(shared / "data/ifeval/input_data.jsonl"), "prompts")]
+    notes = []
+    for path in sorted((shared / "data/aci_bench").glob("*.csv")):
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            notes += [row["note"] for row in csv.DictReader(file) if row.get("note")]
+    for texts, count, share in ((prompts, 541, 99.3), (notes, 207, 93.2)):
+        same = [len(sentences(text)) == len(trained.tokenize(text)) for text in texts]
+        assert (len(same), round(100 * sum(same) / len(same), 1)) == (count, share)
