@@ -5,6 +5,7 @@ python -m clinmerge_jax.main --config=configs/benchmark.py\
     [--config.peer_python=PYTHON_WITH_MERGEKIT] [--config.output=FOLDER_ON_THE_DISK_TO_MEASURE]
 python -m clinmerge_jax.main --config=configs/benchmark.py[:train|:train_1b|:train_8b] \
     [--config.peer_python=PYTHON_WITH_PEFT]
+python -m clinmerge_jax.main --config=configs/benchmark.py:score --config.data_dir=DIR [--config.cache=DIR]
 
 merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_methods: the same by the methods that need
 more of a tensor than its sums, most of them with a base as third input. merge_on_device: two such models in device
@@ -12,7 +13,8 @@ memory, one t after another; merge_on_device_8b: the same in Llama-3.1-8B's shap
 onto eight devices and back to disk. decode: generation with a model of 110e6 parameters in float32; decode_8b: with one
 of Llama-3.1-8B's shape in bfloat16. grid: the miniature fine-tuned for 8 seeds and 4 numbers of examples, at once and
 one by one. train: steps of training with 110e6 parameters in float32, all of them and an adapter; train_1b: all of
-1.5e9, computed in bfloat16; train_8b: an adapter in Llama-3.1-8B's shape, rows of 4,096.
+1.5e9, computed in bfloat16; train_8b: an adapter in Llama-3.1-8B's shape, rows of 4,096. score: stored answers to seven
+test sets, with 10,000 draws of the bootstrap for every score.
 """
 
 from ml_collections import ConfigDict
@@ -56,7 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Strict: one of those above; "merge" is the default."""
     known = (
         "", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load", "decode", "decode_8b",
-        "grid", "train", "train_1b", "train_8b",
+        "grid", "train", "train_1b", "train_8b", "score",
     )  # fmt: skip
     variant = parse(arg, known) or "merge"
     config = ConfigDict()
@@ -64,6 +66,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.what = variant.removesuffix("_8b").removesuffix("_1b").removesuffix("_methods")
     config.output = f"runs/benchmark-{variant}"
     config.repeats = 1 if variant in ("merge_methods", "grid") else 3
+    if variant == "score":
+        config.data_dir = ""  # of the published files
+        config.cache = ""  # for prepared records, where the first is read-only
+        config.tasks = (
+            "mts_dialog@test1,mts_dialog@test2,aci_bench@test1,aci_bench@test2,aci_bench@test3,medqa_4options,pubmedqa"
+        )
+        config.draws = 10_000
+        config.seed = 0  # of the answers
+        return config
     if variant == "grid":
         config.model = "miniature:clinical"
         config.task = "miniature:instruct"

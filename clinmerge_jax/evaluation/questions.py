@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -94,63 +94,71 @@ def read_questions(config: ConfigDict) -> list[Questions]:
     """Reads the tasks that a config names, and the user's own.
 
     Args:
-      config: has tasks, data_dir, cache, offline, limit, own, and what `extra_metrics` reads.
+      config: has tasks, data_dir, cache, offline, limit, shots, own, and what `extra_metrics` reads.
 
     Raises:
       BadInput: no task is named, one is unknown or named twice, or its files are missing or wrong.
     """
-    source, extra = Source(config.data_dir, config.cache, config.offline), extra_metrics(config)
-    found = []
-    for task in named(config.tasks) if config.tasks else []:
-        if task.dataset in MADE:
-            found.append(_questions(config, task, functools.partial(_made, task.dataset, source=source), {}, extra))
-            continue
-        about = prepare(task.dataset, source)
-        if task.train not in about.left_out and not config.shots:
-            logging.info("%s: there is no training split in %s; one floor is left out", task.name, config.data_dir)
-            task = dataclasses.replace(task, train="")
-        read = functools.partial(_items, task.dataset, source=source)
-        found.append(_questions(config, task, read, about.sha256, extra))
-        if left_out := about.left_out[task.test]:
-            logging.warning("%s: %d rows without the part that is asked for are left out", task.name, left_out)
+    extra = extra_metrics(config)
+    source = Source(config.data_dir, config.cache, config.offline)
+    found = read_tasks(config.tasks, source, config.limit, bool(config.shots), extra) if config.tasks else []
     if config.own.test:
         task, read = own_task(config.own)
         files = {split: path for split, path in (("test", config.own.test), ("train", config.own.train)) if path}
         rows = {split: read(split) for split in files}
         known = {pathlib.Path(path).name: sha256(pathlib.Path(path).expanduser()) for path in files.values()}
-        found.append(_questions(config, task, lambda split, limit: rows[split][: limit or None], known, extra))
+        asked = rows["test"][: config.limit or None]
+        found.append(_questions(task, asked, rows.get("train", []), known, extra))
     if not found:
         raise BadInput("config.tasks: names no task; give some, or files of your own with config.own.test")
-    names = [one.name for one in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise BadInput(f"config.tasks: {name} is named twice; name it once")
+    return found
+
+
+def read_tasks(
+    names: str, source: Source, limit: int = 0, shown: bool = False, extra: Sequence[Metric] = ()
+) -> list[Questions]:
+    """Reads tasks of the table.
+
+    Args:
+      names: separated by commas.
+      source: where published files lie.
+      limit: so many items of each, from the first on; 0 for all.
+      shown: whether examples are to be shown, so that training splits must be there.
+      extra: metrics besides the tasks' own, for tasks that ask for text.
+
+    Raises:
+      BadInput: a name is unknown or named twice, or files are missing or wrong.
+    """
+    found = []
+    for task in named(names):
+        known: Mapping[str, str] = {}
+        if task.dataset in MADE:
+            made = MADE[task.dataset]
+            asked = made.items(task.test, source)[: limit or None]
+            train = made.items(task.train, source) if task.train else []
+        else:
+            about = prepare(task.dataset, source)
+            known = about.sha256
+            asked = items(task.dataset, task.test, source, limit)
+            if task.train not in about.left_out and not shown:
+                logging.info("%s: no training split lies in %s; one floor is left out", task.name, source.data_dir)
+                task = dataclasses.replace(task, train="")
+            train = items(task.dataset, task.train, source) if task.train else []
+            if about.left_out[task.test]:
+                logging.warning("%s: %d rows lack the part that is asked for and are left out", task.name,
+                                about.left_out[task.test])  # fmt: skip
+        found.append(_questions(task, asked, train, known, extra))
     return found
 
 
 def _questions(
-    config: ConfigDict,
-    task: Task,
-    read: Callable[[str, int], list[Item]],
-    known: Mapping[str, str],
-    extra: Sequence[Metric],
+    task: Task, asked: list[Item], train: list[Item], known: Mapping[str, str], extra: Sequence[Metric]
 ) -> Questions:
-    asked = read(task.test, config.limit)
     if not asked:
         raise BadInput(f"task {task.name}: its split {task.test} has no items; name another")
-    whole = read(task.train, 0) if task.train else []
-    train = without_asked(whole, asked, task.name)
     by_text = task.kind is Kind.GENERATION and task.read is None and isinstance(asked[0].target, str)
-    leak = leakage(whole, asked) if whole else None
-    return Questions(task, asked, train, leak, known, extra if by_text else ())
-
-
-def _made(dataset: str, split: str, limit: int, source: Source) -> list[Item]:
-    return MADE[dataset].items(split, source)[: limit or None]
-
-
-def _items(dataset: str, split: str, limit: int, source: Source) -> list[Item]:
-    return items(dataset, split, source, limit)
+    leak = leakage(train, asked) if train else None
+    return Questions(task, asked, without_asked(train, asked, task.name), leak, known, extra if by_text else ())
 
 
 def extra_metrics(config: ConfigDict) -> list[Metric]:

@@ -1,0 +1,81 @@
+"""Times the whole scoring of stored answers: the job `evaluate`, as a process, floors and bootstrap included.
+
+The answers come from a seeded generator: to a request for text the words of another item's reference, some left out and
+some doubled; to a choice a sentence with a letter. The floor is what the metric libraries themselves take to count the
+same answers, and those of the job's own floors, once each.
+"""
+
+import os
+import pathlib
+import random
+import sys
+import tempfile
+import time
+
+from ml_collections import ConfigDict
+
+from clinmerge_jax.benchmark import measure
+from clinmerge_jax.data.sets.files import Source
+from clinmerge_jax.evaluation import scoring
+from clinmerge_jax.evaluation.metrics import Output
+from clinmerge_jax.evaluation.questions import Questions, read_tasks
+from clinmerge_jax.evaluation.systems import stored_row
+from clinmerge_jax.evaluation.tasks.task import Item, Kind
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_WHOLE, _COUNTS = "the whole scoring", "the libraries' counts alone"
+
+
+def run(config: ConfigDict) -> None:
+    """Runs the benchmark; see configs/benchmark.py for its fields."""
+    measure.check_repeats(config.repeats)
+    asked = read_tasks(config.tasks, Source(config.data_dir, config.cache))
+    place = measure.place_with_space(config.output, 1e8)
+    measured: dict[str, list[dict[str, float]]] = {_COUNTS: [], _WHOLE: []}
+    with tempfile.TemporaryDirectory(prefix="score-", dir=place) as temporary:
+        answers = pathlib.Path(temporary) / "answers"
+        answers.mkdir()
+        outputs = {one.name: _answers(one, config.seed) for one in asked}
+        for one in asked:
+            rows = (stored_row(item, output) for item, output in zip(one.items, outputs[one.name]))
+            (answers / f"{one.name}.jsonl").write_text("".join(rows))
+        for repeat in range(config.repeats):
+            measured[_COUNTS].append({"seconds": _counting(asked, outputs)})
+            measured[_WHOLE].append(measure.watch(_command(config, answers, pathlib.Path(temporary) / str(repeat))))
+    items = {one.name: len(one.items) for one in asked}
+    measure.record(place / "score.json", measured, items=items, draws=config.draws, load=os.getloadavg()[0])
+    print(measure.ratios_table(measured, dict.fromkeys(measured, _COUNTS), "scoring"))
+    print(
+        f"{sum(items.values())} answers to {len(items)} tasks, {config.draws} draws of the bootstrap for every score."
+    )
+
+
+def _command(config: ConfigDict, answers: pathlib.Path, output: pathlib.Path) -> list[str]:
+    return [
+        sys.executable, "-m", "clinmerge_jax.main", f"--config={_ROOT / 'configs' / 'evaluate.py'}",
+        f"--config.model=stored=answers:{answers}", f"--config.tasks={config.tasks}",
+        f"--config.data_dir={config.data_dir}", f"--config.cache={config.cache}", "--config.offline=True",
+        f"--config.draws={config.draws}", f"--config.output={output}",
+    ]  # fmt: skip
+
+
+def _counting(asked: list[Questions], outputs: dict[str, list[Output]]) -> float:
+    start = time.perf_counter()
+    for one in asked:
+        metrics = scoring.metrics_of(one.task, True)
+        scoring.count(one.task, metrics, one.items, outputs[one.name])
+        for made_up in scoring.made_up(one.task, one.items, one.train).values():
+            scoring.count(one.task, scoring.metrics_of(one.task, False), one.items, made_up, generated=False)
+    return time.perf_counter() - start
+
+
+def _answers(one: Questions, seed: int) -> list[Output]:
+    rng = random.Random(f"stored answers/{one.name}/{seed}")
+    return [_answer(one, item, rng) for item in one.items]
+
+
+def _answer(one: Questions, item: Item, rng: random.Random) -> Output:
+    if one.task.kind is Kind.CHOICE:
+        return Output(f"The answer is {rng.choice('ABCDE'[: len(item.choices)])}.")
+    words = rng.choice(one.items).target.split(" ")
+    return Output(" ".join(word for word in words for _ in range(rng.choice((0, 1, 1, 1, 2)))))
