@@ -5,6 +5,8 @@ python -m clinmerge_jax.evaluation.harness run --model clinmerge_jax --model_arg
 Everything else is lm-eval's: `--help`, `ls tasks`, --include_path, --num_fewshot, --apply_chat_template, --gen_kwargs.
 """
 
+import importlib
+import multiprocessing
 import os
 
 from clinmerge_jax.command_line import refuse
@@ -13,14 +15,15 @@ from clinmerge_jax.evaluation.harness.tasks import require_lm_eval
 
 
 def main() -> None:
-    """Registers the engine and hands over; bad input ends as everywhere, with one line and status 2."""
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would fork for its bootstrap after JAX has started
+    """Adds the engine and hands over; bad input ends as everywhere, with one line and status 2."""
+    # lm-eval bootstraps and draws its table in processes of their own; to fork after JAX has started may hang.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    multiprocessing.set_start_method("forkserver")
     try:
         require_lm_eval()
         from lm_eval.__main__ import cli_evaluate
-        from lm_eval.api.registry import model_registry
 
-        model_registry.register("clinmerge_jax", target="clinmerge_jax.evaluation.harness.model:ClinmergeLM")
+        importlib.import_module("clinmerge_jax.evaluation.harness.model")  # which registers the engine
         cli_evaluate()
     except BadInput as error:
         refuse(str(error))

@@ -68,17 +68,16 @@ class ClinmergeLM(TemplateLM):
 
         Args:
           arg_dict: those of `open_engine`, and max_gen_toks and seed of this class.
-          additional_config: batch_size, max_batch_size and device as lm-eval's command gives them.
+          additional_config: batch_size, max_batch_size and device as lm-eval's command gives them. The device is not
+            looked at, as that command always names a GPU: JAX's devices are taken.
 
         Raises:
-          BadInput: as `open_engine`; or lm-eval's own fields ask for what model_args ask for here.
+          BadInput: as `open_engine`; or there is a batch size.
         """
-        for field, value in (additional_config or {}).items():
+        for field in ("batch_size", "max_batch_size"):
+            value = (additional_config or {}).get(field)
             if value not in (None, 1):  # lm-eval's defaults
-                raise BadInput(
-                    f"--{field}: is {value}, which this model does not take; give --model_args"
-                    " slots=N for requests at a time, and data=, fsdp=, tensor= for the mesh"
-                )
+                raise BadInput(f"--{field}: is {value}; leave it out and give --model_args slots=N, requests at a time")
         own = {key: arg_dict[key] for key in ("max_gen_toks", "seed") if key in arg_dict}
         engine, tokenizer = open_engine({key: value for key, value in arg_dict.items() if key not in own})
         return cls(engine, tokenizer, str(arg_dict["model"]), **own)
