@@ -9,6 +9,7 @@ from unittest import mock
 import datasets
 import jax
 import jax.numpy as jnp
+import lm_eval.evaluator
 import pytest
 import torch
 import transformers
@@ -43,15 +44,24 @@ output_type: generate_until
 description: "Answer with one word."
 doc_to_text: "{{question}}"
 doc_to_target: "{{options[answer]}}"
-generation_kwargs: {until: ["."], max_gen_toks: 12}
+generation_kwargs: {until: ["."], max_gen_toks: 6}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
 
 @pytest.fixture(autouse=True)
 def precise():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other over so small a model
     with jax.default_matmul_precision("highest"):
         yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def no_machine_report(monkeypatch):
+    """lm-eval asks several programs about the machine, a second each time; nothing of it is kept."""
+    monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)
 
 
 @pytest.fixture(scope="session")

@@ -51,9 +51,9 @@ def test_a_long_continuation_is_scored_in_pieces(ours, monkeypatch):
     assert ours.loglikelihood(asked)[0][0] == pytest.approx(whole, abs=1e-4)
 
 
-@pytest.mark.parametrize("until", [["."], [], "river", [" the", "."]])
+@pytest.mark.parametrize("until", ["river", [" the", "."]])
 def test_greedy_answers_are_those_of_transformers(ours, theirs, until):
-    settings = {"until": until, "max_gen_toks": 16}
+    settings = {"until": until, "max_gen_toks": 12}
     asked = requests("generate_until", *((context, settings) for context in CONTEXTS if context))
     assert ours.generate_until(asked) == theirs.generate_until(asked)
 
@@ -74,7 +74,7 @@ def test_an_empty_text_ends_nothing(ours):
 def test_sampled_answers_follow_from_the_seed_and_the_place(ours):
     def sampled(seed):
         lm = ClinmergeLM(ours.engine, ours.tokenizer, seed=seed)
-        settings = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "max_gen_toks": 8}
+        settings = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 8}
         return lm.generate_until(requests("generate_until", *[("The", dict(settings))] * 3))
 
     assert sampled(1) == sampled(1) != sampled(2)

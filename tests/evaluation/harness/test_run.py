@@ -44,7 +44,7 @@ def data_dir(tmp_path):
     return str(tmp_path)
 
 
-@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("chat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_tasks_score_as_with_lm_evals_own_adapter(ours, theirs, task_files, chat):
     tasks = load_tasks(["choice", "answer"], include_path=str(task_files))
     found = run_harness(ours.engine, ours.tokenizer, tasks, chat_template=chat, samples=True)
