@@ -4,7 +4,6 @@ import functools
 import json
 import sys
 import types
-from unittest import mock
 
 import datasets
 import jax
@@ -88,7 +87,9 @@ def their_class():
     accelerate, inner = types.ModuleType("accelerate"), types.ModuleType("accelerate.utils")
     accelerate.Accelerator = accelerate.InitProcessGroupKwargs = accelerate.find_executable_batch_size = None
     inner.get_max_memory = None
-    with mock.patch.dict(sys.modules, {"accelerate": accelerate, "accelerate.utils": inner}):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "accelerate", accelerate)
+        patch.setitem(sys.modules, "accelerate.utils", inner)
         from lm_eval.models.huggingface import HFLM
     return HFLM
 
