@@ -37,7 +37,7 @@ def load_tasks(names: Sequence[str], *, include_path: str = "", data_dir: str = 
       data_dir: the folder of local data; "" for none.
 
     Raises:
-      BadInput: lm-eval is not installed, a name is unknown, or a data set cannot be had.
+      BadInput: lm-eval is not installed, a name is unknown, lm-eval refuses a task, or a data set cannot be had.
     """
     require_lm_eval()
     from lm_eval.tasks import TaskManager
@@ -69,6 +69,9 @@ def load_tasks(names: Sequence[str], *, include_path: str = "", data_dir: str = 
             specs += found
     try:
         loaded = manager.load(specs)
+    except ValueError as error:  # a task twice, or what a YAML file must not say
+        reason = " ".join(str(error).splitlines()[:1])
+        raise BadInput(f"{_FIELD}: lm-eval refuses the tasks ({reason}); mend the list or the YAML file") from error
     except OSError as error:  # what the datasets library raises without a network, a file or access
         reason = " ".join(str(error).splitlines()[:1])
         raise BadInput(

@@ -86,6 +86,18 @@ def test_shots_and_generation_arguments_are_passed_on(ours, task_files):
     assert settings["max_gen_toks"] == 3
 
 
+def test_groups_and_patterns_are_found(ours, task_files):
+    (task_files / "both.yaml").write_text("group: both\ntask: [choice, answer]\n")
+    assert [task.task_name for task in load_tasks(["choi*"], include_path=str(task_files))] == ["choice"]
+    (group,) = load_tasks(["both"], include_path=str(task_files))
+    assert sorted(group.child_names) == ["answer", "choice"]
+    found = run_harness(ours.engine, ours.tokenizer, [group], limit=1)
+    assert {"answer", "choice"} <= set(found["results"])
+    assert sorted(found["group_subtasks"]["both"]) == ["answer", "choice"]
+    with pytest.raises(BadInput, match="config.harness_tasks: lm-eval refuses the tasks .Duplicate task 'choice'"):
+        load_tasks(["both", "choice"], include_path=str(task_files))
+
+
 def test_local_medqa_asks_as_lm_eval_does(data_dir):
     (task,) = load_tasks(["medqa_4options"], data_dir=data_dir)
     yaml = load_yaml(pathlib.Path(lm_eval.tasks.__file__).parent / "medqa/medqa.yaml")
