@@ -234,6 +234,15 @@ def test_log_likelihoods_are_transformers(model, figures, seed):
     assert largest < 1e-4
 
 
+def test_the_last_token_of_a_continuation_needs_no_place(model):
+    checkpoint, theirs = model(0)
+    engine, tokens = _engine(checkpoint), np.random.default_rng(0).integers(0, 61, 66)
+    ((logs, _),) = engine.score([(tokens[:40], tokens[40:65])])  # 65 tokens, of which 64 are read
+    np.testing.assert_allclose(logs, _log_likelihood(theirs, tokens[:40], tokens[40:65])[0], atol=1e-4)
+    with pytest.raises(BadInput, match="40 tokens and 25 more are over the 64"):
+        engine.score([(tokens[:40], tokens[40:])])
+
+
 def test_a_shared_context_is_read_once(model):
     checkpoint, _ = model(0)
     engine = _engine(checkpoint)
