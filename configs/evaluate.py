@@ -42,6 +42,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.tasks = "miniature_notes,miniature_chat"  # names, NAME@SPLIT, or groups: clinical, medical
     config.data_dir = ""  # where the files of the data sets lie; those whose licence allows it are fetched into it
     config.cache = ""  # where prepared records go; empty: beside the data
+    config.harness_tasks = ""  # of lm-eval: names or YAML files, separated by commas (extra `harness`)
+    config.harness_include_path = ""  # a folder of its task YAML files
     config.limit = 0  # only so many items of each task, from the first on; 0 for all
 
     # How.

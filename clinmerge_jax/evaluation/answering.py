@@ -28,6 +28,7 @@ from clinmerge_jax.training.lora import merge_lora
 
 GENERATED, LETTERS = "generated", "letters"
 _DTYPES = ("", "float32", "bfloat16")
+MAX_LENGTH = 4096  # of a slot, where the prompts are not known before
 _LENGTH_STEP = 64  # lengths are rounded up to a multiple, so that tasks of much the same length compile once
 
 
@@ -157,6 +158,21 @@ class Respondent:
             attention=self._config.attention,
         )
 
+    @property
+    def longest(self) -> int:
+        """The tokens of a slot where any prompt may come: the model's context, up to a length that memory holds."""
+        return min(self._context, self._config.length or MAX_LENGTH)
+
+    def engine(self, length: int, with_eos: bool = False) -> Engine:
+        """The loaded model, for prompts and answers of so many tokens.
+
+        Args:
+          length: of a slot.
+          with_eos: whether the tokenizer's end of text ends an answer too, whatever generation_config.json says.
+        """
+        engine, eos = self._engine.of_length(length), self.tokenizer.eos_token_id
+        return engine.stopping_at(eos) if with_eos and eos is not None else engine
+
     def unload(self) -> None:
         """Lets go of the weights."""
         self._engine = None
@@ -171,7 +187,7 @@ class Respondent:
           seed: of the draws.
           progress: called with the number of items done since the last call.
         """
-        engine = self._engine.of_length(asked.length)
+        engine = self.engine(asked.length)
         start, before = time.perf_counter(), dataclasses.replace(engine.counts)
         if asked.mode == LETTERS:
             outputs = _by_letters(engine, asked.prompts, progress)

@@ -109,7 +109,7 @@ def read_questions(config: ConfigDict) -> list[Questions]:
         known = {pathlib.Path(path).name: sha256(pathlib.Path(path).expanduser()) for path in files.values()}
         asked = rows["test"][: config.limit or None]
         found.append(_questions(task, asked, rows.get("train", []), known, extra))
-    if not found:
+    if not found and not config.harness_tasks:
         raise BadInput("config.tasks: names no task; give some, or files of your own with config.own.test")
     return found
 

@@ -184,6 +184,12 @@ class Engine:
         other._chunks = tuple(sorted({min(chunk, length) for chunk in self._asked_chunks}))
         return other
 
+    def stopping_at(self, token: int) -> "Engine":
+        """The same engine, with one stop id more."""
+        other = copy.copy(self)
+        other._stop_ids = tuple(dict.fromkeys((*self._stop_ids, token)))
+        return other
+
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Yields the index of a request and its answer as rows finish, in no particular order.
 

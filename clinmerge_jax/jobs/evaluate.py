@@ -7,10 +7,10 @@ models. The tables are made anew from all lines.
 """
 
 import dataclasses
-import itertools
+import json
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tqdm
@@ -21,58 +21,32 @@ from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.output import result_path
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation import human_sheet, scoring
-from clinmerge_jax.evaluation.answering import GENERATED, LETTERS, Asked, Respondent
+from clinmerge_jax.evaluation.answering import GENERATED, Asked, Respondent
+from clinmerge_jax.evaluation.harness.run import run_harness
+from clinmerge_jax.evaluation.harness.tasks import load_tasks
 from clinmerge_jax.evaluation.metrics import Metric, Output
+from clinmerge_jax.evaluation.plan import SHAPING, Planned, check, plan
 from clinmerge_jax.evaluation.questions import Questions, read_questions
 from clinmerge_jax.evaluation.results import RESULTS_FILE, Cell, Result, ResultsFolder, key_of, read_results
 from clinmerge_jax.evaluation.summary import write_summary
 from clinmerge_jax.evaluation.systems import System, parse_systems, read_stored, stored_row
 from clinmerge_jax.evaluation.tasks.task import Kind
 
-_MODES = (LETTERS, GENERATED)
-# What shapes an answer, beside the model and the questions.
-_SHAPING = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "dtype", "int8_weights",
-    "int8_cache", "attention", "too_long", "length", "slots",
-)  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Planned:
-    """A cell that is to be made.
-
-    Attributes:
-      key: of its Result.
-      cell: what it is of.
-      system: that answers.
-      questions: that are asked.
-      metrics: by which answers are scored.
-    """
-
-    key: str
-    cell: Cell
-    system: System
-    questions: Questions
-    metrics: Sequence[Metric]
-
 
 def run(config: ConfigDict) -> None:
     """Evaluates what the config describes; see configs/evaluate.py for its fields."""
     systems = parse_systems(config.model)
     questions = read_questions(config)
-    _check(config, systems, questions)
+    check(config, systems, questions)
     respondents = {system: Respondent(system, config) for system in systems if system.checkpoint is not None}
-    planned = list(_plan(config, systems, questions))
-    done = (
-        set()
-        if config.overwrite
-        else {result.key for result in read_results(result_path(config.output) / RESULTS_FILE)}
-    )
+    planned = list(plan(config, systems, questions))
+    known = [] if config.overwrite else read_results(result_path(config.output) / RESULTS_FILE)
+    done = {result.key for result in known}
     # What does not fit is refused before anything is written.
     prompts = {one.key: _asked(one, respondents) for one in planned if one.key not in done}
-    for system in systems:
-        for part in system.parts:
-            _refuse_overlap(config.output, part.path)
+    for part in (part for system in systems for part in system.parts):
+        _refuse_overlap(config.output, part.path)
+    harness = _harness_tasks(config)
     with ResultsFolder(config.output) as folder:
         if config.overwrite:
             folder.forget([one.key for one in planned])
@@ -83,84 +57,24 @@ def run(config: ConfigDict) -> None:
             _floors(config, one, folder)
         for system in systems:
             cells = [one for one in todo if one.system is system]
-            if cells:
-                _evaluate(config, system, respondents.get(system), cells, prompts, folder)
+            foreign = harness and not folder.path.joinpath(_harness_file(config, system)).is_file()
+            if cells or foreign:
+                _evaluate(config, system, respondents.get(system), cells, prompts, harness if foreign else [], folder)
         if config.human_sheet:
             _write_sheet(config, planned, questions, folder)
-        print(write_summary(config, questions, folder))
+        if questions:
+            print(write_summary(config, questions, folder))
+        for system in systems if harness else []:
+            print(f"lm-eval's scores of {system.name} are in {folder.path / _harness_file(config, system)}.")
         print(f"\n{folder.path / RESULTS_FILE} has a line for each cell. summary.md beside it has these tables,"
               " scores.csv, scores.tex and contrasts.csv the numbers.")  # fmt: skip
         print("Next: more models or tasks into the same --config.output; what is done is not done again.")
-
-
-def _check(config: ConfigDict, systems: Sequence[System], questions: Sequence[Questions]) -> None:
-    modes = _modes(config)
-    for mode in modes:
-        if mode not in _MODES or modes.count(mode) > 1:
-            raise BadInput(f"config.choices: {config.choices!r} is unknown; give letters, generated, or both")
-    if config.limit < 0:
-        raise BadInput(f"config.limit: is {config.limit}; give how many items, or 0 for all")
-    if config.draws < 0:
-        raise BadInput(f"config.draws: is {config.draws}; give how often to resample, or 0 for t-intervals")
-    if config.human_sheet and not config.save_generations:
-        raise BadInput("config.human_sheet: needs the answers; set config.save_generations=True too")
-    names = {system.name for system in systems}
-    if config.compare_to and config.compare_to not in names:
-        raise BadInput(f"config.compare_to: {config.compare_to!r} is no model; there are {', '.join(sorted(names))}")
-    taken = {scoring.COPY, scoring.FIXED, scoring.ANOTHER, scoring.LEAD, scoring.RANDOM, scoring.FREQUENT,
-             scoring.REFERENCE, scoring.NOTHING}  # fmt: skip
-    for name in names & taken:
-        raise BadInput(f"config.model: {name!r} is the name of a floor; give the model another one")
-    for one in questions:
-        one.shots(config.shots, 0)
-
-
-def _modes(config: ConfigDict) -> list[str]:
-    return [mode.strip() for mode in config.choices.split(",")]
-
-
-def _seeds(config: ConfigDict) -> list[int]:
-    try:
-        seeds = [int(seed) for seed in str(config.seeds).split(",")]
-    except ValueError as error:
-        raise BadInput(f"config.seeds: {config.seeds!r} is no list of whole numbers; give such as 0,1,2") from error
-    if len(set(seeds)) < len(seeds):
-        raise BadInput(f"config.seeds: {config.seeds!r} names a seed twice; name each once")
-    return seeds
 
 
 def _refuse_overlap(output: str, folder) -> None:
     target = result_path(output).resolve()
     if folder.resolve() in (target, *target.parents):
         raise BadInput(f"config.output: {target} lies in the folder of a model; name another folder")
-
-
-def _plan(config: ConfigDict, systems: Sequence[System], questions: Sequence[Questions]) -> Iterator[Planned]:
-    """The cells, model by model. Without examples and draws other seeds would answer the same, so one is taken."""
-    seeds = _seeds(config)
-    for system, one in itertools.product(systems, questions):
-        task = one.task
-        modes = _modes(config) if task.kind is Kind.CHOICE and system.checkpoint is not None else [GENERATED]
-        for mode in modes:
-            chat = config.chat_template if task.chat is None else task.chat
-            drawn = config.shots > 0 or (config.temperature > 0 and mode == GENERATED)
-            stored = system.checkpoint is None
-            for seed in seeds if drawn and not stored else seeds[:1]:
-                cell = Cell(
-                    system.name, system.seed, one.name, mode, chat and not stored, 0 if stored else config.shots, seed
-                )
-                metrics = scoring.metrics_of(task, mode == GENERATED, one.extra)
-                identity = {
-                    "cell": dataclasses.asdict(cell),
-                    "system": system.fingerprint(one.name),
-                    "questions": one.digest(),
-                    "form": dataclasses.asdict(task.form),
-                    "stop": list(task.stop),
-                    "new_tokens": task.max_new_tokens,
-                    "metrics": {metric.name: metric.signature for metric in metrics},
-                    "shaping": None if stored else {name: config[name] for name in _SHAPING},
-                }
-                yield Planned(key_of(identity), cell, system, one, metrics)
 
 
 def _asked(one: Planned, respondents: dict[System, Respondent]) -> Asked | None:
@@ -182,13 +96,14 @@ def _evaluate(
     respondent: Respondent | None,
     cells: Sequence[Planned],
     prompts: dict[str, Asked | None],
+    harness: Sequence[Any],
     folder: ResultsFolder,
 ) -> None:
-    """Makes the cells of one model."""
+    """Makes the cells of one model, and has lm-eval ask its own questions."""
     digests: dict[str, Any] = {}
     if respondent is not None:
         logging.info("loading %s", system.name)
-        respondent.load(max(prompts[one.key].length for one in cells))
+        respondent.load(max((prompts[one.key].length for one in cells), default=respondent.longest))
         digests = {kind: provenance.digests(part, {}) for kind, part in zip(("model", "adapter"), system.parts)}
     for one in cells:
         with tqdm.tqdm(total=len(one.questions.items), desc=str(one.cell), unit="item") as bar:
@@ -203,8 +118,35 @@ def _evaluate(
         if config.save_generations and one.cell.mode == GENERATED:
             _save(one, outputs, folder)
         _score(config, one, outputs, about, digests, folder)
+    if harness and respondent is not None:
+        found = run_harness(
+            respondent.engine(respondent.longest, with_eos=True),
+            respondent.tokenizer,
+            harness,
+            name=system.name,
+            limit=config.limit,
+            num_fewshot=config.shots or None,
+            chat_template=config.chat_template,
+            seed=config.seed,
+        )
+        folder.write(_harness_file(config, system), json.dumps({**found, "sha256": digests}, indent=1) + "\n")
     if respondent is not None:
         respondent.unload()
+
+
+def _harness_tasks(config: ConfigDict) -> list[Any]:
+    if not config.harness_tasks:
+        return []
+    names = [name.strip() for name in config.harness_tasks.split(",")]
+    return load_tasks(names, include_path=config.harness_include_path, data_dir=config.data_dir)
+
+
+def _harness_file(config: ConfigDict, system: System) -> str:
+    """Where lm-eval's results on a model lie: one file for each way of asking."""
+    asked = {name: config[name] for name in ("harness_tasks", "limit", "shots", "chat_template", *SHAPING)}
+    key = key_of({"asked": asked, "system": system.fingerprint(""), "name": system.name})
+    cell = Cell(system.name, system.seed, "", chat=config.chat_template, shots=config.shots)
+    return f"harness/{human_sheet.folder_name(cell)}_{key[:8]}.json"
 
 
 def _score(
@@ -260,7 +202,7 @@ def _result(
             **provenance.environment(),
             "sha256": {"data": questions.digests, **digests},
             "questions": questions.digest(),
-            "settings": {name: config[name] for name in _SHAPING},
+            "settings": {name: config[name] for name in SHAPING},
             "shareable": questions.task.shareable,
         },
     )
