@@ -29,6 +29,7 @@ class Item:
       cluster: what it shares with other items that are no independent evidence (an encounter); "" for its id.
       label: the class that few-shot examples are balanced over.
       turns: what the user says after the first answer, and after each further one.
+      shown: the answer as a few-shot example shows it, such as the working of a sum; None for the target.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Item:
     cluster: str = ""
     label: str | None = None
     turns: tuple[str, ...] = ()
+    shown: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

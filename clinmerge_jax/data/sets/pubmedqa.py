@@ -1,0 +1,73 @@
+"""PubMedQA: yes, no or maybe to the question of an abstract (Jin et al., EMNLP 2019); the 1,000 that experts answered."""
+
+import functools
+import pathlib
+from collections.abc import Iterator
+
+from clinmerge_jax.data.sets.data_set import DataSet, Part, Row, github
+from clinmerge_jax.data.sets.reading import LETTERS, filled, json_object
+from clinmerge_jax.errors import BadInput
+
+ANSWERS = ("yes", "no", "maybe")
+
+_REPOSITORY = "pubmedqa/pubmedqa", "1cbae8e92f72f20c8d3747cbb3bf5bc53554d997"
+_FILES = (
+    github(
+        "pubmedqa", *_REPOSITORY, "data/ori_pqal.json",
+        "8b3276be8942ebbd77f3ddcda12c1749bf0e490045a736fd8438ee40cf37a41d",
+    ),
+    github(
+        "pubmedqa", *_REPOSITORY, "data/test_ground_truth.json",
+        "939fe566f09017d13b1ca64d2ddfee0bc2374b366048152997669cccedc44d51",
+    ),
+)  # fmt: skip
+
+
+def rows(path: pathlib.Path, truth: pathlib.Path, split: str) -> Iterator[Row]:
+    """The rows of a split, with the abstract without its conclusion as input.
+
+    Args:
+      path: all labelled questions by PubMed id.
+      truth: the answers to those of the official test set; the others are the training set.
+      split: train or test.
+
+    Raises:
+      BadInput: a file is no such object, a row lacks something, or the two files differ in an answer.
+    """
+    questions, tested = json_object(path), json_object(truth)
+    unknown = [key for key in tested if key not in questions]
+    if unknown:
+        raise BadInput(f"{truth}: names {unknown[0]}, which is not in {path}; get both again from their authors")
+    for key, row in questions.items():
+        if (key in tested) != (split == "test"):
+            continue
+        name = f"{path.name} {key}"
+        answer = filled(row, "final_decision", name)
+        if answer not in ANSWERS or tested.get(key, answer) != answer:
+            raise BadInput(
+                f"{name}: its answer is not that of {truth.name}, or none; get both again from their authors"
+            )
+        contexts = row.get("CONTEXTS")
+        if not isinstance(contexts, list) or not contexts:
+            raise BadInput(f"{name}: 'CONTEXTS' is no list of texts; get the file again from its authors")
+        letter = LETTERS[ANSWERS.index(answer)]
+        yield Row(
+            id=key,
+            name=name,
+            input="\n".join(map(str, contexts)),
+            output=letter,
+            input_name="abstract",
+            fields={"question": filled(row, "QUESTION", name)},
+            choices=ANSWERS,
+            label=letter,
+        )
+
+
+SETS = (
+    DataSet(
+        name="pubmedqa",
+        splits={split: (Part(_FILES, functools.partial(rows, split=split)),) for split in ("train", "test")},
+        licence="MIT",
+        home="https://github.com/pubmedqa/pubmedqa",
+    ),
+)

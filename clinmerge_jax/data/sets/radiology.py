@@ -1,0 +1,144 @@
+"""Findings of chest radiographs and their impressions: Open-i (Demner-Fushman et al. 2016), MIMIC-CXR (Johnson 2019)."""
+
+import functools
+import pathlib
+import re
+from collections.abc import Iterator
+from xml.etree import ElementTree
+
+from clinmerge_jax.data.sets.data_set import DataSet, File, Part, Row
+from clinmerge_jax.data.sets.reading import csv_rows, filled
+from clinmerge_jax.data.sets.splits import SHARES, by_rank
+from clinmerge_jax.errors import BadInput
+
+_HEADING = re.compile(r"^[ \t]*([A-Z][A-Z ,/()&-]*):", re.MULTILINE)
+_SPLITS = {"train": "train", "valid": "validate", "test": "test"}  # as MIMIC-CXR spells them
+
+
+def open_i_rows(reports: pathlib.Path, given: pathlib.Path | None = None, *, split: str) -> Iterator[Row | None]:
+    """Open-i's reports of one split. Those without findings or without an impression are left out, in the
+    count of every split.
+
+    Without a file of splits, the reports that are not left out are cut into 80 %, 10 % and the rest by the rank of
+    their ids' hashes: the sizes 2,735, 341 and 343 of Van Veen et al. (2024), if as many reports are usable as there.
+
+    Args:
+      reports: the folder of XML files, or the table with the columns uid, findings and impression.
+      given: a table with the columns uid and split, for the reports that are to be used; None for the rule above.
+      split: train, valid or test.
+
+    Raises:
+      BadInput: a file is not what it should be.
+    """
+    read = _xml_reports(reports) if reports.is_dir() else _table_reports(reports)
+    found = {uid: (name, findings, impression) for uid, name, findings, impression in read}
+    usable = {uid for uid, (_, findings, impression) in found.items() if findings and impression}
+    if given is None:
+        splits = by_rank(usable, SHARES)
+    else:
+        splits = {
+            filled(row, "uid", name): filled(row, "split", name) for name, row in csv_rows(given, ["uid", "split"])
+        }
+        unknown = [name for name in splits.values() if name not in SHARES]
+        if unknown:
+            raise BadInput(f"{given}: {unknown[0]!r} is no split; give {', '.join(SHARES)}")
+    for uid, (name, findings, impression) in found.items():
+        if uid not in usable:
+            yield None
+        elif splits.get(uid) == split:
+            yield Row(uid, name, findings, impression, "findings")
+
+
+def _xml_reports(folder: pathlib.Path) -> Iterator[tuple[str, str, str, str]]:
+    """Id, name, findings and impression of each `*.xml`, in the order of their numbers."""
+    for path in sorted(folder.glob("*.xml"), key=lambda path: (len(path.stem), path.stem)):
+        try:
+            tree = ElementTree.parse(path)
+        except ElementTree.ParseError as error:
+            raise BadInput(f"{path}: is no XML; get the file again from Open-i") from error
+        texts = {one.get("Label"): "".join(one.itertext()).strip() for one in tree.iter("AbstractText")}
+        yield path.stem, path.name, texts.get("FINDINGS", ""), texts.get("IMPRESSION", "")
+
+
+def _table_reports(path: pathlib.Path) -> Iterator[tuple[str, str, str, str]]:
+    for name, row in csv_rows(path, ["uid", "findings", "impression"]):
+        yield filled(row, "uid", name), name, row["findings"].strip(), row["impression"].strip()
+
+
+def sections(report: str) -> dict[str, str]:
+    """The sections of a MIMIC-CXR report by their headings: capitals and a colon at the start of a line.
+
+    Of sections with the same heading the first that is not empty is taken. White space is joined.
+    """
+    found: dict[str, str] = {}
+    headings = list(_HEADING.finditer(report))
+    for heading, following in zip(headings, [*headings[1:], None]):
+        text = " ".join(report[heading.end() : following.start() if following else None].split())
+        found[heading[1]] = found.get(heading[1]) or text
+    return found
+
+
+def mimic_cxr_rows(reports: pathlib.Path, given: pathlib.Path, split: str) -> Iterator[Row | None]:
+    """MIMIC-CXR's reports of one official split; those without FINDINGS or without IMPRESSION are left out.
+
+    Args:
+      reports: the folder `files` of mimic-cxr-reports, with p10/p10000032/s50414267.txt and so on.
+      given: mimic-cxr-2.0.0-split.csv, bare or gzipped: a row for each image.
+      split: train, valid or test.
+
+    Raises:
+      BadInput: a file is missing or not what it should be.
+    """
+    seen = set()
+    for name, row in csv_rows(given, ["study_id", "subject_id", "split"]):
+        study, patient = filled(row, "study_id", name), filled(row, "subject_id", name)
+        if row["split"] != _SPLITS[split] or study in seen:
+            continue
+        seen.add(study)
+        path = reports / f"p{patient[:2]}" / f"p{patient}" / f"s{study}.txt"
+        try:
+            found = sections(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise BadInput(f"{path}: is missing, and {name} names it; unpack mimic-cxr-reports.zip again") from error
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; unpack mimic-cxr-reports.zip again") from error
+        findings, impression = found.get("FINDINGS", ""), found.get("IMPRESSION", "")
+        usable = findings and impression
+        yield Row(study, f"s{study}.txt", findings, impression, "findings", cluster=patient) if usable else None
+
+
+def _open_i() -> DataSet:
+    reports = (
+        File(("open_i/ecgen-radiology", "ecgen-radiology", "open_i/indiana_reports.csv", "indiana_reports.csv")),
+    )
+    given = File(("open_i/splits.csv",))
+
+    def parts(split: str) -> tuple[Part, ...]:
+        parse = functools.partial(open_i_rows, split=split)
+        return Part((*reports, given), parse), Part(reports, parse)
+
+    return DataSet(
+        name="open_i",
+        splits={split: parts(split) for split in SHARES},
+        licence="CC-BY-NC-ND-4.0",
+        home="https://openi.nlm.nih.gov/faq (NLMCXR_reports.tgz), under its terms",
+        left_out="reports without findings or without an impression",
+    )
+
+
+def _mimic_cxr() -> DataSet:
+    table = "mimic-cxr-2.0.0-split.csv"
+    files = (
+        File(("mimic_cxr/files", "mimic_cxr/mimic-cxr-reports/files", "mimic-cxr-reports/files", "files")),
+        File((f"mimic_cxr/{table}", f"mimic_cxr/{table}.gz", table, f"{table}.gz")),
+    )
+    return DataSet(
+        name="mimic_cxr",
+        splits={split: (Part(files, functools.partial(mimic_cxr_rows, split=split)),) for split in _SPLITS},
+        licence="PhysioNet Credentialed Health Data License 1.5.0",
+        home="https://physionet.org/content/mimic-cxr/ and mimic-cxr-jpg/, under their data use agreements",
+        left_out="reports without FINDINGS or without IMPRESSION",
+    )
+
+
+SETS = (_open_i(), _mimic_cxr())
