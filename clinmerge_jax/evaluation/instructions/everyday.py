@@ -109,7 +109,7 @@ KINDS: list[Kind] = [
         _number("num_placeholders", 2, 5),
         (
             "Leave {num_placeholders} or more blanks for me to fill in, written like this: [town].",
-            "Where details are unknown put their names in brackets, as in [colour]; {num_placeholders} of them at least.",
+            "Where details are unknown put names in brackets, as in [colour]; {num_placeholders} of them at least.",
         ),
     ),
     Kind(
@@ -190,7 +190,7 @@ KINDS: list[Kind] = [
         "keywords:letter_frequency",
         _letter_count,
         (
-            "Use the letter {letter} {let_relation} {let_frequency} times.",
+            "How often {letter} occurs among your letters: {let_relation} {let_frequency}.",
             "Counting {letter}s, large and small, I must arrive at {let_relation} {let_frequency}.",
         ),
     ),

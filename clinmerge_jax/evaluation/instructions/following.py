@@ -11,7 +11,10 @@ import numpy as np
 
 from clinmerge_jax.evaluation.instructions.asked import Asked
 from clinmerge_jax.evaluation.instructions.checkers import CHECKERS
+from clinmerge_jax.evaluation.instructions.notes import CLINICAL
 from clinmerge_jax.evaluation.metrics.metric import Metric, Output
+
+_KINDS = {**CHECKERS, **CLINICAL}
 
 
 def strict(asked: Asked, response: str) -> tuple[bool, ...]:
@@ -36,7 +39,7 @@ def variants(response: str) -> tuple[str, ...]:
 
 def _follows(asked: Asked, index: int, text: str) -> bool:
     instruction = asked.instructions[index]
-    return bool(text.strip()) and CHECKERS[instruction.id](text, **instruction.kwargs)
+    return bool(text.strip()) and _KINDS[instruction.id](text, **instruction.kwargs)
 
 
 def _count(output: Output, asked: Asked) -> tuple[int, ...]:

@@ -2,23 +2,24 @@
 
 import dataclasses
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from clinmerge_jax.evaluation.instructions.asked import Instruction
-from clinmerge_jax.miniature.seeded import pick
+from clinmerge_jax.miniature.seeded import pick, sample
 
+LAYOUTS = {
+    "combination:two_responses",
+    "clinical:headings",
+    "clinical:json_keys",
+    "detectable_format:json_format",
+    "detectable_format:multiple_sections",
+    "detectable_format:number_bullet_lists",
+    "length_constraints:nth_paragraph_first_word",
+    "length_constraints:number_paragraphs",
+}
 _ONE_OF = (
-    {  # how the lines are laid out
-        "combination:two_responses",
-        "clinical:headings",
-        "clinical:json_keys",
-        "detectable_format:json_format",
-        "detectable_format:multiple_sections",
-        "detectable_format:number_bullet_lists",
-        "length_constraints:nth_paragraph_first_word",
-        "length_constraints:number_paragraphs",
-    },
+    LAYOUTS,
     {  # which letters are capital; a section's label has both
         "change_case:capital_word_frequency",
         "change_case:english_capital",
@@ -86,9 +87,22 @@ def compatible(ids: Collection[str]) -> bool:
 
 
 def draw_together(
-    rng: random.Random, first: Kind, others: list[Kind], count: int, subject: Any
+    rng: random.Random,
+    first: Kind,
+    others: Sequence[Kind],
+    count: int,
+    subject: Any,
+    together: Callable[[Collection[str]], bool] = compatible,
 ) -> tuple[tuple[Instruction, ...], list[str]] | None:
     """Instructions that go together, `first` among them, and their wordings; fewer than `count` if no more go.
+
+    Args:
+      rng: that draws.
+      first: the kind that is wanted.
+      others: where the rest comes from.
+      count: how many are wanted.
+      subject: what kinds are drawn for.
+      together: whether kinds may be asked for together, by their ids.
 
     Returns:
       None where the first does not suit the subject.
@@ -96,10 +110,8 @@ def draw_together(
     instructions: list[Instruction] = []
     said: list[str] = []
     used: set[str] = set()
-    pool = list(others)
-    kind = first
-    while True:
-        if compatible([*(instruction.id for instruction in instructions), kind.id]):
+    for kind in (first, *sample(rng, others, len(others))):
+        if together([*(instruction.id for instruction in instructions), kind.id]):
             kwargs = kind.draw(rng, subject)
             if kwargs is not None and not used & (named := _words_of(kwargs)):
                 used |= named
@@ -107,9 +119,9 @@ def draw_together(
                 said.append(kind.say(rng, kwargs))
         if not instructions:
             return None
-        if len(instructions) == count or not pool:
-            return tuple(instructions), said
-        kind = pool.pop(int(rng.random() * len(pool)))
+        if len(instructions) == count:
+            break
+    return tuple(instructions), said
 
 
 def _words_of(kwargs: Mapping[str, Any]) -> set[str]:

@@ -106,6 +106,8 @@ def _number_sentences(text: str, relation: str, num_sentences: int) -> str:
     parts = sentences(text)
     if relation == "at least":
         return text + f" {_MORE}" * max(0, num_sentences - len(parts))
+    if len(parts) < num_sentences:
+        return text
     last = max(0, num_sentences - 2)
     joined = [*(re.sub(r"[.!?]+$", ";", part) for part in parts[last:-1]), *parts[-1:]]
     return " ".join([*parts[:last], *joined])
