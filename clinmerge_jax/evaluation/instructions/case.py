@@ -1,4 +1,4 @@
-"""Capital letters and commas (IFEval, arXiv 2311.07911, table 2: "Change Cases" and "Punctuation")."""
+"""Capital letters and commas (IFEval, arXiv 2311.07911: "Change Cases" and "Punctuation")."""
 
 from clinmerge_jax.evaluation.instructions.counting import Relation, capital_words, holds
 from clinmerge_jax.evaluation.instructions.language import is_in

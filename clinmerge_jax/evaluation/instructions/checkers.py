@@ -1,7 +1,7 @@
 """The kinds of instructions and their checkers: a kind is one row of `CHECKERS` or of `ifbench.IFBENCH`.
 
 A checker is a pure function of a response and of what the kind leaves open. Data are held against the types of its
-arguments when they are read. The 25 kinds are those of IFEval (arXiv 2311.07911, table 2), written from their
+arguments when they are read. The 25 kinds are those of IFEval (arXiv 2311.07911), written from their
 definitions there and from the wording of its prompts; where these leave a choice, the verdict is that of the authors'
 program, so that scores compare.
 """

@@ -111,7 +111,8 @@ def _make(dataset: str, source: Item, seed: int, earlier: int, split: str) -> Ma
         drawn = draw_together(rng, first, kinds, wanted, case, functools.partial(_together, split))
         if drawn is None:
             continue
-        asked = Asked(_prompt(rng, dataset, source, split, drawn[1]), drawn[0], source.target)
+        fields = _fields(rng, dataset, source, split, drawn[1])
+        asked = Asked("".join(fields.values()), drawn[0], source.target)
         answer = obey(source.target, asked)
         if any(all(strict(asked, text)) for text in (source.target, source.source)):
             trivial += 1
@@ -121,7 +122,7 @@ def _make(dataset: str, source: Item, seed: int, earlier: int, split: str) -> Ma
             item = Item(
                 id=f"{source.id}-{earlier}",
                 name=source.name,
-                fields={"prompt": asked.prompt},
+                fields=fields,
                 source=source.source,
                 target=asked,
                 cluster=source.cluster or source.id,
@@ -137,9 +138,9 @@ def _together(split: str, ids: Collection[str]) -> bool:
     return compatible(ids) and all(hashlib.sha256(pair.encode()).digest()[0] % 2 == own for pair in pairs)
 
 
-def _prompt(rng: random.Random, dataset: str, source: Item, split: str, said: Sequence[str]) -> str:
+def _fields(rng: random.Random, dataset: str, source: Item, split: str, said: Sequence[str]) -> dict[str, str]:
+    """The prompt in three parts, so that its text can be found and shortened: instructions stand before or after it."""
     request = pick(rng, _REQUESTS[dataset][split]).format(**source.fields)
     rules = " ".join(said)
-    if rng.random() < 0.5:
-        return f"{request} {rules}\n\n{source.source}"
-    return f"{request}\n\n{source.source}\n\n{rules}"
+    before, after = (f"{request} {rules}", "") if rng.random() < 0.5 else (request, f"\n\n{rules}")
+    return {"before": f"{before}\n\n", "text": source.source, "after": after}

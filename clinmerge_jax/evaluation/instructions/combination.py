@@ -1,4 +1,4 @@
-"""Answers of more than one part (IFEval, arXiv 2311.07911, table 2: "Combination")."""
+"""Answers of more than one part (IFEval, arXiv 2311.07911: "Combination")."""
 
 
 def two_responses(response: str) -> bool:

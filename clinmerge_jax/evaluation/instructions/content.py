@@ -1,4 +1,4 @@
-"""Parts that an answer must have (IFEval, arXiv 2311.07911, table 2: "Detectable Content")."""
+"""Parts that an answer must have (IFEval, arXiv 2311.07911: "Detectable Content")."""
 
 import re
 

@@ -40,11 +40,12 @@ def sentences(text: str) -> list[str]:
     periods is one sentence. Neither do the full stops of other scripts.
 
     IFEval takes NLTK's trained English model, which has to be downloaded; this is the same algorithm with a list of our
-    own in its place. On 541 IFEval prompts and 1,000 PubMedQA abstracts 99 % have the same number by both. They differ
-    in kind where the training counts: the model knows words that begin sentences, so it ends one after "at 5 a.m." and
-    after a single letter ("movie B.") before "She", where this does not; and it learnt abbreviations from newspapers
-    that this has no list of ("mg", "sen", names of companies). Neither knows "e.g.", "i.e.", "etc." and "P.S.", which
-    end a sentence in both: the count is the benchmark's, not a linguist's.
+    own in place of the training. Of the 541 IFEval prompts 99.3 % have the same number by both, of 207 ACI-BENCH notes,
+    which are full of doses, 93.2 %. They differ in kind where the training counts: the model knows words that are rare
+    as capitals in mid-sentence, so it ends one before "She" after an ellipsis, "in Jan." or "seen by Dr. X.", where
+    this never does; and it learnt abbreviations from newspapers that are not in the list, such as "mg" and "pa".
+    Neither knows "e.g.", "i.e.", "etc.", "al." and "P.S.", which end a sentence in both: the count is the benchmark's,
+    not a linguist's.
     """
     return _splitter().tokenize(text)
 

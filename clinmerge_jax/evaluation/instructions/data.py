@@ -4,6 +4,7 @@ A line is a JSON object with `key`, `prompt`, `instruction_id_list` and `kwargs`
 instructions.
 """
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,19 +12,19 @@ from clinmerge_jax.checkpoint.safetensors import parse_json
 from clinmerge_jax.data.reading import check_unicode, numbered_lines
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.instructions.asked import Asked
-from clinmerge_jax.evaluation.instructions.checkers import CHECKERS, instruction
+from clinmerge_jax.evaluation.instructions.checkers import CHECKERS, Checker, instruction
+from clinmerge_jax.evaluation.instructions.ifbench import IFBENCH, UNDEFINED
 from clinmerge_jax.evaluation.tasks.task import Item
 
 _MEND = "give JSON lines with 'key', 'prompt', 'instruction_id_list' and 'kwargs'"
 
 
-def read_prompts(path: str, field: str, kinds: Mapping[str, Any] = CHECKERS) -> list[Item]:
-    """Reads the prompts of a file.
+def read_prompts(path: str, field: str) -> list[Item]:
+    """Reads prompts in IFEval's form, whose instructions are of its 25 kinds.
 
     Args:
       path: of the file.
       field: the config field that gave it, for messages.
-      kinds: the instructions that may occur.
 
     Returns:
       An item for each line: its key as id, the prompt as field and source, an `Asked` as target.
@@ -31,16 +32,43 @@ def read_prompts(path: str, field: str, kinds: Mapping[str, Any] = CHECKERS) -> 
     Raises:
       BadInput: naming the file and line, and the key where it is the instruction that is wrong.
     """
-    items: dict[str, Item] = {}
+    return [_item(row, name, CHECKERS) for name, row in _rows(path, field)]
+
+
+def read_ifbench(path: str, field: str) -> tuple[list[Item], Mapping[str, int]]:
+    """Reads IFBench's prompts, but for those with a kind of instruction in `ifbench.UNDEFINED`.
+
+    Returns:
+      The items, and for each undefined kind how many prompts were left out for it. One that has two counts for both.
+
+    Raises:
+      BadInput: as in `read_prompts`.
+    """
+    items = []
+    left_out: collections.Counter[str] = collections.Counter()
+    for name, row in _rows(path, field):
+        undefined = UNDEFINED.keys() & row["instruction_id_list"]
+        left_out.update(undefined)
+        if not undefined:
+            items.append(_item(row, name, IFBENCH))
+    return items, left_out
+
+
+def _rows(path: str, field: str) -> list[tuple[str, dict[str, Any]]]:
+    """The rows with their names, each with a key of its own; what lies in `kwargs` is not looked at."""
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}
     for number, line in numbered_lines(path, field, _MEND):
-        item = _item(parse_json(line, f"{path}:{number}"), f"{path}:{number}", kinds)
-        if item.id in items:
-            raise BadInput(f"{item.name}: has the same key as {items[item.id].name}; give each a key of its own")
-        items[item.id] = item
-    return list(items.values())
+        name = f"{path}:{number}"
+        row = parse_json(line, name)
+        _check(row, name)
+        key = str(row["key"])
+        if key in rows:
+            raise BadInput(f"{name}: has the same key as {rows[key][0]}; give each a key of its own")
+        rows[key] = name, row
+    return list(rows.values())
 
 
-def _item(row: Any, name: str, kinds: Mapping[str, Any]) -> Item:
+def _check(row: Any, name: str) -> None:
     check_unicode(row, name)
     if not isinstance(row, dict):
         raise BadInput(f"{name}: is no JSON object; {_MEND}")
@@ -53,5 +81,9 @@ def _item(row: Any, name: str, kinds: Mapping[str, Any]) -> Item:
         raise BadInput(f"{name}: 'instruction_id_list' is no list of ids; give one id or more")
     if not isinstance(kwargs, list) or len(kwargs) != len(ids) or not all(isinstance(one, dict) for one in kwargs):
         raise BadInput(f"{name}: 'kwargs' is no list of {len(ids)} objects; give one for each instruction")
-    asked = tuple(instruction(kind, given, f"{name}: key {key}", kinds) for kind, given in zip(ids, kwargs))
-    return Item(str(key), name, {"prompt": prompt}, prompt, Asked(prompt, asked))
+
+
+def _item(row: dict[str, Any], name: str, kinds: Mapping[str, Checker]) -> Item:
+    pairs = zip(row["instruction_id_list"], row["kwargs"])
+    asked = tuple(instruction(kind, given, f"{name}: key {row['key']}", kinds) for kind, given in pairs)
+    return Item(str(row["key"]), name, {"prompt": row["prompt"]}, row["prompt"], Asked(row["prompt"], asked))

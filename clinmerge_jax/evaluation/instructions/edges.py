@@ -1,4 +1,4 @@
-"""What an answer begins and ends with (IFEval, arXiv 2311.07911, table 2: "Start with / End with")."""
+"""What an answer begins and ends with (IFEval, arXiv 2311.07911: "Start with / End with")."""
 
 
 def end_checker(response: str, *, end_phrase: str) -> bool:

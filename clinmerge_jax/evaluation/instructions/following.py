@@ -1,20 +1,22 @@
 """Which instructions an answer follows, and the scores that are counted from it.
 
-IFEval (arXiv 2311.07911, section 3): strictly, of the answer as it is; loosely, of the answer or of what is left of it
+IFEval (arXiv 2311.07911): strictly, of the answer as it is; loosely, of the answer or of what is left of it
 without what a rule should not punish: a first line such as "Sure, here it is:", a last line such as "Hope it helps.",
 asterisks of Markdown.
 """
 
+import collections
 from collections.abc import Callable
 
 import numpy as np
 
 from clinmerge_jax.evaluation.instructions.asked import Asked
 from clinmerge_jax.evaluation.instructions.checkers import CHECKERS
+from clinmerge_jax.evaluation.instructions.ifbench import IFBENCH
 from clinmerge_jax.evaluation.instructions.notes import CLINICAL
 from clinmerge_jax.evaluation.metrics.metric import Metric, Output
 
-_KINDS = {**CHECKERS, **CLINICAL}
+_KINDS = collections.ChainMap(CHECKERS, IFBENCH, CLINICAL)
 
 
 def strict(asked: Asked, response: str) -> tuple[bool, ...]:

@@ -1,4 +1,4 @@
-"""Words and letters that an answer must have or must not have (IFEval, arXiv 2311.07911, table 2: "Keywords")."""
+"""Words and letters that an answer must have or must not have (IFEval, arXiv 2311.07911: "Keywords")."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The language of an answer (IFEval, arXiv 2311.07911, table 2: "Language")."""
+"""The language of an answer (IFEval, arXiv 2311.07911: "Language")."""
 
 import functools
 import pathlib

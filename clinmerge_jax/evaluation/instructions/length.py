@@ -1,4 +1,4 @@
-"""How long an answer is, and how it is divided (IFEval, arXiv 2311.07911, table 2: "Length Constraints")."""
+"""How long an answer is, and how it is divided (IFEval, arXiv 2311.07911: "Length Constraints")."""
 
 import itertools
 

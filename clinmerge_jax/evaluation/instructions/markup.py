@@ -1,4 +1,4 @@
-"""How an answer is marked up (IFEval, arXiv 2311.07911, table 2: "Detectable Format")."""
+"""How an answer is marked up (IFEval, arXiv 2311.07911: "Detectable Format")."""
 
 import json
 import re

@@ -98,7 +98,9 @@ def test_prompts_hold_input_request_and_instructions_and_no_reference(made):
     for one in made:
         assert one.item.source in one.item.target.prompt and "GENHX" in one.item.target.prompt
         assert one.item.target.reference not in one.item.target.prompt
-        assert one.item.fields["prompt"] == one.item.target.prompt
+        assert one.item.fields["text"] == one.item.source
+        form = FOLLOWING_TASKS["clinical_following_mts_dialog"].form
+        assert form.question.format_map(one.item.fields) == one.item.target.prompt
 
 
 def test_items_of_one_source_are_one_cluster(made):
@@ -255,6 +257,12 @@ def test_items_of_refuses_a_split_that_a_task_lacks(tmp_path):
         items_of("clinical_following_mts_dialog", Source(str(tmp_path)), "valid")
 
 
+def test_published_prompts_are_read_from_the_users_folder(shared):
+    source = Source(str(shared / "data"))
+    assert len(items_of("ifeval", source)) == 541
+    assert 0 < len(items_of("ifbench_defined", source)) < 299
+
+
 def test_generated_tasks_need_no_files(tmp_path):
     source = Source(str(tmp_path))
     for name, count in (("following_development", 300), ("two_turn", 60)):
@@ -263,13 +271,17 @@ def test_generated_tasks_need_no_files(tmp_path):
 
 @pytest.fixture(scope="module")
 def real(shared, tmp_path_factory):
-    """The items of the three test sets, by data set."""
+    """The items of the three tests and of development, by data set."""
     source = Source(str(shared / "data"), cache=str(tmp_path_factory.mktemp("records")))
-    return {name: items_of(f"clinical_following_{name}", source) for name in ("mts_dialog", "aci_bench", "meqsum")}
+    names = "mts_dialog", "aci_bench", "meqsum"
+    return {
+        split: {name: items_of(f"clinical_following_{name}", source, split) for name in names}
+        for split in ("test", "dev")
+    }
 
 
 def test_500_items_of_real_data_are_solvable_and_not_trivial(real, figures):
-    items = [item for part in real.values() for item in part]
+    items = [item for part in real["test"].values() for item in part]
     assert len({item.id for item in items}) == len(items) == 500
     assert _digest(items) == "27224c5a6d52fcd5"
     for item in items:
@@ -281,9 +293,15 @@ def test_500_items_of_real_data_are_solvable_and_not_trivial(real, figures):
     figures.append(f"clinical following: {', '.join(f'{count} {name}' for name, count in sorted(kinds.items()))}")
 
 
+def test_development_on_real_data_takes_other_inputs(real):
+    sources = {split: {item.source for part in real[split].values() for item in part} for split in ("test", "dev")}
+    assert [len(part) for part in real["dev"].values()] == [100, 40, 100]
+    assert len(sources["dev"] & sources["test"]) <= 1  # MTS-Dialog has one conversation twice
+
+
 @pytest.mark.slow  # ROUGE-L of whole transcripts
 def test_floors_of_real_data(real, figures):
-    for name, items in real.items():
+    for name, items in real["test"].items():
         for floor, outputs in floors(items).items():
             metrics = [JOINT, CLINICAL, FOLLOWING["prompt_strict"], FOLLOWING["instruction_strict"]]
             counts = count_items(metrics, outputs, [item.target for item in items])
