@@ -10,7 +10,7 @@ class Instruction:
     """One instruction that a rule can check.
 
     Attributes:
-      id: the kind, such as "keywords:existence": a name in `checkers.CHECKERS` or `ifbench.IFBENCH`.
+      id: the kind, such as "keywords:existence": a name in `checkers.CHECKERS`, `notes.CLINICAL` or `ifbench.IFBENCH`.
       kwargs: what the kind leaves open, by the names of its checker's arguments.
     """
 

@@ -5,6 +5,7 @@ without what a rule should not punish: a first line such as "Sure, here it is:",
 asterisks of Markdown.
 """
 
+import collections
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,10 @@ import numpy as np
 from clinmerge_jax.evaluation.instructions.asked import Asked
 from clinmerge_jax.evaluation.instructions.checkers import CHECKERS
 from clinmerge_jax.evaluation.instructions.ifbench import IFBENCH
+from clinmerge_jax.evaluation.instructions.notes import CLINICAL
 from clinmerge_jax.evaluation.metrics.metric import Metric, Output
+
+_KINDS = collections.ChainMap(CHECKERS, IFBENCH, CLINICAL)
 
 
 def strict(asked: Asked, response: str) -> tuple[bool, ...]:
@@ -36,9 +40,8 @@ def variants(response: str) -> tuple[str, ...]:
 
 
 def _follows(asked: Asked, index: int, text: str) -> bool:
-    kind, kwargs = asked.instructions[index].id, asked.instructions[index].kwargs
-    checker = CHECKERS[kind] if kind in CHECKERS else IFBENCH[kind]
-    return bool(text.strip()) and checker(text, **kwargs)
+    instruction = asked.instructions[index]
+    return bool(text.strip()) and _KINDS[instruction.id](text, **instruction.kwargs)
 
 
 def _count(output: Output, asked: Asked) -> tuple[int, ...]:
