@@ -66,6 +66,8 @@ def made_up(task: Task, items: Sequence[Item], train: Sequence[Item]) -> dict[st
             REFERENCE: [Output(item.target) for item in items],
             NOTHING: floors.nothing(len(items)),
         }
+    if task.made_up is not None:
+        return task.made_up(items)
     if not task.floors:
         return {}
     sources, found = [item.source for item in items], {}

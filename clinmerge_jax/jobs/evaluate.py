@@ -127,6 +127,7 @@ def _evaluate(
             limit=config.limit,
             num_fewshot=config.shots or None,
             chat_template=config.chat_template,
+            gen_kwargs={"max_gen_toks": config.max_new_tokens} if config.max_new_tokens else None,
             seed=config.seed,
         )
         folder.write(_harness_file(config, system), json.dumps({**found, "sha256": digests}, indent=1) + "\n")

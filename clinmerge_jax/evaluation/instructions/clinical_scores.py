@@ -78,14 +78,14 @@ JOINT = _read("joint", f"mean of {_CONTENT.name} where all instructions are foll
 def floors(items: Iterable[Item]) -> dict[str, list[Output]]:
     """Answers made without a model, by name. The last is a ceiling: what rules make of the reference.
 
-    `obedient_input` is what rules make of the input's words alone; a model that understood nothing could do it.
+    `obedient input` is what rules make of the input's words alone; a model that understood nothing could do it.
     """
     made: dict[str, Callable[[Item], str]] = {
-        "copied_input": lambda item: item.source,
-        "reference_itself": lambda item: item.target.reference,
-        "obedient_nothing": lambda item: obey(NOTHING, item.target),
-        "obedient_input": lambda item: obey(item.source, item.target),
-        "obedient_reference": lambda item: obey(item.target.reference, item.target),
+        "copy the input": lambda item: item.source,
+        "the reference itself": lambda item: item.target.reference,
+        "obedient nothing": lambda item: obey(NOTHING, item.target),
+        "obedient input": lambda item: obey(item.source, item.target),
+        "obedient reference": lambda item: obey(item.target.reference, item.target),
     }
     items = list(items)
     return {name: [Output(answer(item)) for item in items] for name, answer in made.items()}

@@ -1,11 +1,13 @@
 """Tasks of instruction following and their items: IFEval, part of IFBench, everyday and clinical sets of our own."""
 
+from typing import Any
+
 from absl import logging
 
 from clinmerge_jax.data.sets.files import Source
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.instructions.clinical import clinical_items
-from clinmerge_jax.evaluation.instructions.clinical_scores import CLINICAL, JOINT, on_reference
+from clinmerge_jax.evaluation.instructions.clinical_scores import CLINICAL, JOINT, floors, on_reference
 from clinmerge_jax.evaluation.instructions.data import read_ifbench, read_prompts
 from clinmerge_jax.evaluation.instructions.development import development_items
 from clinmerge_jax.evaluation.instructions.following import FOLLOWING
@@ -30,13 +32,13 @@ _INPUTS = {
     "meqsum": {"test": ("test",), "dev": ("train",)},
 }
 _MAX_NEW_TOKENS = {"mts_dialog": 512, "aci_bench": 1536, "meqsum": 192}
-_FORM = Form("{prompt}", joint="\n\n")
 _CLINICAL_FORM = Form("{before}{text}{after}", joint="\n\n")
 
 
-def _task(name: str, metrics: tuple[Metric, ...], max_new_tokens: int, form: Form = _FORM) -> Task:
+def _task(name: str, metrics: tuple[Metric, ...], max_new_tokens: int, **more: Any) -> Task:
     shown = (*metrics, *named_metrics("never_stopped"))
-    return Task(name, Kind.GENERATION, name, form, shown, train="", max_new_tokens=max_new_tokens, floors=False)
+    form = more.pop("form", Form("{prompt}", joint="\n\n"))
+    return Task(name, Kind.GENERATION, name, form, shown, train="", max_new_tokens=max_new_tokens, **more)
 
 
 _FOLLOWING = tuple(FOLLOWING.values())
@@ -48,8 +50,11 @@ FOLLOWING_TASKS: dict[str, Task] = {
         _task("ifeval", _FOLLOWING, 1280),
         _task("ifbench_defined", _FOLLOWING, 1280),
         _task("following_development", _FOLLOWING, 1024),
-        _task("two_turn", (second_turn(),), 256),
-        *(_task(f"{_CLINICAL}{name}", _BOTH, most, _CLINICAL_FORM) for name, most in _MAX_NEW_TOKENS.items()),
+        _task("two_turn", (second_turn(),), 256, floors=False),
+        *(
+            _task(f"{_CLINICAL}{name}", _BOTH, most, form=_CLINICAL_FORM, made_up=floors)
+            for name, most in _MAX_NEW_TOKENS.items()
+        ),
     )
 }
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -77,9 +82,9 @@ def items_of(name: str, source: Source, split: str = "test") -> list[Item]:
     if name == "two_turn":
         return two_turn_items(SEED)
     if name == "ifeval":
-        return read_prompts(str(source.folder / "ifeval" / "input_data.jsonl"), "data_dir")
+        return read_prompts(str(source.folder / "ifeval" / "input_data.jsonl"), "config.data_dir")
     if name == "ifbench_defined":
-        defined, left_out = read_ifbench(str(source.folder / "ifbench" / "IFBench_test.jsonl"), "data_dir")
+        defined, left_out = read_ifbench(str(source.folder / "ifbench" / "IFBench_test.jsonl"), "config.data_dir")
         logging.info("ifbench_defined: %d prompts; kinds without a rule: %s", len(defined), dict(left_out))
         return defined
     dataset = name.removeprefix(_CLINICAL)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from clinmerge_jax.data.sets.files import Source
-from clinmerge_jax.evaluation.tasks import miniature
+from clinmerge_jax.evaluation.tasks import following, miniature
 from clinmerge_jax.evaluation.tasks.task import Item
 
 
@@ -24,4 +24,8 @@ class Made:
 MADE: dict[str, Made] = {
     miniature.NOTES.dataset: Made(("train", "test"), lambda split, source: miniature.notes(split)),
     miniature.CHAT.dataset: Made(("train", "test"), lambda split, source: miniature.chat(split)),
+    **{
+        name: Made(splits, lambda split, source, name=name: following.items_of(name, source, split))
+        for name, splits in following.SPLITS.items()
+    },
 }

@@ -11,6 +11,7 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics import Metric, macro_f1
 from clinmerge_jax.evaluation.metrics import named as named_metrics
 from clinmerge_jax.evaluation.tasks import miniature
+from clinmerge_jax.evaluation.tasks.following import FOLLOWING_TASKS
 from clinmerge_jax.evaluation.tasks.made import MADE
 from clinmerge_jax.evaluation.tasks.task import Form, Kind, Task
 
@@ -110,11 +111,13 @@ _ALL = (
     ),
     miniature.NOTES,
     miniature.CHAT,
+    *FOLLOWING_TASKS.values(),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 GROUPS: dict[str, tuple[str, ...]] = {
+    "following": ("ifeval", "two_turn", *(name for name in FOLLOWING_TASKS if name.startswith("clinical_following"))),
     "clinical": ("mimic_bhc", "aci_bench", "mts_dialog", "open_i", "mimic_cxr"),  # the five of the paper
     # The nine of the Open Medical-LLM leaderboard.
     "medical": ("medmcqa", "medqa_4options", "pubmedqa", *(f"mmlu_{subject}" for subject in SUBJECTS)),

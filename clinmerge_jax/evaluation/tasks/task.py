@@ -2,10 +2,10 @@
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clinmerge_jax.evaluation.metrics.metric import Metric
+from clinmerge_jax.evaluation.metrics.metric import Metric, Output
 
 
 class Kind(enum.Enum):
@@ -76,6 +76,7 @@ class Task:
       read: what of an answer is scored, such as the number that it ends with; None for all of it.
       chat: whether prompts go through the chat template whatever the config says; None leaves it to the config.
       floors: whether copying the input and the like are scored beside the models.
+      made_up: the answers of floors of its own, by name, from the items; None for the usual ones.
       shareable: whether prompts and answers may be shown to others; a user says so, it is never presumed.
     """
 
@@ -91,4 +92,5 @@ class Task:
     read: Callable[[str], str] | None = None
     chat: bool | None = None
     floors: bool = True
+    made_up: Callable[[Sequence[Item]], dict[str, list[Output]]] | None = None
     shareable: bool = False

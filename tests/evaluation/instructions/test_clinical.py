@@ -201,10 +201,10 @@ def test_floors_part_what_is_said_from_how(made):
     for name, outputs in floors(items).items():
         counts = count_items(metrics, outputs, [item.target for item in items])
         scores[name] = [float(metric.score(counts[metric.name].sum(axis=0))) for metric in metrics]
-    assert scores["reference_itself"] == [0, 100, 0]
-    assert scores["copied_input"][0] == scores["copied_input"][2] == 0
-    assert scores["obedient_nothing"][2] > 90 and scores["obedient_nothing"][0] < 25
-    assert scores["obedient_reference"][0] > 98 and scores["obedient_reference"][2] == 100
+    assert scores["the reference itself"] == [0, 100, 0]
+    assert scores["copy the input"][0] == scores["copy the input"][2] == 0
+    assert scores["obedient nothing"][2] > 90 and scores["obedient nothing"][0] < 25
+    assert scores["obedient reference"][0] > 98 and scores["obedient reference"][2] == 100
 
 
 @pytest.mark.parametrize(
@@ -312,9 +312,9 @@ def test_floors_of_real_data(real, figures):
                 f"clinical following, {name}, {floor}: joint {joint:.2f}, clinical {clinical:.2f}, followed by prompt "
                 f"{prompt:.2f}, by instruction {instruction:.2f}"
             )
-            if floor in ("copied_input", "reference_itself"):
+            if floor in ("copy the input", "the reference itself"):
                 assert joint == prompt == 0 and instruction < 30
-            if floor in ("obedient_nothing", "obedient_input"):
+            if floor in ("obedient nothing", "obedient input"):
                 assert prompt > 85 and joint < 25
-            if floor == "obedient_reference":
+            if floor == "obedient reference":
                 assert joint > 99 and prompt == 100

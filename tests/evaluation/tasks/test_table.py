@@ -14,6 +14,8 @@ from clinmerge_jax.data.sets.table import SETS
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics import Output, count_items
 from clinmerge_jax.evaluation.tasks.items import items
+from clinmerge_jax.evaluation.tasks.made import MADE
+from clinmerge_jax.evaluation.tasks.prompting import question
 from clinmerge_jax.evaluation.tasks.table import GROUPS, TASKS, named
 from clinmerge_jax.evaluation.tasks.task import Kind
 
@@ -50,8 +52,8 @@ def _ours(name: str) -> str:
 
 
 def test_every_data_set_has_a_task_whose_splits_and_fields_are_there(source):
-    assert set(TASKS) == set(SETS)
-    for task in TASKS.values():
+    assert set(TASKS) == {*SETS, *MADE}
+    for task in (TASKS[name] for name in SETS):
         if task.name.startswith("mmlu") and task.name != "mmlu_anatomy":
             continue  # the made-up files have one subject
         for split in (task.test, task.train):
@@ -59,6 +61,15 @@ def test_every_data_set_has_a_task_whose_splits_and_fields_are_there(source):
             places = {name for _, name, _, _ in string.Formatter().parse(task.form.question) if name}
             assert places <= set(item.fields) and item.source in item.fields.values()
             assert item.target in "ABCDE" if task.kind is Kind.CHOICE else item.target
+
+
+@pytest.mark.parametrize("name", ["miniature_notes", "miniature_chat", "following_development", "two_turn"])
+def test_what_is_made_by_rules_needs_no_files_and_fills_the_form(name):
+    task, source = TASKS[name], Source("")
+    for split in filter(None, (task.test, task.train)):
+        made = MADE[task.dataset].items(split, source)
+        assert len({item.id for item in made}) == len(made) >= 60
+        assert all(question(task.form, item) for item in made)
 
 
 def test_the_target_itself_scores_what_a_perfect_answer_does(source):
