@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics.metric import Metric
 from clinmerge_jax.evaluation.results import Result
 from clinmerge_jax.evaluation.statistics import (
@@ -200,10 +199,10 @@ def contrasts(
 
 def _contrast(group: Group, metric: Metric, system: str, other: str, margin: float, draws: int) -> Contrast:
     sample = group.sample(metric.name, system, other)
-    apart, kept = estimate(sample, difference(metric.score)), None
-    has_some = float(metric.score(group.counts_SIK(other, metric.name).mean(axis=0).sum(axis=0))) > 0
-    if has_some:
+    apart = estimate(sample, difference(metric.score))
+    with np.errstate(divide="ignore", invalid="ignore"):
         kept = estimate(sample, ratio(metric.score))
+    has_some = np.isfinite(kept.value) and np.isfinite(kept.standard_error)  # without any one item or seed too
     pair = [group.counts_SIK(name, metric.name) for name in (system, other)]
     binary = metric.width == 2 and all(len(counts) == 1 for counts in pair)
     binary = binary and all(np.isin(counts[0, :, 0], (0, 100)).all() for counts in pair)
@@ -217,9 +216,9 @@ def _contrast(group: Group, metric: Metric, system: str, other: str, margin: flo
         float(apart.p_value()),
         1.0,
         minimum_detectable_difference(apart),
-        float(kept.value) if kept else None,
-        _interval(sample, ratio(metric.score), kept, draws) if kept else None,
-        verdict(kept, RETAINED) if kept else None,
+        float(kept.value) if has_some else None,
+        _interval(sample, ratio(metric.score), kept, draws) if has_some else None,
+        verdict(kept, RETAINED) if has_some else None,
         verdict(apart, -margin),
         mcnemar(*(counts[0, :, 0] > 0 for counts in pair)) if binary else None,
     )
@@ -273,14 +272,3 @@ def averages(found: Sequence[Contrast], lead: Mapping[str, Metric]) -> list[Aver
             kept = estimate(samples, [ratio(metric.score) for metric in metrics]).interval()
         rows.append(Average(system, parts[0].other, len(parts), apart, kept))
     return rows
-
-
-def check_comparable(groups: Sequence[Group], other: str) -> None:
-    """Refuses a system to compare with that nobody asked.
-
-    Raises:
-      BadInput: naming those that there are.
-    """
-    names = {name for one in groups for name in one.systems if name not in one.floors}
-    if other not in names:
-        raise BadInput(f"config.compare_to: {other!r} is none of the models; there are {', '.join(sorted(names))}")

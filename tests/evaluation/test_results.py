@@ -129,3 +129,9 @@ def test_other_items_are_no_pair():
     groups = comparison.group([_result("instruct", [1, 0, 1]), _result("merged", [1, 0, 1, 1])])
     assert len(groups) == 2
     assert comparison.contrasts(groups, {"quiz@test": ACCURACY}, "instruct", 2.0, 0) == []
+
+
+def test_nothing_is_said_of_what_is_kept_of_nothing():
+    groups = comparison.group([_result("instruct", [0] * 19 + [1]), _result("merged", [0, 1] * 10)])
+    (one,) = comparison.contrasts(groups, {"quiz@test": ACCURACY}, "instruct", 2.0, 0)
+    assert one.kept is one.kept_interval is one.retains is None and one.difference == 45

@@ -117,10 +117,10 @@ _ALL = (
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "following": ("ifeval", "two_turn", *(name for name in FOLLOWING_TASKS if name.startswith("clinical_following"))),
     "clinical": ("mimic_bhc", "aci_bench", "mts_dialog", "open_i", "mimic_cxr"),  # the five of the paper
     # The nine of the Open Medical-LLM leaderboard.
     "medical": ("medmcqa", "medqa_4options", "pubmedqa", *(f"mmlu_{subject}" for subject in SUBJECTS)),
+    "following": ("ifeval", "two_turn", *(name for name in FOLLOWING_TASKS if name.startswith("clinical_following"))),
 }
 
 

@@ -119,7 +119,7 @@ def test_another_split_is_a_task_of_its_own_name():
 @pytest.mark.parametrize(
     "names, message",
     [
-        ("medqa", "config.tasks: 'medqa' is unknown; choose of clinical, medical, mimic_bhc"),
+        ("medqa", "config.tasks: 'medqa' is unknown; choose of clinical, medical, following, mimic_bhc"),
         ("", "config.tasks: '' is unknown"),
         ("gsm8k@test9", "config.tasks: 'gsm8k@test9' names no split of gsm8k; choose of train, test"),
         ("clinical@valid", "config.tasks: 'clinical@valid' is unknown"),
