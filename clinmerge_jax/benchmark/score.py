@@ -64,8 +64,8 @@ def _counting(asked: list[Questions], outputs: dict[str, list[Output]]) -> float
     for one in asked:
         metrics = scoring.metrics_of(one.task, True)
         scoring.count(one.task, metrics, one.items, outputs[one.name])
-        for made_up in scoring.made_up(one.task, one.items, one.train).values():
-            scoring.count(one.task, scoring.metrics_of(one.task, False), one.items, made_up, generated=False)
+        for name, made_up in scoring.made_up(one.task, one.items, one.train).items():
+            scoring.floor(one.task, scoring.metrics_of(one.task, False), one.items, name, made_up)
     return time.perf_counter() - start
 
 

@@ -14,6 +14,7 @@ from clinmerge_jax.evaluation.tasks.task import Item, Kind, Task
 COPY, FIXED, ANOTHER, LEAD = "copy the input", "one training target", "another's target", "lead sentences"
 RANDOM, FREQUENT = "random letter", "most frequent letter"
 REFERENCE, NOTHING = "the reference itself", "empty answer"
+_DRAWS = 50  # of random letters
 
 
 def metrics_of(task: Task, generated: bool, extra: Sequence[Metric] = ()) -> list[Metric]:
@@ -48,6 +49,25 @@ def count(
 
 def _label(task: Task, item: Item, output: Output) -> str:
     return read_letter(output.text, item.choices) if task.kind is Kind.CHOICE else task.read(output.text)
+
+
+def floor(
+    task: Task, metrics: Sequence[Metric], items: Sequence[Item], name: str, outputs: Sequence[Output]
+) -> dict[str, np.ndarray]:
+    """The counts [I, K] of a floor or bound by metric; of random letters their mean over many draws, not one's luck.
+
+    Args:
+      task, metrics, items: as of `count`.
+      name: of the floor.
+      outputs: of `made_up`.
+    """
+    if name != RANDOM:
+        return count(task, metrics, items, outputs, generated=False)
+    draws = [
+        count(task, metrics, items, [Output(letter) for letter in random_letters(items, seed)], generated=False)
+        for seed in range(_DRAWS)
+    ]
+    return {metric.name: np.mean([draw[metric.name] for draw in draws], axis=0) for metric in metrics}
 
 
 def made_up(task: Task, items: Sequence[Item], train: Sequence[Item]) -> dict[str, list[Output]]:

@@ -175,7 +175,7 @@ def _floors(config: ConfigDict, questions: Questions, folder: ResultsFolder) -> 
         key = key_of(identity)
         if key in folder.known:
             continue
-        counts = scoring.count(task, metrics, questions.items, outputs, generated=False)
+        counts = scoring.floor(task, metrics, questions.items, name, outputs)
         folder.add(_result(config, key, cell, questions, metrics, counts, {"items": len(outputs)}, {}, folder))
 
 
