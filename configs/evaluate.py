@@ -6,7 +6,7 @@ python -m clinmerge_jax.main --config=configs/evaluate.py \
 
 A model is NAME=LOCATION, or NAME@SEED=LOCATION for those that differ by training seed: a folder, a hub id,
 MODEL+ADAPTER, or answers:FOLDER, what another program answered (a file TASK@SPLIT.jsonl for each task, with "id" and
-"answer").
+"answer"). NAME:chat=LOCATION and NAME:raw=LOCATION ask one model in both ways.
 
 A task of your own, from JSON lines and flags alone:
 python -m clinmerge_jax.main --config=configs/evaluate.py --config.tasks= --config.own.name=summaries \
@@ -63,8 +63,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.composite = ""  # NAME=metric,metric: their mean
     config.encoder = ""  # a BERT or RoBERTa folder: adds BERTScore
     config.encoder_layer = 0  # 0: the layer that is published for it
-    config.external = ""  # NAME=command; ...: programs that read and write JSON lines
-    config.compare_to = ""  # a model: the others' differences from it, what they keep of it, and the tests
+    config.external = ""  # NAME=command; ...: programs that read and write JSON lines; offline does not bind them
+    config.compare_to = ""  # models, by commas: the others' differences from each, what they keep of it, and the tests
     config.margin = 2.0  # points that a model may be worse by and still count as not worse
     config.draws = 0  # of the bootstrap, such as 10000; 0: t-intervals over seeds and clusters
 

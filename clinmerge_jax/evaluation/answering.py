@@ -29,6 +29,7 @@ from clinmerge_jax.training.lora import merge_lora
 GENERATED, LETTERS = "generated", "letters"
 _DTYPES = ("", "float32", "bfloat16")
 MAX_LENGTH = 4096  # of a slot, where the prompts are not known before
+_SLACK = 32  # tokens that an answer may have more when it is read than when it was written
 _LENGTH_STEP = 64  # lengths are rounded up to a multiple, so that tasks of much the same length compile once
 
 
@@ -115,8 +116,15 @@ class Respondent:
         needed = max(
             len(prompt.tokens) + max((len(answer) for answer in prompt.answers), default=new) for prompt in prompts
         )
-        if any(item.turns for item in items):
-            needed = self._context  # later turns hold answers that are not there yet
+        for item in items:
+            if item.turns:  # a later turn is read after the answers before it, which are written then
+                last = prompter.follow_up(item, [""] * len(item.turns))
+                needed = max(needed, len(last) + (len(item.turns) + 1) * new + _SLACK)
+        if needed > self._context:
+            raise BadInput(
+                f"config.max_new_tokens: the turns of task {task.name} take {needed} tokens with so many for each"
+                f" answer, and the context has {self._context}; give fewer"
+            )
         length = min(-(-needed // _LENGTH_STEP) * _LENGTH_STEP, self._context)
         check_engine(
             self._shape(), self._config.slots, length, self._stop_ids, self._cache_dtype, self._config.attention

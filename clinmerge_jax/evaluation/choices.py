@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+READING = 1  # the version of the rules below
 _SAID = r"(?i:\b(?:answer|option|choice)(?:\s+(?:is|would be|should be))?)\s*[:=]?\s*[*_]*[(\[]?([{letters}])\b"
 _FIRST = r"\s*[*_]*[(\[]?([{letters}])(?:[)\].:,*_]|\s*$|\s*\n|\s+is\b)"
 _ALONE = r"[(\[]([{letters}])[)\]]"

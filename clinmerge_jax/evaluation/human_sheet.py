@@ -5,7 +5,6 @@ import io
 import random
 from collections.abc import Sequence
 
-from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.questions import Questions
 from clinmerge_jax.evaluation.results import Cell, ResultsFolder
 from clinmerge_jax.evaluation.tasks.task import Kind
@@ -15,10 +14,11 @@ SHEET, KEY = "human_sheet/sheet.csv", "human_sheet_key/key.csv"
 _RATED = ("correct", "complete", "fluent", "remarks")
 
 
-def folder_name(cell: Cell) -> str:
-    """Where below GENERATIONS the answers of a cell lie: a folder that `answers:FOLDER` takes."""
+def folder_name(cell: Cell, key: str) -> str:
+    """Of a cell's files: readable, and by the key's beginning its own."""
     parts = [cell.system, f"seed{cell.seed}", "chat" if cell.chat else "raw", f"{cell.shots}shots-{cell.example_seed}"]
-    return "_".join("".join(letter if letter.isalnum() or letter in "-." else "-" for letter in part) for part in parts)
+    shown = ("".join(letter if letter.isalnum() or letter in "-." else "-" for letter in part) for part in parts)
+    return "_".join([*shown, key[:8]])
 
 
 def write(
@@ -39,11 +39,10 @@ def write(
       folder: where to.
 
     Returns:
-      The number of answers.
-
-    Raises:
-      BadInput: there is none to rate.
+      The number of answers; 0 where there is a sheet already, which may have ratings in it and stays.
     """
+    if (folder.path / SHEET).exists():
+        return 0
     rng = random.Random(f"human sheet/{seed}")
     sheet, key = [], []
     for questions in asked:
@@ -57,8 +56,6 @@ def write(
                 text = answers[cell][item.id]
                 sheet.append([number, f"{questions.name} {item.id}", item.source, reference, text, *[""] * len(_RATED)])
                 key.append([number, questions.name, item.id, cell.system, cell.seed, cell.example_seed])
-    if not sheet:
-        raise BadInput("config.human_sheet: no task of this run asks for text; leave it at 0")
     folder.write(SHEET, _csv(["number", "item", "source", "reference", "answer", *_RATED], sheet), private=True)
     folder.write(KEY, _csv(["number", "task", "item", "system", "seed", "example_seed"], key), private=True)
     return len(sheet)

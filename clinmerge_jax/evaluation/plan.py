@@ -2,25 +2,25 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation import scoring
+from clinmerge_jax.evaluation import choices, scoring
 from clinmerge_jax.evaluation.answering import GENERATED, LETTERS
 from clinmerge_jax.evaluation.metrics import Metric
 from clinmerge_jax.evaluation.questions import Questions
-from clinmerge_jax.evaluation.results import Cell, key_of
+from clinmerge_jax.evaluation.results import COMPUTED, Cell, key_of
 from clinmerge_jax.evaluation.systems import System
 from clinmerge_jax.evaluation.tasks.task import Kind
 
 _MODES = (LETTERS, GENERATED)
-# What shapes an answer, beside the model and the questions.
-SHAPING = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "dtype", "int8_weights",
-    "int8_cache", "attention", "too_long", "length", "slots",
-)  # fmt: skip
+# What shapes an answer beside the model, the questions and `COMPUTED`: one that is written, one that is drawn.
+_WRITTEN = ("max_new_tokens", "repetition_penalty")
+_DRAWN = ("temperature", "top_k", "top_p", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +29,21 @@ class Planned:
 
     Attributes:
       key: of its Result.
+      answers: of what determines the answers, whatever they are scored by.
       cell: what it is of.
       system: that answers.
       questions: that are asked.
       metrics: by which answers are scored.
+      settings: of the config that shape the answers.
     """
 
     key: str
+    answers: str
     cell: Cell
     system: System
     questions: Questions
     metrics: Sequence[Metric]
+    settings: dict[str, Any]
 
 
 def check(config: ConfigDict, systems: Sequence[System], questions: Sequence[Questions]) -> None:
@@ -52,21 +56,34 @@ def check(config: ConfigDict, systems: Sequence[System], questions: Sequence[Que
     for mode in modes:
         if mode not in _MODES or modes.count(mode) > 1:
             raise BadInput(f"config.choices: {config.choices!r} is unknown; give letters, generated, or both")
-    if config.limit < 0:
-        raise BadInput(f"config.limit: is {config.limit}; give how many items, or 0 for all")
-    if config.draws < 0:
-        raise BadInput(f"config.draws: is {config.draws}; give how often to resample, or 0 for t-intervals")
+    for field in ("limit", "human_sheet", "shots", "length", "max_new_tokens"):
+        if config[field] < 0:
+            raise BadInput(f"config.{field}: is {config[field]}; give a whole number from 0 on")
+    if config.draws < 0 or 0 < config.draws < 1000:
+        raise BadInput(f"config.draws: is {config.draws}; give 1000 or more, or 0 for t-intervals")
+    if not (math.isfinite(config.margin) and config.margin >= 0):
+        raise BadInput(f"config.margin: is {config.margin}; give points from 0 on")
     if config.human_sheet and not config.save_generations:
         raise BadInput("config.human_sheet: needs the answers; set config.save_generations=True too")
+    if config.human_sheet and not any(one.task.kind is Kind.GENERATION for one in questions):
+        raise BadInput("config.human_sheet: no task of this run asks for text; leave it at 0")
+    if config.harness_tasks and all(system.checkpoint is None for system in systems):
+        raise BadInput("config.harness_tasks: stored answers cannot be asked lm-eval's questions; give a model")
+    if config.harness_tasks and config.temperature > 0:
+        raise BadInput("config.temperature: lm-eval's tasks say themselves how they sample; leave it at 0")
     names = {system.name for system in systems}
-    if config.compare_to and config.compare_to not in names:
-        raise BadInput(f"config.compare_to: {config.compare_to!r} is no model; there are {', '.join(sorted(names))}")
-    taken = {scoring.COPY, scoring.FIXED, scoring.ANOTHER, scoring.LEAD, scoring.RANDOM, scoring.FREQUENT,
-             scoring.REFERENCE, scoring.NOTHING}  # fmt: skip
-    for name in names & taken:
+    for other in others(config):
+        if other not in names:
+            raise BadInput(f"config.compare_to: {other!r} is no model; there are {', '.join(sorted(names))}")
+    for name in names & scoring.MADE_UP:
         raise BadInput(f"config.model: {name!r} is the name of a floor; give the model another one")
     for one in questions:
         one.shots(config.shots, 0)
+
+
+def others(config: ConfigDict) -> list[str]:
+    """The models that the config compares with."""
+    return [name.strip() for name in config.compare_to.split(",") if name.strip()]
 
 
 def _modes(config: ConfigDict) -> list[str]:
@@ -91,27 +108,39 @@ def plan(config: ConfigDict, systems: Sequence[System], questions: Sequence[Ques
       systems: that are asked.
       questions: that they are asked.
     """
-    seeds = _seeds(config)
     for system, one in itertools.product(systems, questions):
-        task = one.task
-        modes = _modes(config) if task.kind is Kind.CHOICE and system.checkpoint is not None else [GENERATED]
-        for mode in modes:
-            chat = config.chat_template if task.chat is None else task.chat
-            drawn = config.shots > 0 or (config.temperature > 0 and mode == GENERATED)
-            stored = system.checkpoint is None
-            for seed in seeds if drawn and not stored else seeds[:1]:
-                cell = Cell(
-                    system.name, system.seed, one.name, mode, chat and not stored, 0 if stored else config.shots, seed
-                )
-                metrics = scoring.metrics_of(task, mode == GENERATED, one.extra)
-                identity = {
-                    "cell": dataclasses.asdict(cell),
-                    "system": system.fingerprint(one.name),
-                    "questions": one.digest(),
-                    "form": dataclasses.asdict(task.form),
-                    "stop": list(task.stop),
-                    "new_tokens": task.max_new_tokens,
-                    "metrics": {metric.name: metric.signature for metric in metrics},
-                    "shaping": None if stored else {name: config[name] for name in SHAPING},
-                }
-                yield Planned(key_of(identity), cell, system, one, metrics)
+        if system.checkpoint is None:
+            yield _planned(config, system, one, Cell(system.name, system.seed, one.name, GENERATED, stored=True))
+            continue
+        chat = config.chat_template if system.chat is None else system.chat
+        chat = chat if one.task.chat is None else one.task.chat
+        for mode in _modes(config) if one.task.kind is Kind.CHOICE else [GENERATED]:
+            varies = config.shots > 0 or (config.temperature > 0 and mode == GENERATED)
+            for seed in _seeds(config) if varies else _seeds(config)[:1]:
+                cell = Cell(system.name, system.seed, one.name, mode, chat, config.shots, seed)
+                yield _planned(config, system, one, cell)
+
+
+def _planned(config: ConfigDict, system: System, one: Questions, cell: Cell) -> Planned:
+    task = one.task
+    metrics = scoring.metrics_of(task, cell.mode == GENERATED, one.extra)
+    fields: tuple[str, ...] = ()
+    if not cell.stored:
+        drawn = cell.mode == GENERATED and config.temperature > 0
+        fields = (*COMPUTED, *(_WRITTEN if cell.mode == GENERATED else ()), *(_DRAWN if drawn else ()))
+    settings = {name: config[name] for name in fields}
+    answers = key_of(
+        {
+            "cell": dataclasses.asdict(cell),
+            "system": system.fingerprint(one.name),
+            "questions": one.digest,
+            "shots": one.shots_digest(cell.shots, cell.example_seed),
+            "form": dataclasses.asdict(task.form),
+            "stop": list(task.stop),
+            "new_tokens": task.max_new_tokens,
+            "settings": settings,
+        }
+    )
+    scored = {metric.name: metric.signature for metric in metrics}
+    key = key_of({"answers": answers, "metrics": scored, "scoring": scoring.VERSION, "reading": choices.READING})
+    return Planned(key, answers, cell, system, one, metrics, settings)

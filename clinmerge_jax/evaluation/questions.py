@@ -6,7 +6,6 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -76,18 +75,19 @@ class Questions:
             raise BadInput(f"config.shots: {self.name} has no answers to show; give 0")
         return chosen
 
+    def shots_digest(self, count: int, seed: int) -> str:
+        """Of the examples, as prompts show them."""
+        return _digest(self.shots(count, seed))
+
     @functools.cached_property
-    def _digest(self) -> str:
-        rows = [[item.id, dict(item.fields), repr(item.target), item.choices, item.turns] for item in self.items]
-        return _sha256(rows)
-
     def digest(self) -> str:
-        """Of the items."""
-        return self._digest
+        """Of the items: what is asked, what is due, and which belong together."""
+        return _digest(self.items)
 
+    @functools.cached_property
     def train_digest(self) -> str:
-        """Of the training split's targets, as floors use them."""
-        return _sha256([[item.id, repr(item.target)] for item in self.train])
+        """Of the training split, from which floors take a target."""
+        return _digest(self.train)
 
 
 def read_questions(config: ConfigDict) -> list[Questions]:
@@ -109,6 +109,10 @@ def read_questions(config: ConfigDict) -> list[Questions]:
         known = {pathlib.Path(path).name: sha256(pathlib.Path(path).expanduser()) for path in files.values()}
         asked = rows["test"][: config.limit or None]
         found.append(_questions(task, asked, rows.get("train", []), known, extra))
+    names = [one.name for one in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"config.tasks: {name} is named twice; name it once")
     if not found and not config.harness_tasks:
         raise BadInput("config.tasks: names no task; give some, or files of your own with config.own.test")
     return found
@@ -182,7 +186,11 @@ def extra_metrics(config: ConfigDict) -> list[Metric]:
     return chosen
 
 
-def _sha256(rows: Any) -> str:
+def _digest(items: Sequence[Item]) -> str:
+    rows = [
+        [item.id, dict(item.fields), item.source, repr(item.target), item.choices, item.cluster, item.turns, item.shown]
+        for item in items
+    ]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 

@@ -21,9 +21,12 @@ from clinmerge_jax.checkpoint.output import result_path, write_atomically
 from clinmerge_jax.errors import BadInput
 
 RESULTS_FILE = "results.jsonl"
+# The settings that shape any answer; those of one that is written or drawn come on top (`plan`).
+COMPUTED = ("dtype", "int8_weights", "int8_cache", "attention", "too_long", "length")
 _SALT_FILE = ".salt"
 _LOCK_FILE = ".lock"
 _ID_LENGTH = 16
+_SALT_BYTES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Cell:
       shots: few-shot examples.
       example_seed: of their choice and of the draws.
       floor: whether no model answered.
+      stored: whether another program did, in ways that we do not know.
     """
 
     system: str
@@ -49,6 +53,7 @@ class Cell:
     shots: int = 0
     example_seed: int = 0
     floor: bool = False
+    stored: bool = False
 
     def __str__(self) -> str:
         seeds = f", seed {self.seed}/{self.example_seed}" if self.seed or self.example_seed else ""
@@ -122,6 +127,8 @@ class ResultsFolder:
 
     def __init__(self, target: str):
         self.path = result_path(target)
+        if not self.path.name:
+            raise BadInput(f"config.output: {self.path} is the root of the file system; name a folder in it")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)
@@ -136,15 +143,23 @@ class ResultsFolder:
             raise BadInput(f"config.output: another process is writing {self.path}; wait for it to end") from error
         self._salt = self._own_salt()
         self._drop_torn_line()
-        self.known = {result.key: result for result in read_results(self.path / RESULTS_FILE)}
+        results = read_results(self.path / RESULTS_FILE)
+        self.known = {result.key: result for result in results}
+        self._lines = len(results)
 
     def _own_salt(self) -> bytes:
         path = self.path / _SALT_FILE
         if not path.is_file():
-            descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(32))
-        return bytes.fromhex(path.read_text())
+            self.write(_SALT_FILE, secrets.token_hex(_SALT_BYTES), private=True)
+        try:
+            salt = bytes.fromhex(path.read_text())
+        except ValueError:
+            salt = b""
+        if len(salt) != _SALT_BYTES:
+            raise BadInput(
+                f"{path}: is damaged, and ids would no longer be those of {RESULTS_FILE}; name another folder"
+            )
+        return salt
 
     def _drop_torn_line(self) -> None:
         path = self.path / RESULTS_FILE
@@ -157,19 +172,14 @@ class ResultsFolder:
         return [hmac.new(self._salt, f"{task}/{one}".encode(), hashlib.sha256).hexdigest()[:_ID_LENGTH] for one in ids]
 
     def add(self, result: Result) -> None:
-        """Appends a line, durably."""
+        """Appends a line, durably; one with the same key counts no longer."""
+        self.known.pop(result.key, None)  # so that the newest is the last
         self.known[result.key] = result
+        self._lines += 1
         with (self.path / RESULTS_FILE).open("ab") as file:
             file.write(result.to_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def forget(self, keys: Sequence[str]) -> None:
-        """Drops lines, whose cells are to be made again."""
-        for key in keys:
-            self.known.pop(key, None)
-        lines = b"".join(result.to_json().encode() + b"\n" for result in self.known.values())
-        write_atomically(self.path / RESULTS_FILE, lines)
 
     def write(self, name: str, text: str, private: bool = False) -> pathlib.Path:
         """Writes a file of the folder, whole or not at all.
@@ -180,9 +190,10 @@ class ResultsFolder:
           private: whether the owner alone may read it and its folder.
         """
         path = self.path / name
-        if path.parent != self.path:
-            path.parent.mkdir(exist_ok=True, mode=0o700 if private else 0o755)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if private:
+            for folder in path.parents[: len(path.relative_to(self.path).parts) - 1]:
+                folder.chmod(0o700)
             temporary = path.with_name(path.name + ".part")
             temporary.unlink(missing_ok=True)
             os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600))
@@ -190,7 +201,10 @@ class ResultsFolder:
         return path
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Drops lines that others have replaced, and lets go of the folder."""
+        path = self.path / RESULTS_FILE
+        if self._lines > len(self.known):
+            write_atomically(path, b"".join(one.to_json().encode() + b"\n" for one in self.known.values()))
         os.close(self._lock)
 
     def __enter__(self) -> "ResultsFolder":

@@ -12,8 +12,13 @@ from clinmerge_jax.evaluation.tasks.task import Item, Kind, Task
 
 # Floors and bounds, as tables name them.
 COPY, FIXED, ANOTHER, LEAD = "copy the input", "one training target", "another's target", "lead sentences"
-RANDOM, FREQUENT = "random letter", "most frequent letter"
+RANDOM, FREQUENT, FREQUENT_ASKED = "random letter", "most frequent letter", "most frequent letter (of the test)"
 REFERENCE, NOTHING = "the reference itself", "empty answer"
+BOUNDS = frozenset({REFERENCE, "obedient reference"})  # of these no system is to be better
+MADE_UP = BOUNDS | {
+    COPY, FIXED, ANOTHER, LEAD, RANDOM, FREQUENT, FREQUENT_ASKED, NOTHING, "obedient nothing", "obedient input",
+}  # fmt: skip
+VERSION = 1  # of how answers become labels and counts, apart from the metrics' own
 _DRAWS = 50  # of random letters
 
 
@@ -82,7 +87,7 @@ def made_up(task: Task, items: Sequence[Item], train: Sequence[Item]) -> dict[st
         frequent = Counter(item.target for item in train or items).most_common(1)[0][0]
         return {
             RANDOM: [Output(letter) for letter in random_letters(items)],
-            FREQUENT: [Output(frequent)] * len(items),
+            FREQUENT if train else FREQUENT_ASKED: [Output(frequent)] * len(items),
             REFERENCE: [Output(item.target) for item in items],
             NOTHING: floors.nothing(len(items)),
         }

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax.evaluation import comparison, scoring
 from clinmerge_jax.evaluation.metrics import Metric
+from clinmerge_jax.evaluation.plan import others
 from clinmerge_jax.evaluation.questions import Questions
 from clinmerge_jax.evaluation.results import ResultsFolder
 from clinmerge_jax.report import evaluation as report
@@ -15,7 +16,7 @@ from clinmerge_jax.report import evaluation as report
 def write_summary(config: ConfigDict, asked: Sequence[Questions], folder: ResultsFolder) -> str:
     """Writes summary.md, scores.csv, scores.tex, contrasts.csv and leakage.json; gives the first.
 
-    Lines of tasks that the config does not name stay in the file and out of the tables.
+    Lines of tasks that this run does not name, or whose items are others now, stay in the file and out of the tables.
 
     Args:
       config: of the job; has compare_to, margin and draws.
@@ -24,7 +25,7 @@ def write_summary(config: ConfigDict, asked: Sequence[Questions], folder: Result
     """
     metrics = {one.name: _metrics(one) for one in asked}
     lead = {name: found[0] for name, found in metrics.items()}
-    digests = {one.name: one.digest() for one in asked}
+    digests = {one.name: one.digest for one in asked}
     known = [
         result
         for result in folder.known.values()
@@ -43,12 +44,12 @@ def write_summary(config: ConfigDict, asked: Sequence[Questions], folder: Result
     parts += [f"**{line}**" for line in _cut(groups)]
     folder.write("scores.csv", report.scores_csv(groups, scores))
     folder.write("scores.tex", report.scores_latex(groups, lead, scores))
-    if config.compare_to:
-        found = comparison.contrasts(groups, lead, config.compare_to, config.margin, config.draws)
-        if found:
-            means = comparison.averages(found, lead)
-            parts.append(report.contrasts_markdown(found, means, config.margin))
-            folder.write("contrasts.csv", report.contrasts_csv(found))
+    found = comparison.contrasts(groups, lead, others(config), config.margin, config.draws)
+    if found:
+        parts.append(report.contrasts_markdown(found, comparison.averages(found, lead), config.margin))
+        folder.write("contrasts.csv", report.contrasts_csv(found))
+    else:
+        (folder.path / "contrasts.csv").unlink(missing_ok=True)  # of an earlier run
     leaks = {one.name: one.leak for one in asked if one.leak is not None}
     if leaks:
         parts.append(report.leakage_markdown(leaks))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ from clinmerge_jax.checkpoint.card import shown_name
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.reading import numbered_lines
+from clinmerge_jax.data.reading import check_unicode, numbered_lines
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics.metric import Output
 from clinmerge_jax.evaluation.tasks.task import Item
 
 FIELD = "config.model"
 _STORED = "answers:"
-_NAMED = re.compile(r"(?P<name>[\w.() -]+?)(?:@(?P<seed>\d+))?=(?P<location>.+)", re.ASCII)
+_NAMED = re.compile(r"(?P<name>[\w.() -]+?)(?::(?P<way>chat|raw))?(?:@(?P<seed>\d+))?=(?P<location>.+)", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class System:
       name: as tables show it; several systems of one name differ in their seed.
       seed: of the training that made it.
       location: as the config names it.
+      chat: whether its prompts go through the chat template; None leaves it to the config.
       checkpoint: None for stored answers.
       adapter: on the checkpoint.
     """
@@ -38,6 +40,7 @@ class System:
     name: str
     seed: int
     location: str
+    chat: bool | None = None
     checkpoint: Checkpoint | None = None
     adapter: Adapter | None = None
 
@@ -46,7 +49,7 @@ class System:
         """The folder of stored answers."""
         if not self.location.startswith(_STORED):
             return None
-        return pathlib.Path(self.location.removeprefix(_STORED)).expanduser()
+        return pathlib.Path(os.path.expanduser(self.location.removeprefix(_STORED)))
 
     @property
     def parts(self) -> list[Checkpoint | Adapter]:
@@ -57,18 +60,20 @@ class System:
         """What identifies it without reading weights; of stored answers, those to a task."""
         if self.stored is not None:
             return sha256(stored_file(self.stored, task))
-        return [provenance.fingerprint(part) for part in self.parts]
+        # Not the place: a folder that is moved is the same model.
+        return [{**provenance.fingerprint(part), "path": ""} for part in self.parts]
 
 
 def parse_systems(spec: str) -> list[System]:
     """The systems that `config.model` names.
 
     Args:
-      spec: `LOCATION`, `NAME=LOCATION` or `NAME@SEED=LOCATION`, separated by commas. A location is a folder, a hub id
-        or `miniature:NAME`, each perhaps with `+ADAPTER`, or `answers:FOLDER`.
+      spec: `LOCATION`, `NAME=LOCATION` or `NAME@SEED=LOCATION`, separated by commas; `NAME:chat` and `NAME:raw` say for
+        one system whether its prompts go through the chat template. A location is a folder, a hub id or
+        `miniature:NAME`, each perhaps with `+ADAPTER`, or `answers:FOLDER`.
 
     Raises:
-      BadInput: it is empty, or two systems have one name and seed.
+      BadInput: it is empty, or two systems have one name, seed and way.
     """
     systems: list[System] = []
     for part in (part.strip() for part in spec.split(",")):
@@ -78,19 +83,20 @@ def parse_systems(spec: str) -> list[System]:
         location = named["location"].strip() if named else part
         name = named["name"].strip() if named else shown_name(location)
         seed = int(named["seed"] or 0) if named else 0
-        if any((other.name, other.seed) == (name, seed) for other in systems):
+        chat = named["way"] == "chat" if named and named["way"] else None
+        if any((other.name, other.seed, other.chat) == (name, seed, chat) for other in systems):
             raise BadInput(
                 f"{FIELD}: {name} is named twice; give models names of their own (NAME=LOCATION), and those that differ"
                 " by training seed NAME@SEED=LOCATION"
             )
         if location.startswith(_STORED):
             system = System(name, seed, location)
-            if not system.stored.is_dir():
-                raise BadInput(f"{FIELD}: {system.stored} is no folder of answers; give answers:FOLDER")
+            if not location.removeprefix(_STORED) or not system.stored.is_dir():
+                raise BadInput(f"{FIELD}: {location} names no folder of answers; give answers:FOLDER")
         else:
             model, adapter = split_location(location)
             checkpoint = open_checkpoint(model, FIELD)
-            system = System(name, seed, location, checkpoint, open_adapter(adapter, FIELD) if adapter else None)
+            system = System(name, seed, location, chat, checkpoint, open_adapter(adapter, FIELD) if adapter else None)
         systems.append(system)
     return systems
 
@@ -113,17 +119,29 @@ def read_stored(system: System, task: str, items: Sequence[Item]) -> list[Output
     found: dict[str, Output] = {}
     for number, line in numbered_lines(str(path), FIELD, 'give a line {"id": ..., "answer": ...} for each item'):
         name = f"{path}:{number}"
-        row = parse_json(line, name)
-        if not isinstance(row, dict) or not isinstance(row.get("answer"), str) or "id" not in row:
-            raise BadInput(f"{name}: lacks 'id' or the text 'answer'; give both")
-        key = str(row["id"])
+        key, output = _stored(parse_json(line, name), name)
         if key in found:
             raise BadInput(f"{name}: answers an item for the second time; keep one answer for each id")
-        found[key] = Output(row["answer"], bool(row.get("finished", True)), tuple(row.get("earlier", ())))
-    missing = [item.name for item in items if item.id not in found]
+        found[key] = output
+    missing = [item for item in items if item.id not in found]
     if missing:
-        raise BadInput(f"{path}: has no answer to {len(missing)} items, the first of which is {missing[0]}; add them")
+        raise BadInput(
+            f"{path}: has no answer to {len(missing)} items, the first of which is {missing[0].name} with the id"
+            f" {missing[0].id!r}; add them"
+        )
     return [found[item.id] for item in items]
+
+
+def _stored(row: Any, name: str) -> tuple[str, Output]:
+    if not isinstance(row, dict) or not isinstance(row.get("answer"), str) or not isinstance(row.get("id"), (str, int)):
+        raise BadInput(f"{name}: lacks 'id' or the text 'answer'; give both")
+    check_unicode(row, name)
+    finished, earlier = row.get("finished", True), row.get("earlier", [])
+    if not isinstance(finished, bool):
+        raise BadInput(f"{name}: 'finished' is neither true nor false; give one of the two, or leave it out")
+    if not isinstance(earlier, list) or not all(isinstance(answer, str) for answer in earlier):
+        raise BadInput(f"{name}: 'earlier' is no list of answers; give one for each earlier turn, or leave it out")
+    return str(row["id"]), Output(row["answer"], finished, tuple(earlier))
 
 
 def stored_row(item: Item, output: Output) -> str:

@@ -8,9 +8,8 @@ models. The tables are made anew from all lines.
 
 import dataclasses
 import json
-import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tqdm
@@ -25,9 +24,9 @@ from clinmerge_jax.evaluation.answering import GENERATED, Asked, Respondent
 from clinmerge_jax.evaluation.harness.run import run_harness
 from clinmerge_jax.evaluation.harness.tasks import load_tasks
 from clinmerge_jax.evaluation.metrics import Metric, Output
-from clinmerge_jax.evaluation.plan import SHAPING, Planned, check, plan
+from clinmerge_jax.evaluation.plan import Planned, check, plan
 from clinmerge_jax.evaluation.questions import Questions, read_questions
-from clinmerge_jax.evaluation.results import RESULTS_FILE, Cell, Result, ResultsFolder, key_of, read_results
+from clinmerge_jax.evaluation.results import COMPUTED, RESULTS_FILE, Cell, Result, ResultsFolder, key_of, read_results
 from clinmerge_jax.evaluation.summary import write_summary
 from clinmerge_jax.evaluation.systems import System, parse_systems, read_stored, stored_row
 from clinmerge_jax.evaluation.tasks.task import Kind
@@ -38,50 +37,55 @@ def run(config: ConfigDict) -> None:
     systems = parse_systems(config.model)
     questions = read_questions(config)
     check(config, systems, questions)
+    for system in systems:
+        _refuse(config.output, system, questions)
     respondents = {system: Respondent(system, config) for system in systems if system.checkpoint is not None}
     planned = list(plan(config, systems, questions))
-    known = [] if config.overwrite else read_results(result_path(config.output) / RESULTS_FILE)
-    done = {result.key for result in known}
+    target = result_path(config.output)
+    done = set() if config.overwrite else {result.key for result in read_results(target / RESULTS_FILE)}
+    kept = {one.key: target / _generations(one) for one in planned}
+    if config.save_generations:  # asked for now, though the scores may be there
+        done -= {one.key for one in planned if one.cell.mode == GENERATED and not kept[one.key].is_file()}
     # What does not fit is refused before anything is written.
     prompts = {one.key: _asked(one, respondents) for one in planned if one.key not in done}
-    for part in (part for system in systems for part in system.parts):
-        _refuse_overlap(config.output, part.path)
     harness = _harness_tasks(config)
     with ResultsFolder(config.output) as folder:
-        if config.overwrite:
-            folder.forget([one.key for one in planned])
-        todo = [one for one in planned if one.key in prompts and one.key not in folder.known]
+        todo = [one for one in planned if one.key in prompts]
         print(f"{len(planned)} cells: {len(systems)} models, {len(questions)} tasks; {len(planned) - len(todo)} are"
               f" there already, {len(todo)} to do.")  # fmt: skip
         for one in questions:
             _floors(config, one, folder)
         for system in systems:
             cells = [one for one in todo if one.system is system]
-            foreign = harness and not folder.path.joinpath(_harness_file(config, system)).is_file()
+            foreign = harness if system in respondents and _harness_due(config, system, folder) else []
             if cells or foreign:
-                _evaluate(config, system, respondents.get(system), cells, prompts, harness if foreign else [], folder)
+                _evaluate(config, system, respondents.get(system), cells, prompts, foreign, folder)
         if config.human_sheet:
             _write_sheet(config, planned, questions, folder)
         if questions:
             print(write_summary(config, questions, folder))
-        for system in systems if harness else []:
+        for system in respondents if harness else []:
             print(f"lm-eval's scores of {system.name} are in {folder.path / _harness_file(config, system)}.")
         print(f"\n{folder.path / RESULTS_FILE} has a line for each cell. summary.md beside it has these tables,"
-              " scores.csv, scores.tex and contrasts.csv the numbers.")  # fmt: skip
+              " the .csv and .tex files the numbers.")  # fmt: skip
         print("Next: more models or tasks into the same --config.output; what is done is not done again.")
 
 
-def _refuse_overlap(output: str, folder) -> None:
+def _refuse(output: str, system: System, questions: Sequence[Questions]) -> None:
+    """Refuses an output within a model's folder, and stored answers that are not all there."""
     target = result_path(output).resolve()
-    if folder.resolve() in (target, *target.parents):
-        raise BadInput(f"config.output: {target} lies in the folder of a model; name another folder")
+    for part in system.parts:
+        if part.path.resolve() in (target, *target.parents):
+            raise BadInput(f"config.output: {target} lies in the folder of a model; name another folder")
+    if system.stored is not None:
+        for one in questions:
+            read_stored(system, one.name, one.items)
 
 
 def _asked(one: Planned, respondents: dict[System, Respondent]) -> Asked | None:
-    """A cell's prompts; None where the answers are stored ones, which are checked."""
+    """A cell's prompts; None where the answers are stored ones."""
     questions, cell = one.questions, one.cell
-    if one.system.checkpoint is None:
-        read_stored(one.system, questions.name, questions.items)
+    if cell.stored:
         return None
     shots = questions.shots(cell.shots, cell.example_seed)
     asked = respondents[one.system].ask(questions.task, questions.items, shots, cell.chat, cell.mode)
@@ -107,17 +111,12 @@ def _evaluate(
         digests = {kind: provenance.digests(part, {}) for kind, part in zip(("model", "adapter"), system.parts)}
     for one in cells:
         with tqdm.tqdm(total=len(one.questions.items), desc=str(one.cell), unit="item") as bar:
-            if respondent is None:
-                outputs = read_stored(system, one.questions.name, one.questions.items)
-                about = {"items": len(outputs)}
-                bar.update(len(outputs))
-            else:
-                asked = prompts[one.key]
-                outputs, about = respondent.answers(asked, config.seed + one.cell.example_seed, bar.update)
-                _write_form(one, asked, folder)
-        if config.save_generations and one.cell.mode == GENERATED:
-            _save(one, outputs, folder)
-        _score(config, one, outputs, about, digests, folder)
+            outputs, about = _answers(config, one, prompts[one.key], respondent, folder, bar.update)
+        start = time.perf_counter()
+        generated = one.cell.mode == GENERATED
+        counts = scoring.count(one.questions.task, one.metrics, one.questions.items, outputs, generated)
+        about |= {"scoring_seconds": round(time.perf_counter() - start, 2)}
+        folder.add(_result(one.key, one.cell, one.questions, one.metrics, counts, about, one.settings, digests, folder))
     if harness and respondent is not None:
         found = run_harness(
             respondent.engine(respondent.longest, with_eos=True),
@@ -126,13 +125,42 @@ def _evaluate(
             name=system.name,
             limit=config.limit,
             num_fewshot=config.shots or None,
-            chat_template=config.chat_template,
+            chat_template=config.chat_template if system.chat is None else system.chat,
             gen_kwargs={"max_gen_toks": config.max_new_tokens} if config.max_new_tokens else None,
             seed=config.seed,
         )
         folder.write(_harness_file(config, system), json.dumps({**found, "sha256": digests}, indent=1) + "\n")
     if respondent is not None:
         respondent.unload()
+
+
+def _answers(
+    config: ConfigDict,
+    one: Planned,
+    asked: Asked | None,
+    respondent: Respondent | None,
+    folder: ResultsFolder,
+    progress: Callable[[int], None],
+) -> tuple[list[Output], dict[str, Any]]:
+    """A cell's answers: stored ones, those that an earlier run kept, else new ones, which are kept if that is asked."""
+    items, name = one.questions.items, one.questions.name
+    kept = folder.path / _generations(one)
+    if one.cell.stored or (kept.is_file() and not config.overwrite):
+        system = one.system if one.cell.stored else System(one.cell.system, 0, f"answers:{kept.parent}")
+        outputs, about = read_stored(system, name, items), {"items": len(items), "kept": not one.cell.stored}
+        progress(len(items))
+    else:
+        outputs, about = respondent.answers(asked, config.seed + one.cell.example_seed, progress)
+        _write_form(one, asked, folder)
+    if config.save_generations and one.cell.mode == GENERATED:
+        rows = "".join(stored_row(item, output) for item, output in zip(items, outputs))
+        folder.write(_generations(one), rows, private=True)
+    return outputs, about
+
+
+def _generations(one: Planned) -> str:
+    """Where below the output a cell's answers are kept, in a folder that `answers:FOLDER` takes."""
+    return f"{human_sheet.GENERATIONS}/{human_sheet.folder_name(one.cell, one.answers)}/{one.questions.name}.jsonl"
 
 
 def _harness_tasks(config: ConfigDict) -> list[Any]:
@@ -144,20 +172,16 @@ def _harness_tasks(config: ConfigDict) -> list[Any]:
 
 def _harness_file(config: ConfigDict, system: System) -> str:
     """Where lm-eval's results on a model lie: one file for each way of asking."""
-    asked = {name: config[name] for name in ("harness_tasks", "limit", "shots", "chat_template", *SHAPING)}
+    names = ("harness_tasks", "limit", "shots", "max_new_tokens", "seed", *COMPUTED)
+    chat = config.chat_template if system.chat is None else system.chat
+    asked = {**{name: config[name] for name in names}, "chat": chat}
     key = key_of({"asked": asked, "system": system.fingerprint(""), "name": system.name})
-    cell = Cell(system.name, system.seed, "", chat=config.chat_template, shots=config.shots)
-    return f"harness/{human_sheet.folder_name(cell)}_{key[:8]}.json"
+    cell = Cell(system.name, system.seed, "", chat=chat, shots=config.shots)
+    return f"harness/{human_sheet.folder_name(cell, key)}.json"
 
 
-def _score(
-    config: ConfigDict, one: Planned, outputs: Sequence[Output], about: dict, digests: dict, folder: ResultsFolder
-) -> None:
-    start = time.perf_counter()
-    questions = one.questions
-    counts = scoring.count(questions.task, one.metrics, questions.items, outputs, one.cell.mode == GENERATED)
-    about = {**about, "scoring_seconds": round(time.perf_counter() - start, 2)}
-    folder.add(_result(config, one.key, one.cell, questions, one.metrics, counts, about, digests, folder))
+def _harness_due(config: ConfigDict, system: System, folder: ResultsFolder) -> bool:
+    return config.overwrite or not (folder.path / _harness_file(config, system)).is_file()
 
 
 def _floors(config: ConfigDict, questions: Questions, folder: ResultsFolder) -> None:
@@ -168,25 +192,25 @@ def _floors(config: ConfigDict, questions: Questions, folder: ResultsFolder) -> 
         cell = Cell(name, 0, questions.name, floor=True)
         identity = {
             "cell": dataclasses.asdict(cell),
-            "questions": questions.digest(),
-            "train": questions.train_digest(),
+            "questions": questions.digest,
+            "train": questions.train_digest,
             "metrics": {metric.name: metric.signature for metric in metrics},
         }
-        key = key_of(identity)
-        if key in folder.known:
+        key = key_of({**identity, "scoring": scoring.VERSION})
+        if key in folder.known and not config.overwrite:
             continue
         counts = scoring.floor(task, metrics, questions.items, name, outputs)
-        folder.add(_result(config, key, cell, questions, metrics, counts, {"items": len(outputs)}, {}, folder))
+        folder.add(_result(key, cell, questions, metrics, counts, {"items": len(outputs)}, {}, {}, folder))
 
 
 def _result(
-    config: ConfigDict,
     key: str,
     cell: Cell,
     questions: Questions,
     metrics: Sequence[Metric],
     counts: dict,
     about: dict,
+    settings: dict,
     digests: dict,
     folder: ResultsFolder,
 ) -> Result:
@@ -202,41 +226,33 @@ def _result(
         {
             **provenance.environment(),
             "sha256": {"data": questions.digests, **digests},
-            "questions": questions.digest(),
-            "settings": {name: config[name] for name in SHAPING},
+            "questions": questions.digest,
+            "settings": settings,
             "shareable": questions.task.shareable,
         },
     )
-
-
-def _save(one: Planned, outputs: Sequence[Output], folder: ResultsFolder) -> None:
-    """Keeps the answers, for their owner's eyes, in the form that `answers:FOLDER` reads."""
-    rows = "".join(stored_row(item, output) for item, output in zip(one.questions.items, outputs))
-    (folder.path / human_sheet.GENERATIONS).mkdir(mode=0o700, exist_ok=True)
-    name = f"{human_sheet.GENERATIONS}/{human_sheet.folder_name(one.cell)}/{one.questions.name}.jsonl"
-    folder.write(name, rows, private=True)
 
 
 def _write_form(one: Planned, asked: Asked, folder: ResultsFolder) -> None:
     """Writes the form of a cell's prompts, with its words left out unless the task may be shared."""
     prompter, item = asked.prompter, one.questions.items[0]
     shown = prompter.text(item) if one.questions.task.shareable else prompter.redacted(item)
-    folder.write(f"prompts/{human_sheet.folder_name(one.cell)}_{one.cell.mode}_{one.questions.name}.txt", shown + "\n")
+    name = f"{human_sheet.folder_name(one.cell, one.answers)}_{one.cell.mode}_{one.questions.name}.txt"
+    folder.write(f"prompts/{name}", shown + "\n")
 
 
 def _write_sheet(
     config: ConfigDict, planned: Sequence[Planned], questions: Sequence[Questions], folder: ResultsFolder
 ) -> None:
-    cells = [one for one in planned if one.cell.mode == GENERATED and one.questions.task.kind is Kind.GENERATION]
+    cells = [one for one in planned if one.questions.task.kind is Kind.GENERATION]
     answers = {}
     for one in cells:
-        stored = System(one.cell.system, 0, f"answers:{_generations(one.cell, folder)}")
+        stored = System(one.cell.system, 0, f"answers:{(folder.path / _generations(one)).parent}")
         outputs = read_stored(stored, one.questions.name, one.questions.items)
         answers[one.cell] = {item.id: output.text for item, output in zip(one.questions.items, outputs)}
     count = human_sheet.write(config.human_sheet, config.seed, [one.cell for one in cells], answers, questions, folder)
-    print(f"{count} answers to rate are in {folder.path / human_sheet.SHEET}; who wrote which is in"
-          f" {folder.path / human_sheet.KEY}, which raters do not get.")  # fmt: skip
-
-
-def _generations(cell: Cell, folder: ResultsFolder) -> pathlib.Path:
-    return folder.path / human_sheet.GENERATIONS / human_sheet.folder_name(cell)
+    if count:
+        print(f"{count} answers to rate are in {folder.path / human_sheet.SHEET}; who wrote which is in"
+              f" {folder.path / human_sheet.KEY}, which raters do not get.")  # fmt: skip
+    else:
+        print(f"{folder.path / human_sheet.SHEET} is there already and stays as it is; move it away for a new one.")

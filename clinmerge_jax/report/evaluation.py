@@ -37,7 +37,7 @@ def _has(scores: Scores, index: int, group: Group, metric: Metric):
 
 
 def _over(group: Group) -> str:
-    seeds = max(len(results) for name, results in group.systems.items() if name not in group.floors)
+    seeds = max(len(group.seeds(name)[0]) for name in group.systems if name not in group.floors)
     return f"seeds and items ({seeds} seeds)" if seeds > 1 else "items alone: one seed says nothing of other seeds"
 
 
@@ -49,28 +49,31 @@ def _cell(score: Score, floor: bool) -> str:
 
 def contrasts_markdown(found: Sequence[Contrast], means: Sequence[Average], margin: float) -> str:
     """Differences, what is kept, and verdicts; then their means over tasks."""
-    header = ["task", "system", "difference", "p", "p, Holm", "detectable", "share kept", "keeps 95 %", "not worse",
-              "McNemar's p"]  # fmt: skip
+    header = ["task", "system", "against", "difference", "p", "p, Holm", "detectable", "share kept", "keeps 95 %",
+              "not worse", "McNemar's p"]  # fmt: skip
     rows = [
         [
-            one.group.title, one.system, one.interval.format(2), _p(one.p_value), _p(one.holm),
-            f"{one.detectable:.2f}", "" if one.kept_interval is None else one.kept_interval.format(3),
-            _said(one.retains), _said(one.not_worse), "" if one.mcnemar is None else _p(one.mcnemar),
+            one.group.title, one.system, one.other, one.interval.format(2), _p(one.p_value), _p(one.holm),
+            "" if one.detectable is None else f"{one.detectable:.2f}",
+            "" if one.kept_interval is None else one.kept_interval.format(3),
+            _said(one.retains), _said(one.not_worse), _p(one.mcnemar),
         ]
         for one in found
     ]  # fmt: skip
-    text = [f"### Against {found[0].other}", "", table(header, rows), ""]
+    text = ["### Differences", "", table(header, rows), ""]
     text.append(
-        "Differences are paired, in points of the first metric; p is two-sided, Holm's over the tasks of a system;"
-        " detectable is the smallest true difference that 80 of 100 such studies find. Keeps 95 %: the verdict at .05"
-        f" on a ratio over 0.95. Not worse: that on a difference over -{margin:g}."
+        "Differences are paired, in points of the first metric; p is two-sided, Holm's over the tasks on which the"
+        " two are compared (choices by letters, where they have them); detectable is the smallest true difference that 80"
+        " of 100 such studies find. Keeps 95 %: the verdict at .05 on a ratio over 0.95. Not worse: that on a difference"
+        f" over -{margin:g}. Nothing is concluded where no item tells the two apart, or of scores that a floor has too."
     )
     if means:
         rows = [
-            [one.system, str(one.tasks), one.difference.format(2), "" if one.kept is None else one.kept.format(3)]
+            [one.system, one.other, str(one.shots), str(one.tasks), one.difference.format(2),
+             "" if one.kept is None else one.kept.format(3)]
             for one in means
-        ]
-        text += ["", table(["mean over tasks", "tasks", "difference", "share kept"], rows)]
+        ]  # fmt: skip
+        text += ["", table(["mean over tasks", "against", "shots", "tasks", "difference", "share kept"], rows)]
     return "\n".join(text)
 
 
@@ -78,8 +81,8 @@ def _said(found: Verdict | None) -> str:
     return "" if found is None else found.conclusion
 
 
-def _p(value: float) -> str:
-    return "<.0001" if value < 1e-4 else f"{value:.4f}"
+def _p(value: float | None) -> str:
+    return "" if value is None else "<.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def leakage_markdown(leaks: Mapping[str, Leakage]) -> str:
@@ -94,56 +97,34 @@ def scores_csv(groups: Sequence[Group], scores: Scores) -> str:
     rows = []
     for (index, system, metric), score in scores.items():
         group = groups[index]
-        low, high = ("", "") if score.interval is None else (score.interval.low, score.interval.high)
+        low, high = ("", "") if score.interval is None else _ends(score.interval)
         kind = "floor" if system in group.floors else "system"
         rows.append(
-            [
-                group.task,
-                group.mode,
-                group.chat,
-                group.shots,
-                system,
-                kind,
-                metric,
-                score.value,
-                low,
-                high,
-                score.over,
-                score.seeds,
-                score.items,
-            ]  # fmt: skip
+            [*_asked(group), system, kind, metric, score.value, low, high, score.over, score.seeds, score.items]
         )
-    header = ["task", "mode", "chat_template", "shots", "system", "kind", "metric", "score", "low", "high", "over",
-              "seeds", "items"]  # fmt: skip
+    header = [*_ASKED, "system", "kind", "metric", "score", "low", "high", "over", "seeds", "items"]
     return _csv(header, rows)
+
+
+_ASKED = ("task", "mode", "shots", "title")
+
+
+def _asked(group: Group) -> list[str | int]:
+    return [group.task, group.mode, group.shots, group.title]
 
 
 def contrasts_csv(found: Sequence[Contrast]) -> str:
     """A line for each contrast."""
-    header = ["task", "mode", "chat_template", "shots", "system", "other", "difference", "low", "high", "p_value",
-              "holm", "detectable", "kept", "kept_low", "kept_high", "retains", "not_worse", "mcnemar"]  # fmt: skip
+    header = [*_ASKED, "system", "other", "primary", "difference", "low", "high", "p_value", "holm", "detectable",
+              "kept", "kept_low", "kept_high", "retains", "not_worse", "mcnemar"]  # fmt: skip
     rows = []
     for one in found:
         kept = [one.kept, *_ends(one.kept_interval)] if one.kept_interval else ["", "", ""]
+        tests = ["" if value is None else value for value in (one.p_value, one.holm, one.detectable)]
         rows.append(
-            [
-                one.group.task,
-                one.group.mode,
-                one.group.chat,
-                one.group.shots,
-                one.system,
-                one.other,
-                one.difference,
-                *_ends(one.interval),
-                one.p_value,
-                one.holm,
-                one.detectable,
-                *kept,
-                _said(one.retains),
-                _said(one.not_worse),
-                "" if one.mcnemar is None else one.mcnemar,
-            ]  # fmt: skip
-        )
+            [*_asked(one.group), one.system, one.other, one.primary, one.difference, *_ends(one.interval), *tests,
+             *kept, _said(one.retains), _said(one.not_worse), "" if one.mcnemar is None else one.mcnemar]
+        )  # fmt: skip
     return _csv(header, rows)
 
 

@@ -41,7 +41,7 @@ def test_floors_and_bounds_of_choices(quiz):
         scores[name] = float(METRICS["accuracy"].score(counts_IK.sum(axis=0)))
     assert scores[scoring.RANDOM] == pytest.approx(25, abs=0.6)  # the mean of many draws
     assert scores[scoring.REFERENCE] == 100 and scores[scoring.NOTHING] == 0
-    assert scores[scoring.FREQUENT] == pytest.approx(100 * 353 / 1273)
+    assert scores[scoring.FREQUENT_ASKED] == pytest.approx(100 * 353 / 1273)
 
 
 def test_written_answers_count_by_the_letter_that_is_read(quiz):

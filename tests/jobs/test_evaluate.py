@@ -94,7 +94,7 @@ def test_every_cell_and_every_floor_is_a_line_without_text(evaluated):
 def test_tables_are_for_people_programs_and_print(evaluated):
     output, _ = evaluated
     summary = (output / "summary.md").read_text()
-    assert "starts@test (generated)" in summary and "*copy the input*" in summary and "### Against one" in summary
+    assert "starts@test (generated)" in summary and "*copy the input*" in summary and "### Differences" in summary
     assert "10 items in 5 clusters" in summary
     with (output / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -168,7 +168,7 @@ def test_a_choice_is_answered_by_letters_and_in_words_side_by_side(folder):
     assert set(modes) == {"letters", "generated"} and all(line["cell"]["chat"] for line in modes.values())
     assert "unread" in modes["generated"]["scores"] and "unread" not in modes["letters"]["scores"]
     floors = {line["cell"]["system"]: line["scores"]["accuracy"] for line in _lines(output) if line["cell"]["floor"]}
-    assert floors["the reference itself"] == 100 and floors["most frequent letter"] == 60
+    assert floors["the reference itself"] == 100 and floors["most frequent letter (of the test)"] == 60
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_choice_is_answered_by_letters_and_in_words_side_by_side(folder):
         (["--config.tasks=gsm8k"], "config.data_dir: '' is no folder; give the one that holds the published files"),
         (["--config.metrics=rouge"], "config.metrics: 'rouge' is unknown"),
         (["--config.model=one={one},one={two}"], "config.model: one is named twice"),
-        (["--config.model=answers:nowhere"], "config.model: nowhere is no folder of answers"),
+        (["--config.model=answers:nowhere"], "config.model: answers:nowhere names no folder of answers"),
         (["--config.output={one}"], "lies in the folder of a model"),
         (["--config.too_long=drop"], "config.too_long: 'drop' is unknown; give refuse or cut"),
         (["--config.slots=-1"], "config.slots: is -1; give a multiple of"),

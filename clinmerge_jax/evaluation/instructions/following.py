@@ -69,6 +69,7 @@ FOLLOWING: dict[str, Metric] = {
         width=6,
         score=_score(followed, given),
         parts=(_COUNTS,),
+        binary=unit == "prompt",
     )
     for unit, way, followed, given in (
         ("prompt", "strict", 0, 4),

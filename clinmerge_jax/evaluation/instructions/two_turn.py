@@ -66,7 +66,9 @@ def second_turn() -> Metric:
             return 0.0
         return 100.0 * FOLLOW_UPS[target.kind].check(first, output.text.strip(), target.word)
 
-    return averaged("second_turn", "percent of second answers that follow, checked against the first answer", value)
+    return averaged(
+        "second_turn", "percent of second answers that follow, checked against the first answer", value, binary=True
+    )
 
 
 def solve(item: Item) -> Output:

@@ -13,12 +13,12 @@ def exact_match() -> Metric:
     def value(output: Output, reference: str) -> float:
         return 100.0 * (_plain(output.text) == _plain(reference))
 
-    return averaged("exact_match", "casefolded, white space joined", value)
+    return averaged("exact_match", "casefolded, white space joined", value, binary=True)
 
 
 def accuracy() -> Metric:
     """The share of labels that are the reference's; an answer from which no label was read ("") is wrong."""
-    return averaged("accuracy", "of labels", lambda output, reference: 100.0 * (output.text == reference))
+    return averaged("accuracy", "of labels", lambda output, reference: 100.0 * (output.text == reference), binary=True)
 
 
 def unread() -> Metric:

@@ -43,6 +43,7 @@ class Metric:
       parts: metrics whose counts are these, one part after another.
       count_all: counts all items at once, as an encoder or another program does. Metrics that have the same one share
         its counts.
+      binary: whether an item is right or wrong, 100 or 0.
       graded: whether it goes up to 100 for the best answers, and not only says what they look like.
     """
 
@@ -55,15 +56,16 @@ class Metric:
     parts: tuple["Metric", ...] = ()
     count_all: CountAll | None = None
     graded: bool = True
+    binary: bool = False
 
     def of_items(self, counts_IK: np.ndarray) -> np.ndarray:
         """The score of each item."""
         return (self.item_score or self.score)(counts_IK)
 
 
-def averaged(name: str, signature: str, value: Callable[[Output, str], float]) -> Metric:
+def averaged(name: str, signature: str, value: Callable[[Output, str], float], binary: bool = False) -> Metric:
     """A metric whose score is the mean of the items' own."""
-    return Metric(name, signature, lambda output, reference: (value(output, reference), 1))
+    return Metric(name, signature, lambda output, reference: (value(output, reference), 1), binary=binary)
 
 
 def check_texts(references: Sequence[Any], name: str) -> None:

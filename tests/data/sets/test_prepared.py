@@ -133,7 +133,7 @@ def test_offline_opens_no_socket(sums, no_sockets, tmp_path):
     assert len(read("gsm8k", "test", Source(str(sums)))) == 1
     (sums / "grade_school_math/data/train.jsonl").unlink()
     assert len(read("gsm8k", "test", Source(str(sums)))) == 1
-    with pytest.raises(BadInput, match="lacks gsm8k/train.jsonl.*or run with offline=False to have it fetched"):
+    with pytest.raises(BadInput, match="lacks gsm8k/train.jsonl.*or run with config.offline=False to have it fetched"):
         read("gsm8k", "train", Source(str(sums)))
 
 
