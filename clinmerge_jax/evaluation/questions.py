@@ -195,19 +195,21 @@ def _digest(items: Sequence[Item]) -> str:
 
 
 def without_asked(train: Sequence[Item], asked: Sequence[Item], name: str) -> list[Item]:
-    """The training items whose source is not asked too, so that no example gives an answer away.
+    """The training items that give no answer away: whose source is not asked too, nor nearly, nor of the same cluster.
 
     Raises:
-      BadInput: all of them are asked: train and test are the same.
+      BadInput: nothing is left: train and test are the same.
     """
-    sources = {_plain(item.source) for item in asked}
-    left = [item for item in train if _plain(item.source) not in sources]
+    shared = leakage(asked, train)
+    told = {*shared.sources, *shared.near}
+    clusters = {item.cluster for item in asked if item.cluster}
+    left = [item for item in train if item.id not in told and item.cluster not in clusters]
     if train and not left:
         raise BadInput(f"task {name}: every training item is asked too; give another training file than the test's")
     if len(left) < len(train):
-        logging.warning("%s: %d training items are asked too; they are no examples", name, len(train) - len(left))
+        logging.warning(
+            "%s: %d training items are asked too, nearly so, or of the same cluster; they are no examples",
+            name,
+            len(train) - len(left),
+        )
     return left
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -63,9 +63,10 @@ def contrasts_markdown(found: Sequence[Contrast], means: Sequence[Average], marg
     text = ["### Differences", "", table(header, rows), ""]
     text.append(
         "Differences are paired, in points of the first metric; p is two-sided, Holm's over the tasks on which the"
-        " two are compared (choices by letters, where they have them); detectable is the smallest true difference that 80"
-        " of 100 such studies find. Keeps 95 %: the verdict at .05 on a ratio over 0.95. Not worse: that on a difference"
-        f" over -{margin:g}. Nothing is concluded where no item tells the two apart, or of scores that a floor has too."
+        " two are compared (choices by letters, where they have them); detectable is the smallest true difference"
+        " that 80 of 100 such studies find. Keeps 95 %: the verdict at .05 on a ratio over 0.95. Not worse: that on a"
+        f" difference over -{margin:g}. Nothing is concluded where no item tells the two apart, or of scores that a"
+        " floor has too."
     )
     if means:
         rows = [

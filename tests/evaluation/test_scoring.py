@@ -4,8 +4,11 @@ import math
 
 import pytest
 
+from clinmerge_jax.data.sets.gsm8k import final_number
+from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation import scoring
 from clinmerge_jax.evaluation.metrics import METRICS, Output
+from clinmerge_jax.evaluation.questions import without_asked
 from clinmerge_jax.evaluation.tasks.table import TASKS
 from clinmerge_jax.evaluation.tasks.task import Item
 
@@ -74,3 +77,25 @@ def test_text_tasks_have_floors_from_inputs_and_from_training_and_both_bounds():
         if metric.graded:
             assert _score(task, items, made[scoring.NOTHING], metric) == 0
             assert _score(task, items, made[scoring.REFERENCE], metric) > 99
+
+
+def test_examples_give_no_answer_away():
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    asked = [Item("a", "q:1", {}, words, "x", cluster="visit 1"), Item("b", "q:2", {}, "short", "y")]
+    train = [
+        Item("1", "t:1", {}, "SHORT ", "y"),
+        Item("2", "t:2", {}, f"{words} seventeen", "x"),
+        Item("3", "t:3", {}, "another part of the visit", "z", cluster="visit 1"),
+        Item("4", "t:4", {}, "something else", "w"),
+    ]
+    assert [item.id for item in without_asked(train, asked, "quiz")] == ["4"]
+    with pytest.raises(BadInput, match="task quiz: every training item is asked too"):
+        without_asked(train[:2], asked, "quiz")
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [("2,3", "3"), ("so 3-5", "5"), ("#### 1,200", "1200"), ("x = -3.50", "-3.5"), ("(-4)", "-4"), ("none", "")],
+)
+def test_numbers_have_commas_between_thousands_and_a_minus_of_their_own(answer, number):
+    assert final_number(answer) == number

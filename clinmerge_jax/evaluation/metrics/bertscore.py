@@ -3,6 +3,7 @@
 A and R are the tokens of an answer and of its reference.
 """
 
+import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from clinmerge_jax.checkpoint.digest import sha256
+from clinmerge_jax.checkpoint.folder import resolve
 from clinmerge_jax.evaluation.encoder import Encoder, load_encoder
 from clinmerge_jax.evaluation.metrics.metric import Metric, Output, check_texts, columns
 
@@ -64,7 +67,9 @@ def bertscore(model: str, layer: int | None = None, field: str = "bertscore.mode
         return np.concatenate([100 * scores_I3, np.ones((len(outputs), 1))], axis=1)
 
     version = importlib.metadata.version("clinmerge_jax")
-    signature = f"{name}, layer {encoder.layer}, no idf, not rescaled, clinmerge_jax {version}"
+    weights = [sha256(path) for path in sorted(resolve(model, field).glob("*.safetensors"))]
+    digest = hashlib.sha256("".join(weights).encode()).hexdigest()[:12]
+    signature = f"{name} ({digest}), layer {encoder.layer}, no idf, not rescaled, clinmerge_jax {version}"
     return columns(NAMES, signature, count_all)
 
 

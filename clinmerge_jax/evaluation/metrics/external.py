@@ -10,9 +10,11 @@ It may answer line by line or all at the end. Then it ends with exit status 0. I
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
+import pathlib
 import queue
 import re
 import shlex
@@ -24,6 +26,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.errors import BadInput, RunFailure
 from clinmerge_jax.evaluation.metrics.metric import Metric, Output, check_texts, columns
 
@@ -85,7 +88,14 @@ def external(
         return np.concatenate([answers.scores, np.ones((len(lines), 1))], axis=1)
 
     names = [f"{name}_{part}" for part in parts] or [name]
-    return columns(names, f"external program {arguments[0]!r}, {lower:g} to {upper:g} as 0 to 100", count_all)
+    signature = f"external program {arguments[0]!r} ({_digest(arguments)}), {lower:g} to {upper:g} as 0 to 100"
+    return columns(names, signature, count_all)
+
+
+def _digest(arguments: Sequence[str]) -> str:
+    """Of a command and the files that it names, so that another script is another metric."""
+    parts = [[one, sha256(pathlib.Path(one)) if os.path.isfile(one) else ""] for one in arguments]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def parse_external(spec: str, taken: Collection[str]) -> dict[str, Metric]:

@@ -134,15 +134,21 @@ def _item(line: str, name: str, number: str, split: str, own: ConfigDict, kind: 
         target = _right(row, own.target, options, name)
         fields["choices"] = option_lines(choices)
     return Item(
-        id=f"{split}-{_text(row, own.id, name, 'id')}" if row.get(own.id) is not None else number,
+        id=_text(row, own.id, name, "id") if row.get(own.id) is not None else number,
         name=name,
         fields=fields,
         source=_text(row, own.source, name, "source"),
         target=target,
         choices=choices,
-        cluster=_text(row, own.cluster, name, "cluster") if own.cluster and split == "test" else "",
+        cluster=_cluster(row, own.cluster, name, split),
         label=_text(row, own.label, name, "label") if own.label else (target if choices else None),
     )
+
+
+def _cluster(row: Mapping[str, Any], key: str, name: str, split: str) -> str:
+    """Every row that is scored has one; of training rows those that are known."""
+    known = key and (split == "test" or row.get(key) is not None)
+    return _text(row, key, name, "cluster") if known else ""
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Programs that score: small ones, written to a folder, that do what they should or what they should not."""
 
+import re
 import shlex
 import sys
 import time
@@ -179,12 +180,21 @@ def test_the_spelling_in_a_config():
     metrics = parse_external(
         "medcon=./medcon 'a b=c'; radgraph:f1, recall 0..1 = python r.py --x=1; j -1.5..5=j;", RESERVED
     )
-    assert {name: metric.signature for name, metric in metrics.items()} == {
+    signatures = {name: re.sub(r" \([0-9a-f]{12}\)", "", metric.signature) for name, metric in metrics.items()}
+    assert signatures == {
         "medcon": "external program './medcon', 0 to 100 as 0 to 100",
         "radgraph_f1": "external program 'python', 0 to 1 as 0 to 100",
         "radgraph_recall": "external program 'python', 0 to 1 as 0 to 100",
         "j": "external program 'j', -1.5 to 5 as 0 to 100",
     }
+
+
+def test_another_script_is_another_metric(tmp_path):
+    script, found = tmp_path / "score.py", set()
+    for text in ("print(1)", "print(2)"):
+        script.write_text(text)
+        found.add(parse_external(f"judge=python {script}", RESERVED)["judge"].signature)
+    assert len(found) == 2 and not any(str(tmp_path) in signature for signature in found)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_task_of_generation_with_metrics_composite_clusters_and_classes(tmp_pa
     assert (task.name, task.kind, task.train, task.max_new_tokens) == ("mine", Kind.GENERATION, "", 9)
     assert task.shareable and not task.floors and task.form.instruction == "Summarize."
     first, second = read("test")
-    assert (first.id, first.cluster, first.label, first.target) == ("test-1", "v1", "A", "Fever.")
+    assert (first.id, first.cluster, first.label, first.target) == ("1", "v1", "A", "Fever.")
     assert second.name == f"{tmp_path}/rows.jsonl:2"
     assert task.form.question.format(**first.fields) == f"Ward A: {SECRET} fever and tea.\nSummary:"
 
