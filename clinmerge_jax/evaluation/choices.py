@@ -21,8 +21,8 @@ def read_letter(text: str, choices: Sequence[str]) -> str:
 
     In this order: what follows the last "answer is" or "answer:"; a letter that the answer begins with and that
     stands alone; the only letter that "option" or "choice" names; the only letter in brackets; the only option whose
-    text the answer begins with, whatever the case, else the only one whose text occurs in it. Letters are capitals, as a
-    small "a" is a word, but for one that ends "the answer is"; an "A" before a word is an article.
+    text the answer begins with, whatever the case, else the only one whose text occurs in it. Letters are capitals, as
+    a small "a" is a word, but for one that ends "the answer is"; an "A" before a word is an article.
 
     Args:
       text: the answer.
