@@ -223,3 +223,43 @@ def test_what_is_cut_is_counted_and_said(folder, capfd):
     assert support.run_command(*arguments) == 0
     assert "the input of 1 of 2 items was cut to fit the context" in capfd.readouterr().out
     assert [line["about"]["cut"] for line in _lines(output) if not line["cell"]["floor"]] == [1]
+
+
+def test_answers_that_were_kept_are_scored_by_a_further_metric_without_being_made_again(folder):
+    output = folder / "further"
+    arguments = _arguments(folder, output, "--config.save_generations=True")
+    assert support.run_command(*arguments) == 0
+    assert support.run_command(*arguments, "--config.metrics=bleu") == 0
+    first, second = (line for line in _lines(output) if not line["cell"]["floor"])
+    assert "kept" not in first["about"] and second["about"]["kept"]
+    assert second["counts"]["exact_match"] == first["counts"]["exact_match"] and "bleu" in second["counts"]
+
+
+def test_other_examples_settings_and_clusters_are_other_cells_and_not_compared(folder, capfd):
+    output = folder / "others"
+    assert support.run_command(*_arguments(folder, output, "--config.shots=1")) == 0
+    _write(folder / "train2.jsonl", [{"input": "a fever . . .", "output": "fever and the cough"}])
+    changes = (
+        [f"--config.own.train={folder / 'train2.jsonl'}"],
+        ["--config.repetition_penalty=2.0"],
+        ["--config.own.cluster="],
+    )
+    for change in changes:
+        capfd.readouterr()
+        assert support.run_command(*_arguments(folder, output, "--config.shots=1", *change)) == 0
+        assert "0 are there already, 1 to do." in capfd.readouterr().out
+    assert support.run_command(*_arguments(folder, output, "--config.shots=1", "--config.repetition_penalty=2.0")) == 0
+    shown = capfd.readouterr().out
+    assert "repetition_penalty 1.0" in shown and "repetition_penalty 2.0" in shown and "seeds and items" not in shown
+
+
+def test_one_model_may_be_asked_by_chat_and_raw_and_compared(folder, capfd):
+    output = folder / "ways"
+    arguments = _arguments(folder, output, "--config.compare_to=one")
+    arguments[1] = f"--config.model=one:chat={folder / 'one'},one:raw={folder / 'one'},two:raw={folder / 'two'}"
+    assert support.run_command(*arguments) == 0
+    shown = capfd.readouterr().out
+    assert "one (chat)" in shown and "one (raw)" in shown and "two (raw)" in shown
+    with (output / "contrasts.csv").open() as file:
+        pairs = {(row["system"], row["other"]) for row in csv.DictReader(file)}
+    assert pairs == {("one (raw)", "one (chat)"), ("two (raw)", "one (chat)"), ("two (raw)", "one (raw)")}
