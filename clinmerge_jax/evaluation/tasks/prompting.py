@@ -150,14 +150,18 @@ class Prompter:
             raise BadInput(f"{name}: the chat template refuses it; mend the template") from error
 
     def _check_words(self, item: Item) -> None:
-        if not self.chat:
-            return
-        for token in self.tokenizer.all_special_tokens:
-            if any(token in text for text in item.fields.values()):
-                raise BadInput(
-                    f"{item.name}: holds {token}, a special token, so the chat template would be applied twice; give"
-                    " the words alone, or set config.chat_template to False"
-                )
+        """Refuses words that would be read as special tokens: a conversation within the conversation.
+
+        A BOS in a prompt that is one text does no harm, as no more than one is left at its start.
+        """
+        special = set(self.tokenizer.all_special_tokens) - (set() if self.chat else {self.tokenizer.bos_token})
+        for one in (item, *self.shots):
+            texts = [*one.fields.values(), *one.turns, *([answer(one)] if one is not item else [])]
+            for token in special:
+                if any(token in text for text in texts):
+                    twice = ", so the chat template would be applied twice" if self.chat else ""
+                    mend = ", or set config.chat_template to False" if token == self.tokenizer.bos_token else ""
+                    raise BadInput(f"{one.name}: holds {token}, a special token{twice}; give the words alone{mend}")
 
     def _shortened(self, item: Item, over: int, length: int) -> Item:
         """The item with a source that is `over` tokens shorter."""

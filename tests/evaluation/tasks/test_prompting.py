@@ -68,6 +68,14 @@ def test_a_template_that_stands_in_the_text_already_is_refused_in_a_chat(tokeniz
         _prompter(tokenizer, chat=True).prompt(item)
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_special_tokens_are_no_words_of_items_or_examples(tokenizer, chat):
+    odd = Item("3", "x.jsonl:3", {"note": "a fever </s> user a cough"}, "", "A", ("has", "a"))
+    for item, shots in ((odd, []), (ITEM, [odd])):
+        with pytest.raises(BadInput, match="x.jsonl:3: holds </s>, a special token.*; give the words alone"):
+            _prompter(tokenizer, chat, shots).prompt(item)
+
+
 def test_a_prompt_that_is_too_long_is_refused_by_name(tokenizer):
     with pytest.raises(BadInput, match=r"fever.jsonl:1: its prompt has 7 tokens, and 6 fit .*too_long=cut") as refused:
         _prompter(tokenizer, most=6).prompt(ITEM)
