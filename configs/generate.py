@@ -36,6 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.attention = "auto"  # of the decode steps: reference, ragged (TPU; reads what each row has filled), auto
     config.slots = 16  # answers that are generated at once
     config.length = 0  # the most tokens of a prompt and its answer; 0 is what the prompts need
+    config.too_long = "refuse"  # or cut: a prompt that is too long loses its end
     config.limit = 0  # only so many prompts, from the first on; 0 for all
     config.mesh = ConfigDict({"data": 0, "fsdp": 0, "tensor": 0})  # devices along each axis; 0 leaves it to be picked
     config.output = "runs/generate"

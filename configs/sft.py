@@ -20,6 +20,7 @@ It trains adapters; --config.lora.rank=0 --config.learning_rate=1e-5 trains all 
 from ml_collections import ConfigDict
 
 from clinmerge_jax.config_argument import parse
+from clinmerge_jax.evaluation.tasks.own_fields import own_fields
 
 _ALL_LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
@@ -39,15 +40,20 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh = ConfigDict({"data": 0, "fsdp": 0, "tensor": 0})
 
     # What is learned.
-    config.task = "miniature:instruct"
-    config.data_dir = ""  # where the data sets of tfds: lie
+    config.task = "miniature:instruct"  # names of tasks as evaluate has them, or files; several by commas, NAME=SHARE
+    config.data_dir = ""  # where the files of the tasks' data sets lie, or the data sets of tfds:
+    config.cache = ""  # where prepared records of the former go; empty: beside the data
     config.shots = 0  # examples that are chosen; 0: all
     config.label = ""  # a field of the rows: its values are as evenly chosen as can be
     config.chat_template = True  # prompts and completions as messages of a conversation
+    config.answer = "letter"  # what of a choice is learned; text: the letter and the option's text
     config.length = 512  # tokens of a row; 0: the model's context, 4096 at most
+    config.too_long = "cut"  # inputs lose their end so that the answer fits; or refuse
     config.packing = False  # True: several examples in a row, blind to one another; then steps count rows, not examples
-    config.validation = ""  # held-out examples in the same forms; nothing is learned from them
+    config.validation = ""  # held-out examples likewise, such as mts_dialog@valid; nothing is learned from them
     config.replay = ConfigDict({"task": "", "share": 0.25})  # further examples, and how much of each step they are
+
+    config.own = own_fields()  # a task of your own, as evaluate has it
 
     # For how long and how.
     config.epochs = 3.0

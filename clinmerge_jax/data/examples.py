@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 
 from clinmerge_jax.data.batch import Batch
-from clinmerge_jax.data.documents import Document, check_vocabulary, encode
+from clinmerge_jax.data.documents import Document, Encoded, check_vocabulary, encode
 from clinmerge_jax.data.packing import Packed, pack
 from clinmerge_jax.data.reading import read_documents
 from clinmerge_jax.errors import BadInput
@@ -24,11 +24,17 @@ class Examples:
       documents: that were chosen.
       rows: [N, T].
       packed: what became of the documents.
+      shortened: how many of them have lost the end of their source.
     """
 
     documents: Sequence[Document]
     rows: Batch
     packed: Packed
+    shortened: int = 0
+
+    def __str__(self) -> str:
+        cut = f"; the input of {self.shortened:,} is shortened to fit" if self.shortened else ""
+        return f"{self.packed}{cut}"
 
     def ids_by_row(self) -> list[list[str]]:
         """The ids of the documents in each row."""
@@ -77,7 +83,20 @@ def prepare(
     Raises:
       BadInput: a document cannot be encoded, or nothing would be learned.
     """
-    encoded = [encode(document, tokenizer, tokenizer.eos_token_id, chat) for document in documents]
+    encoded = [encode(document, tokenizer, tokenizer.eos_token_id, chat, length) for document in documents]
+    return assemble(documents, encoded, vocab_size, length, packing=packing, field=field)
+
+
+def assemble(
+    documents: Sequence[Document],
+    encoded: Sequence[Encoded],
+    vocab_size: int,
+    length: int,
+    *,
+    packing: bool,
+    field: str,
+) -> Examples:
+    """Packs encoded documents into rows; arguments and what it raises as of `prepare`."""
     check_vocabulary(encoded, vocab_size, field)
     rows, packed = pack(encoded, length, packing)
-    return Examples(documents, rows, packed)
+    return Examples(documents, rows, packed, sum(one.shortened for one in encoded))

@@ -11,6 +11,7 @@ import numpy as np
 from clinmerge_jax.checkpoint.safetensors import parse_json
 from clinmerge_jax.data.documents import without_second_bos
 from clinmerge_jax.data.reading import check_messages, check_unicode, numbered_lines
+from clinmerge_jax.data.shortening import fit, longest_source, with_content
 from clinmerge_jax.errors import BadInput
 
 _MEND = "give JSON lines with 'prompt' or 'messages', or text with a prompt a line"
@@ -64,36 +65,60 @@ def _prompt(row: Any, name: str, index: int) -> Prompt:
     return Prompt(name, own, messages=row["messages"])
 
 
-def encode_prompt(prompt: Prompt, tokenizer, chat: bool | None = None) -> np.ndarray:
-    """A prompt's tokens, int32 [T], with no more than one BOS.
+def encode_prompt(
+    prompt: Prompt, tokenizer, chat: bool | None = None, most: int = 0, cut: bool = False
+) -> tuple[np.ndarray, bool]:
+    """A prompt's tokens, int32 [T], with no more than one BOS; and whether it was shortened.
 
     Args:
       prompt: raw text is taken as the tokenizer takes it; of a conversation the chat template makes text once.
       tokenizer: of transformers.
       chat: True puts raw text into the chat template, as a user's message; None and False leave it raw.
+      most: tokens that there is room for; 0 for any number.
+      cut: whether what is too long is shortened: raw text from its end, of a conversation the longest message that is
+        not the assistant's. Otherwise it comes back as it is.
 
     Raises:
-      BadInput: there is no chat template, it refuses the conversation, or nothing is left to read.
+      BadInput: there is no chat template, it refuses the conversation, nothing is left to read, or shortening does not
+        help.
     """
     messages = prompt.messages
     if messages is None and chat:
         messages = [{"role": "user", "content": prompt.text}]
-    if messages is None:
-        ids = tokenizer(prompt.text)["input_ids"]
-    else:
-        if not tokenizer.chat_template:
-            raise BadInput(f"{prompt.name}: is a conversation, but the tokenizer has no chat template; add one, or give"
-                           " 'prompt' and leave config.chat_template at False")  # fmt: skip
-        try:
-            ids = tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except jinja2.TemplateError as error:
-            # The template's own words are left out: they may quote the conversation.
-            raise BadInput(
-                f"{prompt.name}: the chat template refuses it; mend the conversation or the template"
-            ) from error
-    tokens = without_second_bos(ids, tokenizer)
-    if not tokens.size:
-        raise BadInput(f"{prompt.name}: the tokenizer makes no token of it; remove it")
-    return tokens
+    place = None if messages is None else longest_source(messages)
+    source = prompt.text if messages is None else "" if place is None else messages[place]["content"]
+
+    def build(source: str) -> tuple[np.ndarray, int]:
+        if messages is None:
+            ids = tokenizer(source)["input_ids"]
+        else:
+            shown = messages if place is None else with_content(messages, place, source)
+            ids = _rendered(prompt.name, shown, tokenizer)
+        tokens = without_second_bos(ids, tokenizer)
+        if not tokens.size:
+            raise BadInput(f"{prompt.name}: the tokenizer makes no token of it; remove it")
+        return tokens, len(tokens)
+
+    if not (most and cut and source):
+        return build(source)[0], False
+    tokens, length, shortened = fit(build, source, most, tokenizer)
+    if tokens is None:
+        raise BadInput(
+            f"{prompt.name}: {most} tokens fit beside the answer, and cut as far as it may be it has {length}; give"
+            " fewer new tokens with config.max_new_tokens"
+        )
+    return tokens, shortened
+
+
+def _rendered(name: str, messages: Sequence[Mapping[str, str]], tokenizer) -> list[int]:
+    if not tokenizer.chat_template:
+        raise BadInput(
+            f"{name}: is a conversation, but the tokenizer has no chat template; add one, or give 'prompt' and leave"
+            " config.chat_template at False"
+        )
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except jinja2.TemplateError as error:  # the template's own words may quote the conversation
+        raise BadInput(f"{name}: the chat template refuses it; mend the conversation or the template") from error

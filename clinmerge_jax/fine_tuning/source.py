@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,9 +12,12 @@ from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.params import llama_config
 from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
 from clinmerge_jax.data.documents import Document
-from clinmerge_jax.data.examples import Examples, prepare, read
-from clinmerge_jax.data.few_shot import choose
+from clinmerge_jax.data.examples import Examples, assemble
+from clinmerge_jax.data.few_shot import choose, divide
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation.tasks.learned import Learned, read_learned
+from clinmerge_jax.fine_tuning.learned import LETTER, TEXT, LearnedSet, Reader
+from clinmerge_jax.generation.stopping import stop_ids
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.training.run import Rows, name_rows
 
@@ -66,11 +69,15 @@ class Sets:
       examples: what is learned.
       validation: what the validation loss is of.
       replay: what is mixed in.
+      learned: the tasks among what is learned and mixed in, for the record.
+      credentialed: whether some of what is learned and mixed in is under a use agreement.
     """
 
     examples: Examples
     validation: Examples | None = None
     replay: Examples | None = None
+    learned: Sequence[Learned] = ()
+    credentialed: bool = False
 
     def named(self) -> dict[str, Examples]:
         """Those that there are."""
@@ -110,33 +117,36 @@ class Source:
         if not 1 < self._length <= context:
             raise BadInput(f"config.length: is {config.length}; give 2 or more, up to the model's context of {context}")
         if not config.task:
-            raise BadInput("config.task: is empty; name a file of examples")
+            raise BadInput("config.task: is empty; name a file of examples, or a task")
+        if config.answer not in (LETTER, TEXT):
+            raise BadInput(f"config.answer: {config.answer!r} is unknown; give {LETTER} or {TEXT}")
+        if config.too_long not in ("cut", "refuse"):
+            raise BadInput(f"config.too_long: {config.too_long!r} is unknown; give cut or refuse")
         self._config = config
         self._vocabulary = start.llama.vocab_size
-        self._tokenizer = load_tokenizer(start.checkpoint.path, "config.model")
-        self._documents = self._read(config.task, "config.task")
-        self._validation, self._replay = (
-            self._prepare(self._read(task, field)) if task else None
-            for task, field in (
+        tokenizer = load_tokenizer(start.checkpoint.path, "config.model")
+        reader = Reader(config, tokenizer, stop_ids(start.checkpoint), self._length)
+        self._sets = reader.read(config.task, "config.task")
+        validated, replayed = (
+            reader.read(names, field) if names else []
+            for names, field in (
                 (config.validation, "config.validation"),
                 (config.replay.task, "config.replay.task"),
             )
         )
+        self._validation = self._whole(validated)
+        self._replay = self._whole(replayed)
+        self._replayed = replayed
+        self._before = read_learned(start.checkpoint.path)
 
-    def _read(self, task: str, field: str) -> list[Document]:
-        learned = field == "config.task"  # of the others no subset is chosen, so their rows need no class
-        return read(task, field, self._config.label * learned, self._config.data_dir)
+    def _whole(self, sets: Sequence[LearnedSet]) -> Examples | None:
+        return self._assemble([(one, one.documents) for one in sets]) if sets else None
 
-    def _prepare(self, documents: list[Document]) -> Examples:
-        return prepare(
-            documents,
-            self._tokenizer,
-            self._vocabulary,
-            self._length,
-            chat=self._config.chat_template,
-            packing=self._config.packing,
-            field="config.model",
-        )
+    def _assemble(self, parts: Sequence[tuple[LearnedSet, Sequence[Document]]]) -> Examples:
+        documents = [document for _, chosen in parts for document in chosen]
+        encoded = [one.encode(document) for one, chosen in parts for document in chosen]
+        packing = self._config.packing
+        return assemble(documents, encoded, self._vocabulary, self._length, packing=packing, field="config.model")
 
     def sets(self, shots: int, seed: int) -> Sets:
         """The sets of a run.
@@ -148,7 +158,12 @@ class Source:
         Raises:
           BadInput: there are fewer, or some of them are validation documents too.
         """
-        examples = self._prepare(choose(self._documents, shots, seed))
+        if len(self._sets) == 1:
+            parts = [(self._sets[0], choose(self._sets[0].documents, shots, seed))]
+        else:
+            given = divide(shots, [len(one.documents) for one in self._sets], [one.share for one in self._sets])
+            parts = [(one, choose(one.documents, count, seed)) for one, count in zip(self._sets, given) if count]
+        examples = self._assemble(parts)
         if self._validation is not None:
             learned = [*examples.documents, *(self._replay.documents if self._replay else ())]
             digests = {document.digest for document in learned}
@@ -158,4 +173,7 @@ class Source:
                     f"config.validation: the words of {len(shared)} of its documents are among the examples too,"
                     f" {shared[0].id} the first; take them out"
                 )
-        return Sets(examples, self._validation, self._replay)
+        taken = [*parts, *((one, one.documents) for one in self._replayed)]
+        tasks = [task for one, chosen in taken if (task := one.learned(chosen)) is not None]
+        credentialed = any(one.credentialed for one, _ in taken)
+        return Sets(examples, self._validation, self._replay, (*self._before, *tasks), credentialed)

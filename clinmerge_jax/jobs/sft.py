@@ -56,7 +56,8 @@ def run(config: ConfigDict) -> None:
             for name in (STEPS, LOG):
                 shutil.rmtree(output.path(name), ignore_errors=True)
         distributed.barrier("the folder")
-        logging.info("%s", sets.examples.packed)
+        for name, one in sets.named().items():
+            logging.info("%s: %s", name, one)
         logging.info("%d steps of %d rows into %s", settings.steps, config.batch_size, output.target)
         dtype = settings.dtype if settings.lora else jnp.float32
         _, params = load_params(start.checkpoint, dtype, mesh=layout.mesh)

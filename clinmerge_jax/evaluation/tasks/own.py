@@ -42,8 +42,8 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
     if own.kind not in kinds:
         raise BadInput(f"config.own.kind: {own.kind!r} is unknown; choose of {', '.join(kinds)}")
     kind = kinds[own.kind]
-    if not own.test:
-        raise BadInput("config.own.test: is empty; name the JSON lines that are scored")
+    if not (own.test or own.train):
+        raise BadInput("config.own.test: is empty; name the rows that are scored, or with config.own.train what is learned")
     if own.max_new_tokens < 1:
         raise BadInput(f"config.own.max_new_tokens: is {own.max_new_tokens}; give 1 or more")
     default = f"{{{own.source}}}" if kind is Kind.GENERATION else f"Question: {{{own.source}}}\n{{choices}}\nAnswer:"
@@ -64,7 +64,7 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
     def read(split: str) -> list[Item]:
         files = {"test": own.test, "train": own.train}
         if not files.get(split):
-            raise BadInput(f"config.own: {own.name} has no split {split!r}; name its file with config.own.train")
+            raise BadInput(f"config.own: {own.name} has no split {split!r}; name its file with config.own.{split}")
         found: dict[str, Item] = {}
         for number, line in numbered_lines(files[split], f"config.own.{split}", _MEND):
             item = _item(line, f"{files[split]}:{number}", f"{split}-{number}", split, own, kind)
