@@ -132,13 +132,16 @@ def _report(
         print(f"Stopped early: {config.patience} validations without a new least loss.")
     what = "adapter" if adapter else "checkpoint"
     print(f"The {what} of step {step} is {output.target}; its log is in {output.target / LOG}.")
+    trained = f"{config.model}+{output.target}" if adapter else output.target
+    print(
+        "Next: compare it with its start on what it has learned,"
+        f" --config=configs/evaluate.py --config.model=start={config.model},trained={trained}"
+        f" --config.chat_template={config.chat_template} --config.tasks=TASK"
+    )
     if adapter:
         print(
-            f"Next: name {config.model}+{output.target} as a model of a recipe (--config.recipe=FILE), or get the"
-            " whole model with --config.merge_adapter=True, into another --config.output."
+            f"Or name {trained} as a model of a recipe (--config.recipe=FILE), or get the whole model with"
+            " --config.merge_adapter=True, into another --config.output."
         )
     else:
-        print(
-            f"Next: merge it with --config=configs/merge.py --config.clinical={output.target} --config.instruct=DIR,"
-            f" or ask it with --config=configs/generate.py --config.model={output.target}"
-        )
+        print(f"Or merge it: --config=configs/merge.py --config.clinical={trained} --config.instruct=DIR")

@@ -87,7 +87,8 @@ def test_what_is_too_long_is_shortened_only_where_that_is_asked(tokenizer):
 def test_chat_without_a_template_is_refused(tmp_path):
     support.write_tokenizer(tmp_path)
     bare = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for prompt, chat in ((Prompt("f:3", 0, text="fever"), True), (Prompt("f:3", 0, messages=[{"role": "user", "content": "a"}]), None)):
+    conversation = Prompt("f:3", 0, messages=[{"role": "user", "content": "a"}])
+    for prompt, chat in ((Prompt("f:3", 0, text="fever"), True), (conversation, None)):
         with pytest.raises(BadInput, match="f:3: is a conversation, but the tokenizer has no chat template"):
             encode_prompt(prompt, bare, chat)
 

@@ -42,11 +42,15 @@ def dialogues(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dialogues")
     names = ("TrainingSet", "ValidationSet", "TestSet-1-MEDIQA-Chat-2023", "TestSet-2-MEDIQA-Sum-2023")
     for place, name in enumerate(names):
-        rows = [
-            {"ID": str(number), "section_header": "GENHX", "section_text": f"Ill for {number + 2} days.",
-             "dialogue": f"Doctor: How long? Patient: {' and '.join(f'day {place}{number}{k}' for k in range(3 + 4 * number))}."}
-            for number in range(5)
-        ]  # fmt: skip
+        rows = []
+        for number in range(5):
+            days = " and ".join(f"day {place}{number}{k}" for k in range(3 + 4 * number))
+            rows.append({
+                "ID": str(number),
+                "section_header": "GENHX",
+                "section_text": f"Ill for {number + 2} days.",
+                "dialogue": f"Doctor: How long? Patient: {days}.",
+            })  # fmt: skip
         if place in (0, 3):
             rows[3]["dialogue"] = "Doctor: Hello. Patient: Hello."
         published_rows.write_csv(folder / "mts_dialog" / f"MTS-Dialog-{name}.csv", rows)
@@ -138,9 +142,8 @@ def test_inputs_are_shortened_and_answers_are_not(dialogues, instruct):
     cut = one.encode(document)
     assert cut.shortened and len(cut.tokens) <= len(full.tokens) - 3 and cut.tokens[cut.targets].tolist() == answer
     with pytest.raises(BadInput, match="and config.length is .*; set config.too_long=cut"):
-        _reader(dialogues, instruct, len(full.tokens) - 3, too_long="refuse").read("mts_dialog", "config.task")[0].encode(
-            document
-        )
+        refusing = _reader(dialogues, instruct, len(full.tokens) - 3, too_long="refuse")
+        refusing.read("mts_dialog", "config.task")[0].encode(document)
     (one,) = _reader(dialogues, instruct, length=len(answer) + 1).read("mts_dialog", "config.task")
     with pytest.raises(BadInput, match=r"TrainingSet.csv.*its answer, which is never cut") as refused:
         one.encode(document)

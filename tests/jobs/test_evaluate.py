@@ -269,7 +269,8 @@ def test_a_model_that_was_fine_tuned_on_the_task_is_named_and_another_form_warne
     adapter = tmp_path / "adapter"
     own = [one for one in _arguments(folder, tmp_path / "out") if ".own." in one]
     learn = [
-        "--config=configs/sft.py", f"--config.model={folder / 'one'}", "--config.task=starts", f"--config.output={adapter}",
+        "--config=configs/sft.py", f"--config.model={folder / 'one'}", "--config.task=starts",
+        f"--config.output={adapter}",
         "--config.length=64", "--config.steps=1", "--config.batch_size=4", "--config.shots=2",
         "--config.own.target=output", *own,
     ]  # fmt: skip

@@ -43,7 +43,7 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
         raise BadInput(f"config.own.kind: {own.kind!r} is unknown; choose of {', '.join(kinds)}")
     kind = kinds[own.kind]
     if not (own.test or own.train):
-        raise BadInput("config.own.test: is empty; name the rows that are scored, or with config.own.train what is learned")
+        raise BadInput("config.own.test: is empty; name what is scored, or with config.own.train what is learned")
     if own.max_new_tokens < 1:
         raise BadInput(f"config.own.max_new_tokens: is {own.max_new_tokens}; give 1 or more")
     default = f"{{{own.source}}}" if kind is Kind.GENERATION else f"Question: {{{own.source}}}\n{{choices}}\nAnswer:"

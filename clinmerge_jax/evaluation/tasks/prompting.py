@@ -103,8 +103,8 @@ class Prompter:
         if found is None:
             mend = "give a larger config.length, or leave it out"
             raise BadInput(
-                f"{item.name}: its prompt and its answer, which is never cut, have {length} tokens, and config.length is"
-                f" {self.most}; {mend if self.cut else f'set config.too_long=cut to shorten the prompt, or {mend}'}"
+                f"{item.name}: its prompt and its answer, which is never cut, have {length} tokens, and config.length"
+                f" is {self.most}; {mend if self.cut else f'set config.too_long=cut to shorten the prompt, or {mend}'}"
             )
         tokens, learned = found
         targets = np.arange(len(tokens) + len(learned)) >= len(tokens)
