@@ -8,7 +8,7 @@ A model is NAME=LOCATION, or NAME@SEED=LOCATION for those that differ by trainin
 MODEL+ADAPTER, or answers:FOLDER, what another program answered (a file TASK@SPLIT.jsonl for each task, with "id" and
 "answer"). NAME:chat=LOCATION and NAME:raw=LOCATION ask one model in both ways.
 
-A task of your own, from JSON lines and flags alone:
+A task of your own, from a file of rows and flags alone:
 python -m clinmerge_jax.main --config=configs/evaluate.py --config.tasks= --config.own.name=summaries \
     --config.own.test=test.jsonl --config.own.source=question --config.own.target=summary
 

@@ -3,9 +3,11 @@
 python -m clinmerge_jax.main --config=configs/sft.py[:lora|:full|:uf_lora|:pretrain|:runlocal|:grid] \
     --config.model=DIR --config.task=FILE.jsonl --config.shots=64 --config.output=DIR
 
-The task is JSON lines with "messages", "prompt" and "completion", "input" and "output", or "text"; a .txt file or a
-folder of them; tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Of conversations and completions the
-answers alone are learned, of raw text all.
+The task is the name of one that evaluate asks (mts_dialog, NAME@SPLIT, a task of your own by config.own), learned in the
+prompts in which it is asked; or a file: JSON lines, a JSON array, CSV, TSV or Parquet, each also .gz, with "messages",
+"conversations", "prompt" and "completion", "input" and "output", or "text"; a .txt file or a folder of them;
+tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Of prompts with an answer the answer alone is learned, of
+raw text all. Several by commas.
 
 lora (the default) trains a LoRA adapter and writes it in PEFT's layout; full trains every weight; uf_lora is the recipe
 that the University of Florida's group published for its extraction tasks; pretrain is continued pretraining on raw
@@ -43,8 +45,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.task = "miniature:instruct"  # names of tasks as evaluate has them, or files; several by commas, NAME=SHARE
     config.data_dir = ""  # where the files of the tasks' data sets lie, or the data sets of tfds:
     config.cache = ""  # where prepared records of the former go; empty: beside the data
+    config.fields = ""  # which columns of files make an example, such as "prompt={dialogue}; completion={note}"
     config.shots = 0  # examples that are chosen; 0: all
-    config.label = ""  # a field of the rows: its values are as evenly chosen as can be
+    config.label = ""  # a column of the files: its values are as evenly chosen as can be
     config.chat_template = True  # prompts and completions as messages of a conversation
     config.answer = "letter"  # what of a choice is learned; text: the letter and the option's text
     config.length = 512  # tokens of a row; 0: the model's context, 4096 at most

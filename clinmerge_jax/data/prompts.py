@@ -1,20 +1,21 @@
 """Prompts as tokens: raw text or conversations, the chat template applied once, one BOS."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
 
-from clinmerge_jax.checkpoint.safetensors import parse_json
 from clinmerge_jax.data.documents import without_second_bos
-from clinmerge_jax.data.reading import check_messages, check_unicode, numbered_lines
+from clinmerge_jax.data.field_map import parse_fields
+from clinmerge_jax.data.reading import conversation, numbered_lines
+from clinmerge_jax.data.row_files import FORMATS, as_text, holds_rows, read_rows, shown_columns
 from clinmerge_jax.data.shortening import fit, longest_source, with_content
 from clinmerge_jax.errors import BadInput
 
-_MEND = "give JSON lines with 'prompt' or 'messages', or text with a prompt a line"
+_FIELDS = ("id", "prompt", "messages", "conversations")
+_MEND = f"give {FORMATS}, with 'prompt' or 'messages', or text with a prompt a line"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,35 +35,55 @@ class Prompt:
     messages: Sequence[Mapping[str, str]] | None = None
 
 
-def read_prompts(path: str, field: str) -> list[Prompt]:
-    """Reads a file of prompts: JSON lines (`.jsonl`, `.json`) with `prompt` or `messages`, or a prompt a line.
+def read_prompts(path: str, field: str, fields: str = "") -> list[Prompt]:
+    """Reads the prompts of a file of rows, or of a text file with a prompt a line.
+
+    A row (`row_files.read_rows`) has `prompt`, or `messages` or ShareGPT's `conversations` that an answer is to follow;
+    and perhaps an `id`. Any file whose name does not say that it has rows is text.
+
+    Args:
+      path: the file.
+      field: the config field that gave it, for messages.
+      fields: which columns make these fields, as `field_map.parse_fields` reads it; "" where they are there.
 
     Raises:
-      BadInput: naming the file and line, never quoting the text.
+      BadInput: naming the file and row, never quoting the text.
     """
-    numbered = numbered_lines(path, field, _MEND)
-    if pathlib.PurePath(path).suffix not in (".jsonl", ".json"):
-        return [Prompt(f"{path}:{number}", index, text=line) for index, (number, line) in enumerate(numbered)]
+    columns = parse_fields(fields, _FIELDS)
+    if not holds_rows(path):
+        if fields:
+            raise BadInput(f"config.fields: {path} is read as a prompt a line and has no columns; give {FORMATS}")
+        lines = numbered_lines(path, field, _MEND)
+        if lines[0][1].lstrip().startswith(("{", "[")):
+            raise BadInput(f"{path}: looks like JSON, and is named like text; name it .jsonl or .json as it is")
+        return [Prompt(f"{path}:{number}", index, text=line) for index, (number, line) in enumerate(lines)]
     return [
-        _prompt(parse_json(line, f"{path}:{number}"), f"{path}:{number}", index)
-        for index, (number, line) in enumerate(numbered)
+        _prompt(columns.apply(row, name, ("id",)), name, index, row)
+        for index, (name, row) in enumerate(read_rows(path, field))
     ]
 
 
-def _prompt(row: Any, name: str, index: int) -> Prompt:
-    given = [key for key in ("prompt", "messages") if isinstance(row, dict) and key in row]
-    if len(given) != 1:
-        raise BadInput(f"{name}: has {'both' if given else 'neither'} of 'prompt' and 'messages'; give one of the two")
-    check_unicode(row, name)
+def _prompt(row: Mapping[str, Any], name: str, index: int, columns: Mapping[str, Any]) -> Prompt:
+    given = [key for key in ("prompt", "messages", "conversations") if key in row]
+    if not given:
+        raise BadInput(
+            f"{name}: has none of 'prompt', 'messages' and 'conversations'; it has {shown_columns(columns)}: say which"
+            " is the prompt, such as --config.fields='prompt={COLUMN}'"
+        )
+    if len(given) > 1:
+        raise BadInput(f"{name}: has more than one of 'prompt', 'messages' and 'conversations'; give one of them")
     own = row.get("id", index)
     if not isinstance(own, (str, int)):
         raise BadInput(f"{name}: 'id' is neither text nor a whole number; give one of the two")
     if given == ["prompt"]:
-        if not isinstance(row["prompt"], str) or not row["prompt"]:
+        text = as_text(row["prompt"])
+        if not text:
             raise BadInput(f"{name}: 'prompt' is no text; give some")
-        return Prompt(name, own, text=row["prompt"])
-    check_messages(row["messages"], name)
-    return Prompt(name, own, messages=row["messages"])
+        return Prompt(name, own, text=text)
+    messages = conversation(row, given[0], name)
+    if messages[-1]["role"] == "assistant":
+        raise BadInput(f"{name}: ends with an answer, so there is nothing to ask; take the last message out")
+    return Prompt(name, own, messages=messages)
 
 
 def encode_prompt(

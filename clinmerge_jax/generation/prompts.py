@@ -18,7 +18,7 @@ def prepare(
     """Reads `config.prompts`, the first `config.limit` of them, and makes tokens of them once.
 
     Args:
-      config: has `prompts`, `limit`, `chat_template`, `max_new_tokens` and `too_long`.
+      config: has `prompts`, `fields`, `limit`, `chat_template`, `max_new_tokens` and `too_long`.
       tokenizer: of transformers.
       llama: the model.
       length: the most tokens of a prompt and its answer, from `config.length`; 0 for the model's context.
@@ -37,7 +37,7 @@ def prepare(
     cut = config.too_long == "cut"
     if cut and room < 1:
         raise BadInput(f"config.max_new_tokens: {config.max_new_tokens} leave nothing of {most} tokens; give fewer")
-    prompts = _read(config.prompts)[: config.limit or None]
+    prompts = _read(config.prompts, config.fields)[: config.limit or None]
     found = [encode_prompt(prompt, tokenizer, config.chat_template, room, cut) for prompt in prompts]
     for prompt, (ids, _) in zip(prompts, found):
         if int(ids.max()) >= llama.vocab_size:
@@ -57,8 +57,8 @@ def prepare(
     return prompts, [ids for ids, _ in found]
 
 
-def _read(spec: str) -> list[Prompt]:
+def _read(spec: str, fields: str) -> list[Prompt]:
     if spec != _MINIATURE:
-        return read_prompts(spec, "config.prompts")
+        return read_prompts(spec, "config.prompts", fields)
     conversations = corpus("instruct", 0, _MINIATURE_PROMPTS, held_out=True)
     return [Prompt(one.name, index, messages=one.messages[:-1]) for index, one in enumerate(conversations)]

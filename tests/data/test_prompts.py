@@ -96,8 +96,8 @@ def test_chat_without_a_template_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"text": "secret"}, "has neither of 'prompt' and 'messages'"),
-        ({"prompt": "secret", "messages": []}, "has both of 'prompt' and 'messages'"),
+        ({"text": "secret"}, "has none of 'prompt', 'messages' and 'conversations'; it has 'text'"),
+        ({"prompt": "secret", "messages": []}, "has more than one of 'prompt', 'messages'"),
         ({"prompt": ["secret"]}, "'prompt' is no text"),
         ({"prompt": ""}, "'prompt' is no text"),
         ({"messages": []}, "'messages' is no list of messages"),
@@ -105,7 +105,7 @@ def test_chat_without_a_template_is_refused(tmp_path):
         ({"prompt": "secret", "id": 1.5}, "'id' is neither text nor a whole number"),
         ({"prompt": "secret \ud800"}, "half of a surrogate pair"),
         ("{secret", "is not valid JSON"),
-        ('["secret"]', "has neither"),
+        ('["secret"]', "is no JSON object"),
     ],
 )
 def test_bad_rows_are_refused_by_line_and_not_quoted(tmp_path, row, problem):

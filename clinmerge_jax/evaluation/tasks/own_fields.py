@@ -8,7 +8,7 @@ def own_fields() -> ConfigDict:
     return ConfigDict(
         {
             "name": "own",
-            "test": "",  # JSON lines
+            "test": "",  # a file of rows: JSON lines, a JSON array, CSV, TSV, Parquet
             "train": "",  # likewise, for examples and floors
             "kind": "generation",  # or choice
             "source": "input",  # the field that is to be read
