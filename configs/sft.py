@@ -50,9 +50,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.label = ""  # a column of the files: its values are as evenly chosen as can be
     config.chat_template = True  # prompts and completions as messages of a conversation
     config.answer = "letter"  # what of a choice is learned; text: the letter and the option's text
-    config.length = 512  # tokens of a row; 0: the model's context, 4096 at most
+    config.length = 512  # tokens of the longest row; 0: the model's context, 4096 at most
     config.too_long = "cut"  # inputs lose their end so that the answer fits; or refuse
-    config.packing = False  # True: several examples in a row, blind to one another; then steps count rows, not examples
+    # step: a step's examples lie side by side in few rows, blind to one another; none: each has a row of its own; auto:
+    # step, or none where the attention needs it; set: all examples fill rows once, and batch_size counts these rows.
+    config.packing = "auto"
     config.validation = ""  # held-out examples likewise, such as mts_dialog@valid; nothing is learned from them
     config.replay = ConfigDict({"task": "", "share": 0.25})  # further examples, and how much of each step they are
 
@@ -61,8 +63,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # For how long and how.
     config.epochs = 3.0
     config.steps = 0  # 0: as many as the epochs take
-    config.batch_size = 16  # rows of a step
-    config.micro_batch = 0  # rows at a time; 0: all
+    config.batch_size = 16  # examples of a step
+    config.micro_batch = 0  # rows that are computed at a time, to save memory; 0: all of a step
     config.learning_rate = 2e-4
     config.final_share = 0.1  # of the learning rate, at the end
     config.schedule = "cosine"  # or linear, constant
@@ -76,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.first_moment = ""  # its dtype; empty: float32, as the weights and the second moment
     config.dtype = "auto"  # of the computation: bfloat16 on accelerators, float32 on CPUs
     config.remat = "none"  # what is computed again in the backward pass: none, dots, full
-    config.attention = "auto"  # the kernel: reference, splash (TPU), cudnn (GPU, without packing), auto
+    config.attention = "auto"  # the kernel: reference, splash (TPU), cudnn (GPU, an example a row), auto
 
     # What is trained.
     config.lora = ConfigDict(
@@ -112,7 +114,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model = "miniature:instruct"
         config.task = "miniature:clinical"
         config.chat_template = False
-        config.packing = True
+        config.packing = "set"
         config.epochs = 1.0
     if variant == "runlocal":
         config.shots = 64

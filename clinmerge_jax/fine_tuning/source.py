@@ -1,6 +1,7 @@
 """What a run starts from and what it learns: the opened checkpoint, and sets of examples chosen from its task."""
 
 import dataclasses
+import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,6 +12,7 @@ from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.params import llama_config
 from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.data.documents import Document
 from clinmerge_jax.data.examples import Examples, assemble
 from clinmerge_jax.data.few_shot import choose, divide
@@ -19,9 +21,45 @@ from clinmerge_jax.evaluation.tasks.learned import Learned, read_learned
 from clinmerge_jax.fine_tuning.learned import LETTER, TEXT, LearnedSet, Reader
 from clinmerge_jax.generation.stopping import stop_ids
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.training.run import Rows, name_rows
+from clinmerge_jax.training.rows import Rows
+from clinmerge_jax.training.run import name_rows
 
 _LONGEST = 4096  # tokens of a row, unless more are asked for
+
+
+class Packing(enum.Enum):
+    """What shares a row."""
+
+    AUTO = "auto"  # as step, or where the attention knows no rows of several examples as none
+    STEP = "step"  # the examples of a step, side by side in few rows
+    NONE = "none"  # each example has a row of its own
+    SET = "set"  # the set is made into full rows once, and a step takes `batch_size` rows
+
+
+def packing_of(config: ConfigDict) -> Packing:
+    """What `config.packing` asks for.
+
+    Raises:
+      BadInput: it is unknown.
+    """
+    try:
+        return Packing(config.packing)
+    except ValueError as error:
+        names = ", ".join(one.value for one in Packing)
+        raise BadInput(f"config.packing: {config.packing!r} is unknown; give one of {names}") from error
+
+
+def row_length(config: ConfigDict, llama: LlamaConfig) -> int:
+    """Tokens that a row may have.
+
+    Raises:
+      BadInput: the model's context is shorter.
+    """
+    context = llama.max_position_embeddings
+    length = config.length or min(context, _LONGEST)
+    if not 1 < length <= context:
+        raise BadInput(f"config.length: is {config.length}; give 2 or more, up to the model's context of {context}")
+    return length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +122,26 @@ class Sets:
         sets = {"examples": self.examples, "validation": self.validation, "replay": self.replay}
         return {name: one for name, one in sets.items() if one is not None}
 
-    def rows(self, config: ConfigDict) -> Rows:
+    def rows(self, config: ConfigDict, llama: LlamaConfig) -> Rows:
         """How a step takes them.
 
         Raises:
           BadInput: as `Rows`.
         """
         replay = self.replay
-        share = config.replay.share if replay else 0.0
-        return Rows(config.batch_size, config.micro_batch, replay.rows if replay else None, share)
+        return Rows(
+            config.batch_size,
+            config.micro_batch,
+            replay.sequences if replay else None,
+            config.replay.share if replay else 0.0,
+            length=row_length(config, llama),
+            alone=packing_of(config) is Packing.NONE,
+        )
 
-    def name_rows(self) -> Callable[[np.ndarray], str]:
-        """A function that gives rows of tokens, [K, T], the ids of the documents in them."""
+    def name_rows(self) -> Callable[[Batch], str]:
+        """A function that gives rows, [K, T], the ids of the documents in them."""
         learned = [one for one in (self.examples, self.replay) if one is not None]
-        return name_rows([one.rows for one in learned], [ids for one in learned for ids in one.ids_by_row()])
+        return name_rows([one.sequences for one in learned], [one.ids() for one in learned])
 
 
 class Source:
@@ -112,10 +156,8 @@ class Source:
     """
 
     def __init__(self, config: ConfigDict, start: Start):
-        context = start.llama.max_position_embeddings
-        self._length = config.length or min(context, _LONGEST)
-        if not 1 < self._length <= context:
-            raise BadInput(f"config.length: is {config.length}; give 2 or more, up to the model's context of {context}")
+        self._length = row_length(config, start.llama)
+        self._full_rows = packing_of(config) is Packing.SET
         if not config.task:
             raise BadInput("config.task: is empty; name a file of examples, or a task")
         if config.answer not in (LETTER, TEXT):
@@ -145,8 +187,9 @@ class Source:
     def _assemble(self, parts: Sequence[tuple[LearnedSet, Sequence[Document]]]) -> Examples:
         documents = [document for _, chosen in parts for document in chosen]
         encoded = [one.encode(document) for one, chosen in parts for document in chosen]
-        packing = self._config.packing
-        return assemble(documents, encoded, self._vocabulary, self._length, packing=packing, field="config.model")
+        return assemble(
+            documents, encoded, self._vocabulary, self._length, full_rows=self._full_rows, field="config.model"
+        )
 
     def sets(self, shots: int, seed: int) -> Sets:
         """The sets of a run.

@@ -1,6 +1,6 @@
 """Fine-tunes a checkpoint on few examples, or continues its pretraining.
 
-Read the config, choose and pack the examples, check everything, train with checkpoints on the way, and put the finished
+Read the config, choose the examples, check everything, train with checkpoints on the way, and put the finished
 folder in place: a checkpoint, or a LoRA adapter in the layout of PEFT. A killed run goes on after the last step that
 was kept.
 """
@@ -38,11 +38,11 @@ def run(config: ConfigDict) -> None:
     start = open_start(config)
     sets = Source(config, start).sets(config.shots, config.seed)
     layout = make_layout(start.llama, MeshShape(**config.mesh))
-    rows = sets.rows(config)
-    settings = step_settings(config, start.llama, len(sets.examples.rows.tokens), rows.replay_share, layout.device)
+    rows = sets.rows(config, start.llama)
+    settings = step_settings(config, start.llama, len(sets.examples.sequences), rows.replay_share, layout.device)
     frozen = frozen_leaves(config, start.llama)
     loop = loop_settings(config, settings.steps, sets.validation is not None)
-    training = Run(layout, settings, sets.examples.rows, rows, config.seed)
+    training = Run(layout, settings, sets.examples.sequences, rows, config.seed)
     result = Result(config, start, sets, settings)
     distributed.refuse_difference("the examples", result.identity()["rows"])
     with result.folder() as output:
@@ -58,7 +58,8 @@ def run(config: ConfigDict) -> None:
         distributed.barrier("the folder")
         for name, one in sets.named().items():
             logging.info("%s: %s", name, one)
-        logging.info("%d steps of %d rows into %s", settings.steps, config.batch_size, output.target)
+        logging.info("%d steps of %d sequences into %s", settings.steps, config.batch_size, output.target)
+        logging.info("%s", training.planned)
         dtype = settings.dtype if settings.lora else jnp.float32
         _, params = load_params(start.checkpoint, dtype, mesh=layout.mesh)
         begun = training.begin(params, frozen, config.seed)
@@ -109,7 +110,7 @@ def _train(
             loop,
             checkpoints,
             open_log,
-            validate=training.loss(sets.validation.rows) if sets.validation else None,
+            validate=training.loss(sets.validation.sequences) if sets.validation else None,
             measures=training.measures,
             name_rows=sets.name_rows(),
             progress=progress,

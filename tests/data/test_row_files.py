@@ -92,11 +92,12 @@ def _assert_learned(path, tokenizer):
     assert [document.id for document in documents] == ["p1", "p2"]
     assert documents[1].prompt == "Cough,\nand pain Note:" and documents[0].completion == ' A fever; "two" days.'
     examples = prepare(
-        documents, tokenizer, len(tokenizer), 128, chat=False, packing=False, field="config.model"
+        documents, tokenizer, len(tokenizer), 128, chat=False, full_rows=False, field="config.model"
     )  # fmt: skip
+    sequences = examples.sequences
     for row, expected in enumerate(ROWS):
-        kept = examples.rows.segments[row] > 0
-        tokens, targets = examples.rows.tokens[row][kept], examples.rows.targets[row][kept]
+        place = slice(sequences.starts[row], sequences.starts[row + 1])
+        tokens, targets = sequences.tokens[place], sequences.targets[place]
         assert tokenizer.decode(tokens[targets], skip_special_tokens=True) == f" {expected['note']}"
         assert tokens[-1] == tokenizer.eos_token_id and targets[-1]
 
