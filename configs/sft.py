@@ -1,13 +1,13 @@
 """Fine-tune a checkpoint on few examples, or continue its pretraining on raw text.
 
 python -m clinmerge_jax.main --config=configs/sft.py[:lora|:full|:uf_lora|:pretrain|:runlocal|:grid] \
-    --config.model=DIR --config.task=FILE.jsonl --config.shots=64 --config.output=DIR
+    --config.model=DIR --config.task=mts_dialog --config.data_dir=DIR --config.shots=64 --config.output=DIR
 
-The task is the name of one that evaluate asks (mts_dialog, NAME@SPLIT, a task of your own by config.own), learned in the
-prompts in which it is asked; or a file: JSON lines, a JSON array, CSV, TSV or Parquet, each also .gz, with "messages",
-"conversations", "prompt" and "completion", "input" and "output", or "text"; a .txt file or a folder of them;
-tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Of prompts with an answer the answer alone is learned, of
-raw text all. Several by commas.
+The task is the name of one that evaluate asks (mts_dialog, NAME@SPLIT, a task of your own by config.own), learned in
+the prompts in which it is asked; or a file: JSON lines, a JSON array, CSV, TSV or Parquet, each also .gz, with
+"messages", "conversations", "prompt" and "completion", "input" and "output", or "text"; a .txt file or a folder of
+them; tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Several are separated by commas. Of prompts with an
+answer the answer alone is learned, of raw text all.
 
 lora (the default) trains a LoRA adapter and writes it in PEFT's layout; full trains every weight; uf_lora is the recipe
 that the University of Florida's group published for its extraction tasks; pretrain is continued pretraining on raw
