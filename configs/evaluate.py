@@ -8,7 +8,7 @@ A model is NAME=LOCATION, or NAME@SEED=LOCATION for those that differ by trainin
 MODEL+ADAPTER, or answers:FOLDER, what another program answered (a file TASK@SPLIT.jsonl for each task, with "id" and
 "answer"). NAME:chat=LOCATION and NAME:raw=LOCATION ask one model in both ways.
 
-A task of your own, from JSON lines and flags alone:
+A task of your own, from flags and a file (JSON lines, a JSON array, CSV, TSV or Parquet, each perhaps .gz):
 python -m clinmerge_jax.main --config=configs/evaluate.py --config.tasks= --config.own.name=summaries \
     --config.own.test=test.jsonl --config.own.source=question --config.own.target=summary
 
@@ -76,7 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.own = ConfigDict(
         {
             "name": "own",
-            "test": "",  # JSON lines
+            "test": "",  # a file of rows
             "train": "",  # likewise, for examples and floors
             "kind": "generation",  # or choice
             "source": "input",  # the field that is to be read
@@ -110,7 +110,7 @@ def _correlate() -> ConfigDict:
     config = ConfigDict()
     config.job = "correlate"
     config.output = "runs/correlate"
-    config.outputs = ""  # a CSV file or JSON lines
+    config.outputs = ""  # CSV, TSV, JSON lines, a JSON array or Parquet
     config.ratings = ""  # likewise, a row for each output in the same order; empty: they stand beside the outputs
     config.output_column = "Automatic Summary"
     config.reference_column = "Reference Summary"

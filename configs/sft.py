@@ -3,9 +3,11 @@
 python -m clinmerge_jax.main --config=configs/sft.py[:lora|:full|:uf_lora|:pretrain|:runlocal|:grid] \
     --config.model=DIR --config.task=FILE.jsonl --config.shots=64 --config.output=DIR
 
-The task is JSON lines with "messages", "prompt" and "completion", "input" and "output", or "text"; a .txt file or a
-folder of them; tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Of conversations and completions the
-answers alone are learned, of raw text all.
+The task is JSON lines, a JSON array, CSV, TSV or Parquet (each perhaps .gz), or a folder that Hugging Face's datasets
+saved, with "messages", ShareGPT's "conversations", "prompt" and "completion", "input" and "output" (and "instruction"),
+or "text"; a .txt file or a folder of them; tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Columns of
+other names are mapped: --config.fields="prompt={dialogue}; completion={note}; id={note_id}". Of conversations and
+completions the answers alone are learned, of raw text all.
 
 lora (the default) trains a LoRA adapter and writes it in PEFT's layout; full trains every weight; uf_lora is the recipe
 that the University of Florida's group published for its extraction tasks; pretrain is continued pretraining on raw
@@ -41,13 +43,15 @@ def get_config(arg: str = "") -> ConfigDict:
     # What is learned.
     config.task = "miniature:instruct"
     config.data_dir = ""  # where the data sets of tfds: lie
+    config.fields = ""  # columns of task and validation, such as "prompt={dialogue}; completion={note}; id={note_id}"
     config.shots = 0  # examples that are chosen; 0: all
     config.label = ""  # a field of the rows: its values are as evenly chosen as can be
     config.chat_template = True  # prompts and completions as messages of a conversation
     config.length = 512  # tokens of a row; 0: the model's context, 4096 at most
     config.packing = False  # True: several examples in a row, blind to one another; then steps count rows, not examples
     config.validation = ""  # held-out examples in the same forms; nothing is learned from them
-    config.replay = ConfigDict({"task": "", "share": 0.25})  # further examples, and how much of each step they are
+    # Further examples, a map of their columns, and how much of each step they are.
+    config.replay = ConfigDict({"task": "", "fields": "", "share": 0.25})
 
     # For how long and how.
     config.epochs = 3.0

@@ -40,7 +40,7 @@ class Examples:
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
-def read(task: str, field: str, label: str = "", data_dir: str = "") -> list[Document]:
+def read(task: str, field: str, label: str = "", data_dir: str = "", fields: str = "") -> list[Document]:
     """The documents of a file, a folder, a prepared data set, or `miniature:clinical` and `miniature:instruct`.
 
     Args:
@@ -48,12 +48,13 @@ def read(task: str, field: str, label: str = "", data_dir: str = "") -> list[Doc
       field: the config field that gave it.
       label: the field of the rows that has their class; empty where there are none.
       data_dir: of prepared data sets.
+      fields: a map of columns to fields; the miniature has none to map.
 
     Raises:
       BadInput: as `reading.read_documents`, or the miniature has no such corpus.
     """
     if not task.startswith(_MINIATURE):
-        return read_documents(task, field, label or None, data_dir or None)
+        return read_documents(task, field, label or None, data_dir or None, fields)
     name = task.removeprefix(_MINIATURE)
     if name not in ("clinical", "instruct"):
         raise BadInput(f"{field}: there is no corpus {task!r}; there are miniature:clinical and miniature:instruct")

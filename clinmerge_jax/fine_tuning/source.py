@@ -125,7 +125,8 @@ class Source:
 
     def _read(self, task: str, field: str) -> list[Document]:
         learned = field == "config.task"  # of the others no subset is chosen, so their rows need no class
-        return read(task, field, self._config.label * learned, self._config.data_dir)
+        fields = self._config.replay.fields if field == "config.replay.task" else self._config.fields
+        return read(task, field, self._config.label * learned, self._config.data_dir, fields)
 
     def _prepare(self, documents: list[Document]) -> Examples:
         return prepare(

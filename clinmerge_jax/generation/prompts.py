@@ -17,7 +17,7 @@ def prepare(
     """Reads `config.prompts`, the first `config.limit` of them, and makes tokens of them once.
 
     Args:
-      config: has `prompts`, `limit`, `chat_template` and `max_new_tokens`.
+      config: has `prompts`, `fields`, `limit`, `chat_template` and `max_new_tokens`.
       tokenizer: of transformers.
       llama: the model.
       length: the most tokens of a prompt and its answer, from `config.length`; 0 for the model's context.
@@ -29,7 +29,7 @@ def prepare(
         raise BadInput(f"config.limit: is {config.limit}; give how many prompts, or 0 for all")
     if config.max_new_tokens < 1:
         raise BadInput(f"config.max_new_tokens: is {config.max_new_tokens}; give 1 or more")
-    prompts = _read(config.prompts)[: config.limit or None]
+    prompts = _read(config.prompts, config.fields)[: config.limit or None]
     tokens = [encode_prompt(prompt, tokenizer, config.chat_template) for prompt in prompts]
     for prompt, ids in zip(prompts, tokens):
         if int(ids.max()) >= llama.vocab_size:
@@ -47,8 +47,8 @@ def prepare(
     return prompts, tokens
 
 
-def _read(spec: str) -> list[Prompt]:
+def _read(spec: str, fields: str) -> list[Prompt]:
     if spec != _MINIATURE:
-        return read_prompts(spec, "config.prompts")
+        return read_prompts(spec, "config.prompts", fields)
     conversations = corpus("instruct", 0, _MINIATURE_PROMPTS, held_out=True)
     return [Prompt(one.name, index, messages=one.messages[:-1]) for index, one in enumerate(conversations)]
