@@ -14,7 +14,7 @@ from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
 
-SLOTS, VOCABULARY = 16, 61
+SLOTS, VOCABULARY = 16, 64
 SIZES = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 32, "head_dim": 4}
 CONFIG = LlamaConfig.from_json(
     {
@@ -116,7 +116,7 @@ def test_other_prompts_are_read_a_few_at_a_time(prompts, why, reads):
 
 def test_bits_do_not_depend_on_how_many_are_read_together(monkeypatch, reads):
     """Chunks of 64 or 32 tokens: smaller products are rounded differently on CPUs."""
-    prompts = _prompts(SLOTS, 40, 80)
+    prompts = _prompts(SLOTS, 66, 90)
     together = _logs(_engine(chunks=(32, 64)), prompts)
     monkeypatch.setattr(engine_module, "_TEMPORARIES", 0)
     apart = _logs(_engine(chunks=(32, 64)), prompts)
