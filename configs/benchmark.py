@@ -1,7 +1,7 @@
 """Measure against the floor and the peer.
 
 python -m clinmerge_jax.main --config=configs/benchmark.py\
-[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load|:decode|:decode_8b|:grid] \
+[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load|:decode|:decode_tiny|:decode_8b|:grid] \
     [--config.peer_python=PYTHON_WITH_MERGEKIT] [--config.output=FOLDER_ON_THE_DISK_TO_MEASURE]
 python -m clinmerge_jax.main --config=configs/benchmark.py[:train|:train_1b|:train_8b] \
     [--config.peer_python=PYTHON_WITH_PEFT]
@@ -10,11 +10,12 @@ python -m clinmerge_jax.main --config=configs/benchmark.py:score --config.data_d
 merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_methods: the same by the methods that need
 more of a tensor than its sums, most of them with a base as third input. merge_on_device: two such models in device
 memory, one t after another; merge_on_device_8b: the same in Llama-3.1-8B's shape. load: an 8B-shaped checkpoint (16 GB)
-onto eight devices and back to disk. decode: generation with a model of 110e6 parameters in float32; decode_8b: with one
-of Llama-3.1-8B's shape in bfloat16. grid: the miniature fine-tuned for 8 seeds and 4 numbers of examples, at once and
-one by one. train: steps of training with 110e6 parameters in float32, all of them and an adapter; train_1b: all of
-1.5e9, computed in bfloat16; train_8b: an adapter in Llama-3.1-8B's shape, rows of 4,096. score: stored answers to seven
-test sets, with 10,000 draws of the bootstrap for every score.
+onto eight devices and back to disk. decode: generation with a model of 110e6 parameters in float32; decode_tiny: with
+one of stories260K's shape, at batch 16; decode_8b: with one of Llama-3.1-8B's shape in bfloat16. grid: the miniature
+fine-tuned for 8 seeds and 4 numbers of examples, at once and one by one. train: steps of training with 110e6 parameters
+in float32, all of them and an adapter; train_1b: all of 1.5e9, computed in bfloat16; train_8b: an adapter in
+Llama-3.1-8B's shape, rows of 4,096. score: stored answers to seven test sets, with 10,000 draws of the bootstrap for
+every score.
 """
 
 from ml_collections import ConfigDict
@@ -45,6 +46,11 @@ LLAMA_110M = {
     "num_attention_heads": 12, "num_key_value_heads": 12, "head_dim": 64, "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }  # fmt: skip
+# stories260K's shape.
+LLAMA_TINY = {
+    **LLAMA_110M, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 512,
+}  # fmt: skip
 LLAMA_1B = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
 
 
@@ -57,13 +63,13 @@ METHODS = (
 def get_config(arg: str = "") -> ConfigDict:
     """Strict: one of those above; "merge" is the default."""
     known = (
-        "", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load", "decode", "decode_8b",
-        "grid", "train", "train_1b", "train_8b", "score",
+        "", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load", "decode", "decode_tiny",
+        "decode_8b", "grid", "train", "train_1b", "train_8b", "score",
     )  # fmt: skip
     variant = parse(arg, known) or "merge"
     config = ConfigDict()
     config.job = "benchmark"
-    config.what = variant.removesuffix("_8b").removesuffix("_1b").removesuffix("_methods")
+    config.what = variant.removesuffix("_8b").removesuffix("_tiny").removesuffix("_1b").removesuffix("_methods")
     config.output = f"runs/benchmark-{variant}"
     config.repeats = 1 if variant in ("merge_methods", "grid") else 3
     if variant == "score":
@@ -89,11 +95,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = ConfigDict(LLAMA_8B if variant in ("merge_on_device_8b", "load") else LLAMA_1B)
     if config.what == "decode":
         large = variant == "decode_8b"
-        config.model = ConfigDict(LLAMA_8B if large else LLAMA_110M)
+        config.model = ConfigDict({"decode": LLAMA_110M, "decode_tiny": LLAMA_TINY, "decode_8b": LLAMA_8B}[variant])
         config.dtype = "bfloat16" if large else "float32"
-        config.batches = (1, 8, 64, 256) if large else (1, 16)
+        config.batches = {"decode": (1, 16), "decode_tiny": (16,), "decode_8b": (1, 8, 64, 256)}[variant]
         config.prompt = 512 if large else 64
-        config.new = 128 if large else 64
+        config.new = {"decode": 64, "decode_tiny": 200, "decode_8b": 128}[variant]
         config.attention = "auto"  # of the decode steps: reference, ragged (TPU), auto
         config.peer = True  # transformers on the same device
         config.peer_compiled = large  # it too with a static cache, compiled
