@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clinmerge_jax.benchmark.device import product_flops
 from clinmerge_jax.command_line import refuse
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.data.sequences import Sequences, sequences_of
@@ -30,8 +31,6 @@ from clinmerge_jax.training.optimizer import OptimizerSettings
 from clinmerge_jax.training.rows import Rows
 from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
-
-_PRODUCTS = 5
 
 
 def main() -> None:
@@ -66,7 +65,7 @@ def train(job: Mapping[str, Any]) -> dict[str, float]:
     )
     training = Run(layout, settings, _full_rows(llama, job["rows"], job["tokens"]), Rows(job["rows"]))
     step = next(training.loader())
-    peaks = [_product_flops(job["product"], dtype)]
+    peaks = [product_flops(job["product"], dtype)]
     stored = dtype if job["rank"] else jnp.float32
     make = jax.jit(lambda: init_params(llama, jax.random.key(0), stored), out_shardings=layout.shardings())
     state = jax.block_until_ready(training.begin(make()))
@@ -77,7 +76,7 @@ def train(job: Mapping[str, Any]) -> dict[str, float]:
             state, metrics = training.take(state, step)
         loss = float(jax.block_until_ready((state, metrics))[1].loss)
         seconds.append((time.perf_counter() - start) / count)
-    peaks.append(_product_flops(job["product"], dtype))
+    peaks.append(product_flops(job["product"], dtype))
     sheet = peak_flops(layout.device)
     return {
         "seconds": seconds[1],
@@ -94,19 +93,6 @@ def _full_rows(llama: LlamaConfig, rows: int, tokens: int) -> Sequences:
     """Sequences of random tokens that are all learned but for the first."""
     drawn = np.random.default_rng(0).integers(3, llama.vocab_size, (rows, tokens), np.int32)
     return sequences_of([[Encoded(row, np.arange(tokens) > 0)] for row in drawn])
-
-
-def _product_flops(size: int, dtype: Any) -> float:
-    """Operations a second of the fastest of some products of two square matrices, on one device."""
-    matrix = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(matrix, matrix))
-    seconds = []
-    for _ in range(_PRODUCTS):
-        start = time.perf_counter()
-        jax.block_until_ready(product(matrix, matrix))
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
 
 
 if __name__ == "__main__":
