@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def train(job: Mapping[str, Any]) -> None:
-    """Compiles by a step of each shape, says how long these took, then takes a step for each line of standard input and says what it took."""
+    """Takes a step of each shape, says how long that took, then a step for each line of standard input, timed too."""
     llama = LlamaConfig.from_json(job["model"], "config.model")
     layout = one_device(llama)
     steps = len(job["examples"]) // job["batch_size"]

@@ -15,7 +15,7 @@ from support import tiny_config
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation import programs
 from clinmerge_jax.generation.sampling import Kind
-from clinmerge_jax.llama import model, attention
+from clinmerge_jax.llama import attention, model
 from clinmerge_jax.llama.attention import Backend, Use, over_cache, over_sequences, resolve
 from clinmerge_jax.llama.cache import Cache, attend_cache, unstack
 from clinmerge_jax.llama.model import attend_causally
