@@ -89,7 +89,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.launched = 1  # seeds of each number of examples that are launched as runs of their own
         config.epochs = 1.0
         config.batch_size = 8
-        config.length = 128
+        config.length = 256
         config.learning_rate = 1e-5
         return config
     if variant == "few_shot":

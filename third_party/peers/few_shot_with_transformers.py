@@ -2,16 +2,17 @@
 
     PEER_PYTHON third_party/peers/few_shot_with_transformers.py JOB.json
 
-PEER_PYTHON needs torch, transformers and PEFT; clinmerge_jax is not needed. Each batch is padded to its longest example,
-and what is padding or prompt has the label -100. JOB.json is one object:
+PEER_PYTHON needs torch, transformers and PEFT; clinmerge_jax is not needed. Each batch is padded to its longest
+example, and what is padding or prompt has the label -100. JOB.json is one object:
   model       the arguments of transformers.LlamaConfig
   examples    in the order of training: `tokens`, and how many of them are the `prompt`
   batch_size  of each step
   rank        of the adapter; 0 trains the weights themselves
   length      tokens that no example exceeds
   product     rows of the square matrices whose product is timed too
-A step on the longest batch comes first and is not counted; `first` then says that nothing was compiled. Each line of standard input asks for a step, which is
-answered by a line of JSON: `seconds`, `loss`, tokens `computed`, `product_flops` a second, `peak_bytes`.
+A step on the longest batch comes first and is not counted; `first` then says that nothing was compiled. Each line of
+standard input then asks for a step, which is answered by a line of JSON: `seconds`, `loss`, tokens `computed`,
+`product_flops` a second, `peak_bytes`.
 """
 
 import json
