@@ -11,11 +11,12 @@ merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_me
 more of a tensor than its sums, most of them with a base as third input. merge_on_device: two such models in device
 memory, one t after another; merge_on_device_8b: the same in Llama-3.1-8B's shape. load: an 8B-shaped checkpoint (16 GB)
 onto eight devices and back to disk. decode: generation with a model of 110e6 parameters in float32; decode_tiny: with
-one of stories260K's shape, at batch 16; decode_8b: with one of Llama-3.1-8B's shape in bfloat16. grid: the miniature fine-tuned for 8 seeds and 4 numbers of examples, at once and
-one by one. train: steps of training with 110e6 parameters in float32, all of them and an adapter; train_1b: all of
-1.5e9, computed in bfloat16; train_8b: an adapter in Llama-3.1-8B's shape, rows of 4,096. few_shot: an epoch of examples
-as long as MTS-Dialog's, in SmolLM2-135M's shape in float32, an adapter and all weights. score: stored answers to seven
-test sets, with 10,000 draws of the bootstrap for every score.
+one of stories260K's shape, at batch 16; decode_8b: with one of Llama-3.1-8B's shape in bfloat16. grid: the miniature
+fine-tuned for 8 seeds and 4 numbers of examples, at once and one by one. train: steps of training with 110e6 parameters
+in float32, all of them and an adapter; train_1b: all of 1.5e9, computed in bfloat16; train_8b: an adapter in
+Llama-3.1-8B's shape, rows of 4,096. few_shot: an epoch of examples as long as MTS-Dialog's, in SmolLM2-135M's shape in
+float32, an adapter and all weights. score: stored answers to seven test sets, with 10,000 draws of the bootstrap for
+every score.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +41,6 @@ LLAMA_8B = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
-# Llama-3.2-1B's with an embedding and a head of their own: 1.5e9 parameters.
 LLAMA_110M = {
     **LLAMA_8B, "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
     "num_attention_heads": 12, "num_key_value_heads": 12, "head_dim": 64, "max_position_embeddings": 1024,
@@ -56,6 +56,7 @@ LLAMA_TINY = {
     **LLAMA_110M, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 512,
 }  # fmt: skip
+# Llama-3.2-1B's with an embedding and a head of their own: 1.5e9 parameters.
 LLAMA_1B = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
 
 
