@@ -122,7 +122,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.shots = 64
         config.epochs = 1.0
         config.learning_rate = 1e-3
-        config.length = 128
+        config.length = 256
     if variant == "grid":
         config.job = "sft_grid"
         config.grid = ConfigDict()

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import decode, grid, load, merge, merge_on_device, score, train
+from clinmerge_jax.benchmark import decode, few_shot, grid, load, merge, merge_on_device, score, train
 
 _BENCHMARKS = {
     "merge": merge.run,
@@ -11,6 +11,7 @@ _BENCHMARKS = {
     "decode": decode.run,
     "grid": grid.run,
     "train": train.run,
+    "few_shot": few_shot.run,
     "score": score.run,
 }
 

@@ -113,9 +113,7 @@ def _environment(rehearse: bool, packages: pathlib.Path | None) -> dict[str, str
 
 def _missing(environment: dict[str, str], part: Part) -> str:
     """Which package that a part needs is not installed; "" if all are."""
-    script = (
-        "import importlib.util, sys; print(*(name for name in sys.argv[1:] if not importlib.util.find_spec(name)))"
-    )
+    script = "import importlib.util, sys; print(*(name for name in sys.argv[1:] if not importlib.util.find_spec(name)))"
     found = subprocess.run(
         [sys.executable, "-c", script, *part.packages], env=environment, capture_output=True, text=True
     ).stdout.split()

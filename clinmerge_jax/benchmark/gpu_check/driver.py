@@ -138,7 +138,7 @@ def _run(part: Part, following: Part | None, processes: Processes, record: Recor
     if status in FAILED:
         facts["reason"] = last_line(processes.log(part))
     record.part(part.name, status, **facts)
-    print(f"{part.name}: {status} after {seconds:.0f} s{': ' + facts['reason'] if 'reason' in facts else ''}", flush=True)
+    print(": ".join([part.name, f"{status} after {seconds:.0f} s", *filter(None, [facts.get("reason")])]), flush=True)
     return status == "done"
 
 

@@ -16,8 +16,8 @@ from clinmerge_jax.llama.parameters import Params, count_parameters, init_params
 from clinmerge_jax.parallel.layout import Layout, one_device
 
 _COPIED = 4 * 10**9  # bytes, enough that a launch takes a small part of a copy
-_ROOFLINE = "of the roofline: weights and cache read once a step at a copy's bandwidth"
-_PRODUCTS = "of the measured matrix product"
+_ROOFLINE = "of the roofline"  # weights and cache, read once a step at the bandwidth of a copy
+_PRODUCTS = "MFU"  # of a product of two matrices, measured in the same repeat
 
 
 def decode(settings: Mapping[str, Any], report: Reporter) -> None:

@@ -16,7 +16,6 @@ from clinmerge_jax.checkpoint.params import load_params
 from clinmerge_jax.checkpoint.tokenizer import TOKENIZER_FILE
 from clinmerge_jax.generation.engine import Engine
 from clinmerge_jax.generation.parity import compare
-from clinmerge_jax.generation.stopping import stop_ids
 from clinmerge_jax.parallel.layout import one_device
 
 _PROMPTS = (
@@ -49,17 +48,16 @@ def measure(settings: Mapping[str, Any], report: Reporter) -> None:
     theirs = theirs.eval().to(device)
     tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.path / TOKENIZER_FILE))
     prompts = [np.array(tokenizer.encode(text).ids, np.int32) for text in _PROMPTS[: settings["prompts"]]]
-    ids = stop_ids(checkpoint)
-    engine = Engine(
-        one_device(llama), params, slots=1, length=max(map(len, prompts)) + settings["new"], stop_ids=ids
-    )
+    theirs.generation_config.eos_token_id = None  # all answers have their full length
+    engine = Engine(one_device(llama), params, slots=1, length=max(map(len, prompts)) + settings["new"])
     with torch.inference_mode():
-        found = [compare(tokens, params, llama, engine, theirs, ids, settings["new"]) for tokens in prompts]
+        found = [compare(tokens, params, llama, engine, theirs, (), settings["new"]) for tokens in prompts]
     model = f"hidden size {llama.hidden_size}, {llama.num_hidden_layers} layers"
     answered, same = sum(one.answered for one in found), sum(one.same for one in found)
     margins = [one.margin for one in found if one.margin is not None]
-    report.add("greedy tokens as in transformers", [same / answered], f"of {answered}", model=model, margins=margins)
-    report.add("same likeliest token at a position", [float(np.mean([one.agreement for one in found]))], "", model=model)
+    report.add(f"greedy tokens as in transformers, of {answered}", [same], "", model=model, margins=margins)
+    agreement = float(np.mean([one.agreement for one in found]))
+    report.add("same likeliest token, share of positions", [agreement], "", model=model)
     report.add("largest difference of a logit", [max(one.largest for one in found)], "", model=model)
     if margins and max(margins) > settings["margin"]:
         raise AssertionError(

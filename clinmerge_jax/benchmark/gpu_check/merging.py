@@ -13,7 +13,7 @@ from clinmerge_jax.benchmark.points import copy_params, random_params, time_poin
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, count_parameters
 from clinmerge_jax.merging.on_device import OnDeviceMerge
-from clinmerge_jax.merging.recipe import Recipe, two_parents
+from clinmerge_jax.merging.recipe import two_parents
 from clinmerge_jax.parallel.layout import Layout, one_device
 
 _DRIFTS = (0.0, 0.03, 0.05)  # of the models; those of another drift are siblings
@@ -96,6 +96,6 @@ def _report_points(runs: Sequence[Mapping[str, float]], nbytes: int, moved: int,
             [1e3 * one for one in seconds],
             "ms",
             ratios=shares,
-            ratio_of=f"of a copy's bandwidth, {moved} models moved",
+            ratio_of=f"of a copy's bandwidth ({moved} models moved)",
             **memory,
         )

@@ -45,7 +45,7 @@ class Part:
 
 _TORCH = ("torch", "transformers")
 _DECODE = {"model": LLAMA_8B, "dtype": "bfloat16", "batches": (1, 8, 64, 256), "prompt": 128, "new": 65, "repeats": 3}
-_SMALL_DECODE = {"model": _SMALL, "dtype": "float32", "batches": (1, 2), "prompt": 8, "new": 5, "repeats": 1}
+_SMALL_DECODE = {"model": _SMALL, "dtype": "float32", "batches": (1, 2), "prompt": 8, "new": 33, "repeats": 1}
 _PROMPTS = {"model": LLAMA_8B, "dtype": "bfloat16", "batch": 8, "prompt": 2048, "product": 8192, "repeats": 3}
 _SMALL_PROMPTS = {"model": _SMALL, "dtype": "float32", "batch": 2, "prompt": 16, "product": 64, "repeats": 1}
 _TRAIN = {"dtype": "bfloat16", "steps": 4, "repeats": 3, "product": 8192, "remat": "none", "attention": "auto"}
@@ -91,7 +91,7 @@ PARTS = (
         "attention", "attention:measure", 50, 20, "scores of one block of 4,096 tokens in float32", 8,
         {"model": LLAMA_8B, "kernel": "cudnn", "dtype": "bfloat16", "rows": 2, "tokens": 4096, "calls": 10,
          "repeats": 5, "error": 0.02},
-        {"model": _SMALL, "kernel": "reference", "dtype": "float32", "rows": 1, "tokens": 256, "calls": 2, "repeats": 1},
+        {"model": _SMALL, "kernel": "reference", "rows": 1, "tokens": 256, "calls": 2, "repeats": 1},
     ),
     Part(
         "prompts", "generation:prompts", 80, 40, "weights stacked and by layer, the cache of 8 x 2,049 tokens", 38,

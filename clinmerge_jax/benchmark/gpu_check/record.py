@@ -11,6 +11,12 @@ from typing import Any
 
 from clinmerge_jax.report.tables import table
 
+_LEGEND = (
+    "Merges: two or three models read and one written, at the bandwidth of a copy in the same round. Roofline: all weights"
+    " but the embedding, and the keys and values so far, read once a step at the bandwidth of a copy in the same repeat."
+    " MFU: the operations that are needed, recomputation left out, at the speed of a product of two matrices in the same"
+    " process. clinmerge_jax / it: medians of both, each in a process of its own; transformers runs eagerly with SDPA."
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft")
 
 
@@ -162,6 +168,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     devices = sorted({one["device"] for one in content["figures"]})
     known = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     lines.append(f"{', '.join(devices) or 'No figures'}; Python {content['python']}, {known}.")
+    lines.append(_LEGEND)
     states = [[name, one["status"], f"{one.get('seconds', 0):.0f}", one.get("reason", "")]
               for name, one in content["parts"].items()]  # fmt: skip
     lines.append(table(["part", "status", "seconds", "reason"], states))

@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,9 +26,10 @@ def ours(settings: Mapping[str, Any], report: Reporter) -> None:
     for found, kept in _runs(train, settings):
         rates.append(_tokens(settings) / found["seconds"])
         shares.append(_mfu(settings, found))
-        facts = {"remat": kept, "peak_bytes": found["peak_bytes"], "first_seconds": found["first_seconds"]}
-        report.add(name, rates, "tokens/s", **facts)
-        report.add(f"{name}: MFU", shares, "of the measured matrix product", product_flops=found["product_flops"])
+        report.add(
+            name, rates, "tokens/s", ratios=shares, ratio_of="MFU", remat=kept, peak_bytes=found["peak_bytes"],
+            first_seconds=found["first_seconds"], product_flops=found["product_flops"],
+        )  # fmt: skip
 
 
 def peer(settings: Mapping[str, Any], report: Reporter) -> None:
@@ -40,10 +42,11 @@ def peer(settings: Mapping[str, Any], report: Reporter) -> None:
     for found, kept in _runs(program.train, settings):
         rates.append(_tokens(settings) / found["seconds"])
         shares.append(_mfu(settings, found))
-        facts = {"remat": kept, "peak_bytes": found["peak_bytes"]}
         theirs = f"{name}, {whose}" + ("" if kept == "none" else ", layers checkpointed")
-        report.against_ours(theirs, rates, "tokens/s", name, **facts)
-        report.add(f"{theirs}: MFU", shares, "of the measured matrix product", product_flops=found["product_flops"])
+        report.against_ours(
+            theirs, rates, "tokens/s", name, remat=kept, peak_bytes=found["peak_bytes"],
+            mfu=shares, product_flops=found["product_flops"],
+        )  # fmt: skip
 
 
 def _runs(train: Train, settings: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -69,10 +72,8 @@ def _runs(train: Train, settings: Mapping[str, Any]) -> Iterator[tuple[Mapping[s
 def _free() -> None:
     """Gives back what the last model held: its parts refer to one another."""
     gc.collect()
-    if importlib.util.find_spec("torch") is not None:
-        import torch
-
-        torch.cuda.empty_cache()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
 
 
 def _name(settings: Mapping[str, Any]) -> str:
