@@ -25,12 +25,13 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, build_params, iterate_params
 from clinmerge_jax.parallel.layout import Layout, one_device
 
+_MARK = "_CHECKPOINT_METADATA"  # that Orbax writes; its own question is answered with yes for safetensors, too
 _MEND = "give a folder that configs/convert.py wrote with format=orbax"
 
 
 def is_orbax(folder: pathlib.Path) -> bool:
     """Whether a folder holds an Orbax checkpoint, in itself or in `params/`."""
-    return any(ocp.is_orbax_checkpoint(place) for place in (folder / ORBAX_FOLDER, folder) if place.is_dir())
+    return any((place / _MARK).is_file() for place in (folder / ORBAX_FOLDER, folder))
 
 
 @contextlib.contextmanager
@@ -41,6 +42,17 @@ def _context() -> Iterator[None]:
     context.array.loading.enable_padding_and_truncation = True
     with context:
         yield
+
+
+@contextlib.contextmanager
+def _refusing(place: pathlib.Path) -> Iterator[None]:
+    """Makes one line of what Orbax and TensorStore raise for damaged and missing files."""
+    try:
+        yield
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:  # the library raises bare Exception where values are missing
+        raise BadInput(f"{place}: is damaged ({' '.join(str(error).split())[:120]}); {_MEND}") from error
 
 
 def save_orbax(params: Params, folder: pathlib.Path) -> None:
@@ -80,10 +92,8 @@ def read_dtypes(folder: pathlib.Path, config: LlamaConfig) -> Params:
     place = folder / ORBAX_FOLDER
     if not place.is_dir():
         raise BadInput(f"{folder}: has no {ORBAX_FOLDER}/; {_MEND}")
-    try:
+    with _refusing(place):
         found = ocp.metadata(place).metadata
-    except (ValueError, KeyError, OSError, ocp.errors.InvalidLayoutError) as error:
-        raise BadInput(f"{place}: is damaged ({' '.join(str(error).split())[:120]}); {_MEND}") from error
     dtypes = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(found)[0]:
         dtypes[tuple(key.key for key in keys)] = (tuple(leaf.shape), leaf.dtype)
@@ -121,7 +131,7 @@ def load_orbax(folder: pathlib.Path, *, mesh: Mesh | None = None) -> tuple[Llama
         config,
         lambda row: jax.ShapeDtypeStruct(layout.shape(row), dtypes[row.path], sharding=layout.sharding(row)),
     )
-    with _context():
+    with _context(), _refusing(folder / ORBAX_FOLDER):
         return config, ocp.load(folder / ORBAX_FOLDER, like)
 
 
@@ -141,7 +151,7 @@ def load_leaf(folder: pathlib.Path, config: LlamaConfig, path: tuple[str, ...]) 
             return ocp.PLACEHOLDER
         return jax.ShapeDtypeStruct(row.stacked_shape(config), dtypes[path], sharding=sharding)
 
-    with _context():
+    with _context(), _refusing(folder / ORBAX_FOLDER):
         loaded = ocp.load(folder / ORBAX_FOLDER, build_params(config, leaf))
     return next(array for row, array in iterate_params(loaded, config) if row.path == path)
 
