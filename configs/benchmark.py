@@ -1,7 +1,7 @@
 """Measure against the floor and the peer.
 
 python -m clinmerge_jax.main --config=configs/benchmark.py\
-[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load|:decode|:decode_8b|:grid] \
+[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load|:orbax|:decode|:decode_8b|:grid] \
     [--config.peer_python=PYTHON_WITH_MERGEKIT] [--config.output=FOLDER_ON_THE_DISK_TO_MEASURE]
 python -m clinmerge_jax.main --config=configs/benchmark.py[:train|:train_1b|:train_8b] \
     [--config.peer_python=PYTHON_WITH_PEFT]
@@ -10,11 +10,12 @@ python -m clinmerge_jax.main --config=configs/benchmark.py:score --config.data_d
 merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_methods: the same by the methods that need
 more of a tensor than its sums, most of them with a base as third input. merge_on_device: two such models in device
 memory, one t after another; merge_on_device_8b: the same in Llama-3.1-8B's shape. load: an 8B-shaped checkpoint (16 GB)
-onto eight devices and back to disk. decode: generation with a model of 110e6 parameters in float32; decode_8b: with one
-of Llama-3.1-8B's shape in bfloat16. grid: the miniature fine-tuned for 8 seeds and 4 numbers of examples, at once and
-one by one. train: steps of training with 110e6 parameters in float32, all of them and an adapter; train_1b: all of
-1.5e9, computed in bfloat16; train_8b: an adapter in Llama-3.1-8B's shape, rows of 4,096. score: stored answers to seven
-test sets, with 10,000 draws of the bootstrap for every score.
+onto eight devices and back to disk. orbax: the same checkpoint into an Orbax folder, and from there onto eight devices.
+decode: generation with a model of 110e6 parameters in float32; decode_8b: with one of Llama-3.1-8B's shape in bfloat16.
+grid: the miniature fine-tuned for 8 seeds and 4 numbers of examples, at once and one by one. train: steps of training
+with 110e6 parameters in float32, all of them and an adapter; train_1b: all of 1.5e9, computed in bfloat16; train_8b: an
+adapter in Llama-3.1-8B's shape, rows of 4,096. score: stored answers to seven test sets, with 10,000 draws of the
+bootstrap for every score.
 """
 
 from ml_collections import ConfigDict
@@ -57,7 +58,8 @@ METHODS = (
 def get_config(arg: str = "") -> ConfigDict:
     """Strict: one of those above; "merge" is the default."""
     known = (
-        "", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load", "decode", "decode_8b",
+        "", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load", "orbax", "decode",
+        "decode_8b",
         "grid", "train", "train_1b", "train_8b", "score",
     )  # fmt: skip
     variant = parse(arg, known) or "merge"
@@ -86,7 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.length = 128
         config.learning_rate = 1e-5
         return config
-    config.model = ConfigDict(LLAMA_8B if variant in ("merge_on_device_8b", "load") else LLAMA_1B)
+    config.model = ConfigDict(LLAMA_8B if variant in ("merge_on_device_8b", "load", "orbax") else LLAMA_1B)
     if config.what == "decode":
         large = variant == "decode_8b"
         config.model = ConfigDict(LLAMA_8B if large else LLAMA_110M)
@@ -120,6 +122,6 @@ def get_config(arg: str = "") -> ConfigDict:
         config.peer_python = ""  # a Python with third_party/peers/requirements-mergekit.txt installed
     if config.what == "merge_on_device":
         config.points = 7  # values of t in each repeat
-    if config.what == "load":
+    if config.what in ("load", "orbax"):
         config.cpu_devices = 8  # fake devices on the processor; 0 takes the accelerators that are there
     return config
