@@ -112,8 +112,12 @@ def _same_input(recorded: Mapping[str, Any], current: Mapping[str, Any], known: 
     return all(sha256(folder / name) == known.get(name) for name in current["files"])
 
 
-def is_credentialed(flag: bool, checkpoints: Iterable[Checkpoint | Adapter]) -> bool:
+def is_credentialed(flag: bool, checkpoints: Iterable[Any]) -> bool:
     """Whether a config or the provenance of an input says that data under a use agreement went in.
+
+    Args:
+      flag: of the config.
+      checkpoints: the inputs, each with a `path`.
 
     Raises:
       BadInput: a provenance.json is damaged.

@@ -135,15 +135,23 @@ def load_orbax(folder: pathlib.Path, *, mesh: Mesh | None = None) -> tuple[Llama
         return config, ocp.load(folder / ORBAX_FOLDER, like)
 
 
+def host_device() -> jax.Device:
+    """The host's processor, whose memory holds what one accelerator may not; else the first device there is."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names others alone
+        return jax.local_devices()[0]
+
+
 def load_leaf(folder: pathlib.Path, config: LlamaConfig, path: tuple[str, ...]) -> jax.Array:
-    """One leaf alone, on the first device of the host's processor.
+    """One leaf alone, in the host's memory.
 
     Args:
       folder: as above.
       config: its model.
       path: of the leaf in Params.
     """
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    sharding = jax.sharding.SingleDeviceSharding(host_device())
     dtypes = {row.path: dtype for row, dtype in iterate_params(read_dtypes(folder, config), config)}
 
     def leaf(row: Any) -> Any:

@@ -96,12 +96,18 @@ def config_json(model: Gguf) -> dict[str, Any]:
     head_dim = values.whole("attention.key_length", hidden // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if values.whole(key, head_dim) != head_dim:
-            raise BadInput(f"{path}: {architecture}.{key} is {values.get(key)}, not head_dim ({head_dim}); no Llama")
+            raise BadInput(
+                f"{path}: {architecture}.{key} is {values.get(key)}, not head_dim ({head_dim}); Llama has one size of"
+                " heads and rotates all of it"
+            )
     theta = values.get("rope.freq_base", 10000.0)
     context = values.whole("context_length")
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
         raise BadInput(f"{path}: lacks tensor token_embd.weight; give a whole model, or fetch it again")
+    layers = values.whole("block_count")
+    if layers > len(tensors):  # before anything is listed layer by layer
+        raise BadInput(f"{path}: {architecture}.block_count is {layers} for {len(tensors)} tensors; fetch it again")
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -116,7 +122,7 @@ def config_json(model: Gguf) -> dict[str, Any]:
         "max_position_embeddings": context,
         "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
         "num_attention_heads": heads,
-        "num_hidden_layers": values.whole("block_count"),
+        "num_hidden_layers": layers,
         "num_key_value_heads": values.whole("attention.head_count_kv", heads),
         "rms_norm_eps": values.get("attention.layer_norm_rms_epsilon"),
         "rope_scaling": _rope_scaling(values, tensors, theta, head_dim),
@@ -189,12 +195,12 @@ def _by_name(model: Gguf, path: pathlib.Path) -> dict[str, GgufTensor]:
 
 def _check(named: Mapping[str, GgufTensor], llama: LlamaConfig, path: pathlib.Path) -> None:
     expected = {name: row.shape(llama) for row in parameters(llama) for name in row.names(llama)}
-    for problem, names in (
-        ("lacks", [name for name in expected if name not in named]),
-        ("holds", [name for name in named if name not in expected]),
-    ):
-        if names:
-            raise BadInput(f"{path}: {problem} what is {names[0]} in Hugging Face's names, unlike its metadata's model")
+    missing = next((name for name in expected if name not in named), None)
+    if missing is not None:
+        raise BadInput(f"{path}: has no tensor for {missing}, which its metadata ask for; fetch it again")
+    extra = next((name for name in named if name not in expected), None)
+    if extra is not None:
+        raise BadInput(f"{path}: holds {named[extra].name}, which its metadata do not ask for; fetch it again")
     for name, shape in expected.items():
         if named[name].shape != shape:
             raise BadInput(
@@ -227,8 +233,9 @@ def _dtype(tensors: Any) -> np.dtype:
 
 def _quantization(metadata: Mapping[str, Any], kinds: Mapping[str, int]) -> str:
     """A line for the card."""
-    known = {kind.value: kind.name for kind in gguf.LlamaFileType}
-    name = known.get(metadata.get("general.file_type"), "not stated").removeprefix("MOSTLY_")
+    stated = metadata.get("general.file_type")
+    known = (kind.name.removeprefix("MOSTLY_") for kind in gguf.LlamaFileType if kind.value == stated)
+    name = next(known, "not stated")
     total = sum(kinds.values())
     shares = ", ".join(f"{count / total:.2%} {kind}" for kind, count in sorted(kinds.items(), key=lambda i: -i[1]))
     lossy = "" if set(kinds) <= set(PLAIN) else " What quantization lost stays lost."

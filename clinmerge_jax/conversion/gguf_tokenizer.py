@@ -90,8 +90,8 @@ def tokenizer_files(metadata: Mapping[str, Any], path: pathlib.Path, llama: Llam
         "clean_up_tokenization_spaces": False,
         "model_max_length": llama.max_position_embeddings,
     }
-    stops = [metadata[_PREFIX + key] for key in _ENDS if _PREFIX + key in metadata]
-    generation = {**token_ids(metadata), **({"eos_token_id": list(dict.fromkeys(stops))} if stops else {})}
+    stops = list(dict.fromkeys(metadata[_PREFIX + key] for key in _ENDS if vocabulary.token(key) is not None))
+    generation = {**token_ids(metadata), **({"eos_token_id": stops} if stops else {})}
     files = {
         TOKENIZER_FILE: made.to_str(pretty=True).encode() + b"\n",
         SETTINGS_FILE: json_bytes(settings),

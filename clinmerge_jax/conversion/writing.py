@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from clinmerge_jax.checkpoint.blocks import ahead
+from clinmerge_jax.checkpoint.orbax_folder import host_device
 from clinmerge_jax.checkpoint.output import OutputFolder, sync
 from clinmerge_jax.checkpoint.safetensors import header_bytes
 from clinmerge_jax.conversion.source import Source, SourceTensor
@@ -156,9 +157,9 @@ def read_params(
       progress: called with the bytes read since the last call.
 
     Returns:
-      Params on the first device of the host's processor, and what rounding did.
+      Params, and what rounding did.
     """
-    device = jax.local_devices(backend="cpu")[0]
+    device = host_device()
     leaves: dict[tuple[str, ...], np.ndarray] = {}
     places: dict[str, np.ndarray] = {}
     for row in parameters(config):

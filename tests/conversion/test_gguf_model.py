@@ -1,5 +1,6 @@
 """A Llama in a GGUF file becomes the Hugging Face model that it was made from."""
 
+import dataclasses
 import json
 
 import gguf
@@ -13,7 +14,10 @@ import transformers
 from gguf_files import CONFIG, WRITTEN, gguf_name, interleave, llama_cpp_tensors, metadata, write, write_llama
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.gguf import open_gguf
 from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.conversion import gguf_model
+from clinmerge_jax.conversion.gguf_model import open_source
 from clinmerge_jax.conversion.rope_factors import llama3_factors, llama3_scaling
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.model import forward
@@ -159,8 +163,8 @@ def test_rope_scaling_reaches_the_config(tmp_path):
         ({"general__architecture": "gemma2"}, "general.architecture is 'gemma2'; only llama"),
         ({"llama__expert_count": 8}, "mixture of 8 experts"),
         ({"llama__block_count": None}, "lacks llama.block_count"),
-        ({"llama__block_count": 3}, "lacks what is model.layers.2."),
-        ({"llama__block_count": 1}, "holds what is model.layers.1."),
+        ({"llama__block_count": 3}, "has no tensor for model.layers.2."),
+        ({"llama__block_count": 1}, "holds blk.1."),
         ({"llama__embedding_length": 32, "llama__attention__key_length": 16}, "has shape"),
         ({"llama__attention__head_count_kv": [2, 1]}, "head_count_kv is [2, 1]"),
         ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8, not head_dim (16)"),
@@ -182,6 +186,24 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path, changes, says
     said = str(refusal.value)
     assert says in said and said.startswith(str(tmp_path / "model.gguf")) and "\n" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_metadata_of_another_kind_end_in_one_line(tmp_path, monkeypatch):
+    """Every entry replaced by values of other types and sizes: opened, or refused."""
+    write_llama(tmp_path / "model.gguf")
+    model = open_gguf(tmp_path / "model.gguf")
+    refused = opened = 0
+    for key in metadata():
+        for value in (None, "x", -1, 0, 1 << 31, 0.5, True, [], [3, 1], ["a", "b"]):
+            changed = dataclasses.replace(model, metadata={**model.metadata, key: value})
+            monkeypatch.setattr(gguf_model, "open_gguf", lambda path, changed=changed: changed)
+            try:
+                with open_source(tmp_path / "model.gguf", None).files:
+                    opened += 1
+            except BadInput as error:
+                refused += 1
+                assert "\n" not in str(error) and len(str(error)) < 500
+    assert refused > 100 and opened > 30
 
 
 def test_a_tensor_of_another_model_is_refused(tmp_path):
