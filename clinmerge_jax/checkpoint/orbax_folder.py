@@ -25,6 +25,7 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, build_params, iterate_params
 from clinmerge_jax.parallel.layout import Layout, one_device
 
+_CHUNK_BYTES = 64 << 20  # that are read at a time, so that a process needs not read a whole leaf for its part of it
 _MARK = "_CHECKPOINT_METADATA"  # that Orbax writes; its own question is answered with yes for safetensors, too
 _MEND = "give a folder that configs/convert.py wrote with format=orbax"
 
@@ -36,9 +37,10 @@ def is_orbax(folder: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _context() -> Iterator[None]:
-    """Arrays may be padded on loading: the vocabulary's rows, to what a mesh divides. Random bits do not compress."""
+    """Arrays may be padded on loading: the vocabulary's rows, to what a mesh divides. Weights hardly compress."""
     context = ocp.Context()
     context.array.saving.use_compression = False
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     context.array.loading.enable_padding_and_truncation = True
     with context:
         yield
