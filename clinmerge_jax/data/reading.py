@@ -1,53 +1,63 @@
-"""Files as documents: JSON lines, text files, folders of them."""
+"""Files of rows, text files, and folders of these as documents."""
 
 import collections
 import dataclasses
-import json
 import pathlib
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from clinmerge_jax.checkpoint.safetensors import parse_json
 from clinmerge_jax.data.documents import Document
+from clinmerge_jax.data.field_map import parse_fields
+from clinmerge_jax.data.row_files import as_text, holds_rows, read_rows, shown_columns
 from clinmerge_jax.data.tfds_source import PREFIX, read_tfds
 from clinmerge_jax.errors import BadInput
 
-_KINDS = "'text', 'messages', 'prompt' and 'completion', or 'input' and 'output'"
-_MEND = f"give JSON lines with {_KINDS}"
+_KINDS = "'text', 'messages', 'conversations', 'prompt' and 'completion', or 'input' and 'output'"
+_FIELDS = ("id", "text", "messages", "conversations", "prompt", "completion", "instruction", "input", "output")
+# ShareGPT's names of who speaks.
+_SPEAKERS = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
+    "system": "system",
+}  # fmt: skip
 
 
-def read_documents(path: str, field: str, label: str | None = None, data_dir: str | None = None) -> list[Document]:
+def read_documents(
+    path: str, field: str, label: str | None = None, data_dir: str | None = None, fields: str = ""
+) -> list[Document]:
     """Reads the documents of a file, a folder or a prepared data set.
 
-    A `.txt` file is one document, a folder has one in each of its `.txt` files; every other file has JSON lines. A row
-    has `text`; or `messages`; or `prompt` and `completion`; or `input` and `output` with an `instruction` before the
-    input, if there is one; and an `id` where it wants to name itself. Rows with the same words and no id are told apart
-    by how many of them came before.
+    A `.txt` file is one document, and a folder has one in each of its `.txt` files; other files and folders are those
+    of `row_files.read_rows`. A row has `text`; or `messages`; or `conversations` as ShareGPT has them; or `prompt` and
+    `completion`; or `input` and `output` with an `instruction` before the input, if there is one; and an `id` where it
+    wants to name itself. Rows with the same words and no id are told apart by how many of them came before.
 
     Args:
       path: a file, a folder, or `tfds:NAME` or `tfds:NAME:SPLIT` (the split is train otherwise).
       field: the config field that gave it, for messages.
-      label: the field of a row that has its class; None where classes do not matter.
+      label: the column of a row that has its class; None where classes do not matter.
       data_dir: where the data sets of `tfds:` lie; None for that library's own folder.
+      fields: which columns make these fields, as `field_map.parse_fields` reads it; "" where they are there.
 
     Raises:
-      BadInput: naming the file and line, never quoting the text; or two rows share an id.
+      BadInput: naming the file and row, never quoting the text; or two rows share an id.
     """
     place = pathlib.Path(path).expanduser()
+    columns = parse_fields(fields, _FIELDS)
     if path.startswith(PREFIX):
         rows = read_tfds(path, field, data_dir)
-    elif place.is_dir():
+    elif place.is_dir() and not holds_rows(path):
         files = sorted(place.glob("*.txt"))
         if not files:
-            raise BadInput(f"{field}: the folder {path} has no .txt file; give such a folder, or a file of JSON lines")
-        rows = ((str(file), {"id": file.name, "text": _read_text(file)}) for file in files)
+            raise BadInput(
+                f"{field}: the folder {path} has no .txt file and no saved data set; give a folder of these, or a file"
+            )
+        return _told_apart(_text_document(str(file), file, file.name) for file in files)
     elif place.suffix == ".txt" and place.is_file():
-        rows = [(path, {"text": _read_text(place)})]
+        return [_text_document(path, place)]
     else:
-        lines = numbered_lines(path, field, _MEND)
-        rows = ((f"{path}:{number}", parse_json(line, f"{path}:{number}")) for number, line in lines)
-    return _told_apart(_document(row, name, label) for name, row in rows)
+        rows = read_rows(path, field)
+    kept = ("id", *([label] if label is not None else []))
+    return _told_apart(_document(columns.apply(row, name, kept), name, label, row) for name, row in rows)
 
 
 def numbered_lines(path: str, field: str, mend: str) -> list[tuple[int, str]]:
@@ -71,16 +81,6 @@ def numbered_lines(path: str, field: str, mend: str) -> list[tuple[int, str]]:
     return numbered
 
 
-def check_unicode(row: Any, name: str) -> None:
-    """Refuses JSON with text that is none.
-
-    Raises:
-      BadInput: naming the row.
-    """
-    if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
-        raise BadInput(f"{name}: holds half of a surrogate pair, which is no Unicode text; write the file as UTF-8")
-
-
 def check_messages(messages: Any, name: str) -> None:
     """Refuses what is no conversation.
 
@@ -96,27 +96,34 @@ def check_messages(messages: Any, name: str) -> None:
 
 def _read_text(file: pathlib.Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{file}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
-def _document(row: Any, name: str, label: str | None) -> Document:
-    check_unicode(row, name)
-    if not isinstance(row, dict):
-        raise BadInput(f"{name}: is no JSON object; {_MEND}")
+def _text_document(name: str, file: pathlib.Path, given_id: str | None = None) -> Document:
+    return Document(name, text=_filled({"text": _read_text(file)}, "text", name), given_id=given_id)
+
+
+def _document(row: Mapping[str, Any], name: str, label: str | None, columns: Mapping[str, Any]) -> Document:
     about = {"given_id": _named(row, "id", name), "label": None if label is None else _named(row, label, name)}
     if label is not None and about["label"] is None:
         raise BadInput(f"{name}: has no {label!r} to balance classes by; give it to every row, or name no such field")
-    given = [key for key in ("text", "messages", "completion", "output") if row.get(key) is not None]
-    if len(given) != 1:
-        raise BadInput(f"{name}: has {'more than one' if given else 'none'} of {_KINDS}; give one of these")
+    given = [key for key in ("text", "messages", "conversations", "completion", "output") if row.get(key) is not None]
+    if not given:
+        raise BadInput(
+            f"{name}: has none of {_KINDS}; it has {shown_columns(columns)}: say which is which, such as"
+            " --config.fields='prompt={COLUMN}; completion={COLUMN}'"
+        )
+    if len(given) > 1:
+        raise BadInput(
+            f"{name}: has more than one of {_KINDS}; leave one of them, or say what is to be learned with config.fields"
+        )
     match given[0]:
         case "text":
             return Document(name, text=_filled(row, "text", name), **about)
-        case "messages":
-            check_messages(row["messages"], name)
-            return Document(name, messages=row["messages"], **about)
+        case "messages" | "conversations":
+            return Document(name, messages=conversation(row, given[0], name), **about)
         case "completion":
             prompt = _filled(row, "prompt", name)
         case "output":
@@ -125,13 +132,37 @@ def _document(row: Any, name: str, label: str | None) -> Document:
     return Document(name, prompt=prompt, completion=_filled(row, given[0], name), **about)
 
 
-def _filled(row: dict[str, Any], key: str, name: str) -> str:
-    if not isinstance(row.get(key), str) or not row[key].strip():
+def conversation(row: Mapping[str, Any], key: str, name: str) -> list[dict[str, str]]:
+    """The messages of a row, each with `role` and `content`, from `messages` or from ShareGPT's `conversations`.
+
+    Raises:
+      BadInput: they are no such messages, naming the row.
+    """
+    if key == "messages":
+        check_messages(row[key], name)
+        return row[key]
+    turns = row[key]
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise BadInput(f"{name}: 'conversations' is no list of turns; give such a list")
+    messages = []
+    for turn in turns:
+        speaker, words = turn.get("from"), turn.get("value")
+        if not isinstance(words, str) or not isinstance(speaker, str):
+            raise BadInput(f"{name}: a turn lacks the text 'from' or 'value'; give both to each turn")
+        if speaker.lower() not in _SPEAKERS:
+            raise BadInput(f"{name}: a turn is from {speaker[:40]!r}, which is unknown; give {', '.join(_SPEAKERS)}")
+        messages.append({"role": _SPEAKERS[speaker.lower()], "content": words})
+    return messages
+
+
+def _filled(row: Mapping[str, Any], key: str, name: str) -> str:
+    text = as_text(row.get(key))
+    if text is None or not text.strip():
         raise BadInput(f"{name}: {key!r} is no text or empty; give some")
-    return row[key]
+    return text
 
 
-def _named(row: dict[str, Any], key: str, name: str) -> str | None:
+def _named(row: Mapping[str, Any], key: str, name: str) -> str | None:
     value = row.get(key)
     if value is not None and (not isinstance(value, (str, int)) or value == ""):
         raise BadInput(f"{name}: {key!r} is neither text nor a whole number; give one of the two")

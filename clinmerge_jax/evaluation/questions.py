@@ -25,7 +25,7 @@ from clinmerge_jax.evaluation.metrics import (
 )
 from clinmerge_jax.evaluation.metrics import named as metrics_named
 from clinmerge_jax.evaluation.tasks.items import items
-from clinmerge_jax.evaluation.tasks.leakage import Leakage, leakage
+from clinmerge_jax.evaluation.tasks.leakage import Leakage, leakage, without_asked
 from clinmerge_jax.evaluation.tasks.made import MADE
 from clinmerge_jax.evaluation.tasks.own import own_task
 from clinmerge_jax.evaluation.tasks.table import named
@@ -192,24 +192,3 @@ def _digest(items: Sequence[Item]) -> str:
         for item in items
     ]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-
-
-def without_asked(train: Sequence[Item], asked: Sequence[Item], name: str) -> list[Item]:
-    """The training items that give no answer away: whose source is not asked too, nor nearly, nor of the same cluster.
-
-    Raises:
-      BadInput: nothing is left: train and test are the same.
-    """
-    shared = leakage(asked, train)
-    told = {*shared.sources, *shared.near}
-    clusters = {item.cluster for item in asked if item.cluster}
-    left = [item for item in train if item.id not in told and item.cluster not in clusters]
-    if train and not left:
-        raise BadInput(f"task {name}: every training item is asked too; give another training file than the test's")
-    if len(left) < len(train):
-        logging.warning(
-            "%s: %d training items are asked too, nearly so, or of the same cluster; they are no examples",
-            name,
-            len(train) - len(left),
-        )
-    return left

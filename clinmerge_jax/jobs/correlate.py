@@ -3,9 +3,7 @@
 Read outputs, references and ratings, score each output by each metric, and correlate.
 """
 
-import csv
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,7 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from clinmerge_jax.checkpoint.output import result_path, write_atomically
-from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.reading import numbered_lines
+from clinmerge_jax.data.row_files import read_rows
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics import Output, count_items, named
 from clinmerge_jax.evaluation.statistics import Interval
@@ -27,8 +24,8 @@ _FEWEST = 10  # items of which a correlation says anything
 def run(config: ConfigDict) -> None:
     """Correlates what the config describes; see configs/evaluate.py:correlate for its fields."""
     metrics = named(config.metrics)
-    rows = _read(config.outputs, "config.outputs")
-    rated = _read(config.ratings, "config.ratings") if config.ratings else rows
+    rows = list(read_rows(config.outputs, "config.outputs"))
+    rated = list(read_rows(config.ratings, "config.ratings")) if config.ratings else rows
     if len(rated) != len(rows):
         raise BadInput(
             f"config.ratings: {config.ratings} has {len(rated)} rows and {config.outputs} {len(rows)}; give one for"
@@ -79,15 +76,6 @@ def _pearson(scores: np.ndarray, ratings: np.ndarray) -> Interval:
     found = stats.pearsonr(scores, ratings)
     ends = found.confidence_interval(0.95)
     return Interval(float(found.statistic), float(ends.low), float(ends.high))
-
-
-def _read(path: str, field: str) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of a CSV or JSON-lines file with the names that stand for them."""
-    lines = numbered_lines(path, field, "give a CSV file with a header, or JSON lines")
-    if pathlib.PurePath(path).suffix in (".jsonl", ".json"):
-        return [(f"{path}:{number}", parse_json(line, f"{path}:{number}")) for number, line in lines]
-    with pathlib.Path(path).expanduser().open(encoding="utf-8-sig", newline="") as file:
-        return [(f"{path} row {number}", row) for number, row in enumerate(csv.DictReader(file), start=1)]
 
 
 def _text(row: dict[str, Any], column: str, name: str) -> str:

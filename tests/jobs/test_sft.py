@@ -61,7 +61,6 @@ def _arguments(repository, model, rows, output, *more: str) -> tuple[str, ...]:
         f"--config.output={output}",
         "--config.length=64",
         "--config.batch_size=4",
-        "--config.packing=False",
         "--config.warmup_steps=1",
         "--config.learning_rate=3e-3",
         *more,
@@ -208,7 +207,8 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(repository, small
         ("--config.length=100000", "config.length"),
         ("--config.length=1", "config.length"),
         ("--config.batch_size=0", "config.batch_size"),
-        ("--config.micro_batch=3", "config.micro_batch"),
+        ("--config.micro_batch=-1", "config.micro_batch"),
+        ("--config.packing=True", "config.packing"),
         ("--config.steps=-3", "config.steps"),
         ("--config.epochs=inf", "config.epochs"),
         ("--config.epochs=0", "config.epochs"),
@@ -249,8 +249,8 @@ def test_every_variant_fits_the_miniature_as_it_stands(variant):
     config = configs.sft.get_config(variant)
     start = open_start(config)
     sets = Source(config, start).sets(config.shots, config.seed)
-    settings = step_settings(config, start.llama, len(sets.examples.rows.tokens), 0.0, jax.devices()[0])
-    assert settings.steps > 0 and sets.examples.packed.dropped == 0
+    settings = step_settings(config, start.llama, len(sets.examples.sequences), 0.0, jax.devices()[0])
+    assert settings.steps > 0 and len(sets.examples.sequences) == sets.examples.packed.sequences > 0
 
 
 def test_weights_that_diverge_end_the_run_with_a_line_that_names_rows(

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.reading import check_unicode, numbered_lines
+from clinmerge_jax.data.reading import numbered_lines
+from clinmerge_jax.data.row_files import check_unicode
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.instructions.asked import Asked
 from clinmerge_jax.evaluation.instructions.checkers import CHECKERS, Checker, instruction

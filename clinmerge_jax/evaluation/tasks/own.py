@@ -1,4 +1,4 @@
-"""A user's own task, from JSON lines and a config alone."""
+"""A user's own task, from a file of rows and a config alone."""
 
 import re
 import string
@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.reading import check_unicode, numbered_lines
+from clinmerge_jax.data.row_files import as_text, read_rows, shown_columns
 from clinmerge_jax.data.sets.reading import LETTERS
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics import METRICS, Metric, composite, named
@@ -19,7 +19,6 @@ from clinmerge_jax.evaluation.tasks.task import Form, Item, Kind, Task
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*", re.ASCII)
 _OF_CHOICES = ("accuracy", "exact_match")
 _UNBOUNDED = FORM.split(",")  # no scores that go up to 100
-_MEND = "give JSON lines, an object a line"
 
 
 def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
@@ -42,8 +41,8 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
     if own.kind not in kinds:
         raise BadInput(f"config.own.kind: {own.kind!r} is unknown; choose of {', '.join(kinds)}")
     kind = kinds[own.kind]
-    if not own.test:
-        raise BadInput("config.own.test: is empty; name the JSON lines that are scored")
+    if not (own.test or own.train):
+        raise BadInput("config.own.test: is empty; name what is scored, or with config.own.train what is learned")
     if own.max_new_tokens < 1:
         raise BadInput(f"config.own.max_new_tokens: is {own.max_new_tokens}; give 1 or more")
     default = f"{{{own.source}}}" if kind is Kind.GENERATION else f"Question: {{{own.source}}}\n{{choices}}\nAnswer:"
@@ -64,10 +63,10 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
     def read(split: str) -> list[Item]:
         files = {"test": own.test, "train": own.train}
         if not files.get(split):
-            raise BadInput(f"config.own: {own.name} has no split {split!r}; name its file with config.own.train")
+            raise BadInput(f"config.own: {own.name} has no split {split!r}; name its file with config.own.{split}")
         found: dict[str, Item] = {}
-        for number, line in numbered_lines(files[split], f"config.own.{split}", _MEND):
-            item = _item(line, f"{files[split]}:{number}", f"{split}-{number}", split, own, kind)
+        for number, (name, row) in enumerate(read_rows(files[split], f"config.own.{split}"), start=1):
+            item = _item(row, name, f"{split}-{number}", split, own, kind)
             lacking = [place for place in places if place not in item.fields]
             if lacking:
                 raise BadInput(
@@ -119,12 +118,8 @@ def _metrics(own: ConfigDict, kind: Kind) -> tuple[Metric, ...]:
     return composite(name, chosen), *metrics
 
 
-def _item(line: str, name: str, number: str, split: str, own: ConfigDict, kind: Kind) -> Item:
-    row = parse_json(line, name)
-    if not isinstance(row, dict):
-        raise BadInput(f"{name}: is no JSON object; {_MEND}")
-    check_unicode(row, name)
-    fields = {key: str(value) for key, value in row.items() if _is_plain(value)}
+def _item(row: Mapping[str, Any], name: str, number: str, split: str, own: ConfigDict, kind: Kind) -> Item:
+    fields = {key: text for key, value in row.items() if (text := as_text(value)) is not None}
     choices: tuple[str, ...] = ()
     if kind is Kind.GENERATION:
         target = _text(row, own.target, name, "target")
@@ -151,21 +146,22 @@ def _cluster(row: Mapping[str, Any], key: str, name: str, split: str) -> str:
     return _text(row, key, name, "cluster") if known else ""
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
-
-
 def _text(row: Mapping[str, Any], key: str, name: str, field: str) -> str:
     if key not in row:
-        raise BadInput(f"{name}: has no {key!r}; name the right column with config.own.{field}")
-    if not _is_plain(row[key]) or not str(row[key]).strip():
+        raise BadInput(
+            f"{name}: has no {key!r}; it has {shown_columns(row)}: name the right column with config.own.{field}"
+        )
+    text = as_text(row[key])
+    if text is None or not text.strip():
         raise BadInput(f"{name}: {key!r} is empty or no text; give some to every row")
-    return str(row[key])
+    return text
 
 
 def _options(row: Mapping[str, Any], key: str, name: str) -> dict[str, str]:
-    """The options by their keys, which are letters where the row has a list."""
+    """The options by their keys, which are letters where the row has a list; a cell of a table may hold JSON."""
     given = row.get(key)
+    if isinstance(given, str) and given.lstrip()[:1] in ("[", "{"):
+        given = parse_json(given, f"{name}, {key!r}")
     if isinstance(given, list):
         given = dict(zip(LETTERS, given)) if len(given) <= len(LETTERS) else None
     if not isinstance(given, dict) or not 2 <= len(given) <= len(LETTERS):

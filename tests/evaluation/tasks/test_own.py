@@ -107,7 +107,7 @@ def test_the_right_option_is_given_by_letter_place_or_text(tmp_path, answer, cho
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"output": None}, "rows.jsonl:2: 'output' is empty or no text"),
+        ({"output": None}, "rows.jsonl:2: has no 'output'; it has"),
         ({"output": "  "}, "rows.jsonl:2: 'output' is empty or no text"),
         ({"input": ["x"]}, "rows.jsonl:2: 'input' is empty or no text"),
         ({"id": 1}, "rows.jsonl:2: has the same 'id' as"),
@@ -120,10 +120,11 @@ def test_rows_that_are_wrong_are_named_by_file_line_and_field(tmp_path, change, 
 
 def test_a_missing_column_is_named_with_the_config_field_that_names_it(tmp_path):
     path = tmp_path / "rows.jsonl"
-    assert "rows.jsonl:1: has no 'summary'; name the right column with config.own.target" in _refusal(
+    there = "'id', 'input', 'output', 'ward', 'visit'"
+    assert f"rows.jsonl:1: has no 'summary'; it has {there}: name the right column with config.own.target" in _refusal(
         _own(path, ROWS, target="summary")
     )
-    assert "rows.jsonl:1: has no 'patient'; name the right column with config.own.cluster" in _refusal(
+    assert f"rows.jsonl:1: has no 'patient'; it has {there}: name the right column with config.own.cluster" in _refusal(
         _own(path, ROWS, cluster="patient")
     )
     assert "rows.jsonl:1: has no text 'bed', which config.own.question names" in _refusal(
@@ -135,7 +136,7 @@ def test_another_encoding_an_empty_file_and_none_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     own = _own(path, ROWS)
     path.write_bytes(f'{{"input": "{SECRET} 37\xb0"}}'.encode("latin-1"))
-    assert "rows.jsonl: is not UTF-8 at byte" in _refusal(own)
+    assert "rows.jsonl: is not UTF-8; save it as UTF-8" in _refusal(own)
     path.write_text("[1]\n")
     assert "rows.jsonl:1: is no JSON object" in _refusal(own)
     path.write_text("\n")
