@@ -25,7 +25,7 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, build_params, iterate_params
 from clinmerge_jax.parallel.layout import Layout, one_device
 
-_CHUNK_BYTES = 64 << 20  # that are read at a time, so that a process needs not read a whole leaf for its part of it
+_READ_BYTES = 1 << 30  # in flight beside what is read already; at least one array, however large
 _MARK = "_CHECKPOINT_METADATA"  # that Orbax writes; its own question is answered with yes for safetensors, too
 _MEND = "give a folder that configs/convert.py wrote with format=orbax"
 
@@ -36,12 +36,21 @@ def is_orbax(folder: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def _context() -> Iterator[None]:
-    """Arrays may be padded on loading: the vocabulary's rows, to what a mesh divides. Weights hardly compress."""
+def _context(reading: Params | None = None) -> Iterator[None]:
+    """How Orbax writes and reads.
+
+    Weights hardly compress. What one device holds of an array is written as one chunk, without a copy. Arrays may be
+    padded on reading: the vocabulary's rows, to what a mesh divides. Few of them are read at a time.
+
+    Args:
+      reading: the abstract arrays that are to be read.
+    """
     context = ocp.Context()
     context.array.saving.use_compression = False
-    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     context.array.loading.enable_padding_and_truncation = True
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(reading) if leaf is not ocp.PLACEHOLDER]
+    if sizes:
+        context.memory.read_concurrent_bytes = max(_READ_BYTES, max(sizes) + 1)
     with context:
         yield
 
@@ -133,7 +142,7 @@ def load_orbax(folder: pathlib.Path, *, mesh: Mesh | None = None) -> tuple[Llama
         config,
         lambda row: jax.ShapeDtypeStruct(layout.shape(row), dtypes[row.path], sharding=layout.sharding(row)),
     )
-    with _context(), _refusing(folder / ORBAX_FOLDER):
+    with _context(like), _refusing(folder / ORBAX_FOLDER):
         return config, ocp.load(folder / ORBAX_FOLDER, like)
 
 
@@ -161,8 +170,9 @@ def load_leaf(folder: pathlib.Path, config: LlamaConfig, path: tuple[str, ...]) 
             return ocp.PLACEHOLDER
         return jax.ShapeDtypeStruct(row.stacked_shape(config), dtypes[path], sharding=sharding)
 
-    with _context(), _refusing(folder / ORBAX_FOLDER):
-        loaded = ocp.load(folder / ORBAX_FOLDER, build_params(config, leaf))
+    like = build_params(config, leaf)
+    with _context(like), _refusing(folder / ORBAX_FOLDER):
+        loaded = ocp.load(folder / ORBAX_FOLDER, like)
     return next(array for row, array in iterate_params(loaded, config) if row.path == path)
 
 
