@@ -18,8 +18,8 @@ from clinmerge_jax.command_line import parse_flags, refuse
 from clinmerge_jax.errors import BadInput, RunFailure
 
 JOBS = (
-    "merge", "inspect", "extract_lora", "sft", "sft_grid", "generate", "evaluate", "correlate", "compare", "miniature",
-    "benchmark",
+    "merge", "inspect", "extract_lora", "convert", "sft", "sft_grid", "generate", "evaluate", "correlate", "compare",
+    "miniature", "benchmark",
 )  # fmt: skip
 _ONE_PROCESS_JOBS = tuple(job for job in JOBS if job not in ("merge", "sft"))
 
