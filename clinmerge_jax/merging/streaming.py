@@ -105,7 +105,8 @@ def _write_shards(
             tensors = [plan.tensors[name] for name in plan.files[file_name]]
             ends = np.cumsum([tensor.nbytes for tensor in tensors])
             total = 0
-            file.write(header_bytes((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
+            stored = plan.leading.naming.stored
+            file.write(header_bytes((stored(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors))
             unsynced = 0
             while not isinstance(item := channel.get(), _EndOfShard):
                 values = np.asarray(item)
