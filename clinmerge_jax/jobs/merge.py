@@ -27,6 +27,7 @@ from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
 from clinmerge_jax.data.documents import check_vocabulary
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, encode_sets, held_out_sets, measure
+from clinmerge_jax.llama.config import FAMILIES
 from clinmerge_jax.merging import mergekit_yaml
 from clinmerge_jax.merging.compatibility import check_same_tokens
 from clinmerge_jax.merging.diagnostics import TensorDifference, by_module
@@ -150,7 +151,7 @@ def _plan(config: ConfigDict, stage: _Stage, results: Mapping[str, Model]) -> Me
     models = [results.get(model) or open_model(model, stage.field(model)) for model in recipe.models]
     plan = plan_merge(recipe, models, _shard_bytes(config))
     for model in models:
-        if model.checkpoint.config.get("model_type") == "llama":  # others merge by their tensors alone
+        if model.checkpoint.config.get("model_type") in FAMILIES:  # others merge by their tensors alone
             llama_config(model.checkpoint)
     _mesh_layout(config.engine, plan, MeshShape(**config.mesh))
     return plan

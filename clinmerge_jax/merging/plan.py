@@ -319,7 +319,8 @@ def plan_merge(
         if name != (recipe.leading or recipe.models[0]):
             check_token_ids(one)
         elif vocabulary is None or TOKENIZER_FILE not in vocabulary.files:
-            check_token_ids(one, vocabulary.size if vocabulary else 0, refuse=True)
+            # Whoever cuts rows off on purpose is only warned.
+            check_token_ids(one, vocabulary.size if vocabulary else 0, refuse=not choice.cut_to_common)
     for schedule in recipe.schedules():
         schedule.check_filters(first.tensors, refuse=not recipe.file)
     tensors = {}
