@@ -1,7 +1,7 @@
 """Measure against the floor and the peer.
 
 python -m clinmerge_jax.main --config=configs/benchmark.py\
-[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load|:decode|:decode_tiny|:decode_8b|:grid] \
+[:merge|:merge_methods|:merge_on_device|:merge_on_device_8b|:load|:orbax|:decode|:decode_tiny|:decode_8b|:grid] \
     [--config.peer_python=PYTHON_WITH_MERGEKIT] [--config.output=FOLDER_ON_THE_DISK_TO_MEASURE]
 python -m clinmerge_jax.main --config=configs/benchmark.py[:train|:train_1b|:train_8b|:few_shot] \
     [--config.peer_python=PYTHON_WITH_PEFT]
@@ -10,13 +10,13 @@ python -m clinmerge_jax.main --config=configs/benchmark.py:score --config.data_d
 merge: two checkpoints of 1.5e9 parameters, streaming, whole processes. merge_methods: the same by the methods that need
 more of a tensor than its sums, most of them with a base as third input. merge_on_device: two such models in device
 memory, one t after another; merge_on_device_8b: the same in Llama-3.1-8B's shape. load: an 8B-shaped checkpoint (16 GB)
-onto eight devices and back to disk. decode: generation with a model of 110e6 parameters in float32; decode_tiny: with
-one of stories260K's shape, at batch 16; decode_8b: with one of Llama-3.1-8B's shape in bfloat16. grid: the miniature
-fine-tuned for 8 seeds and 4 numbers of examples, at once and one by one. train: steps of training with 110e6 parameters
-in float32, all of them and an adapter; train_1b: all of 1.5e9, computed in bfloat16; train_8b: an adapter in
-Llama-3.1-8B's shape, rows of 4,096. few_shot: an epoch of examples as long as MTS-Dialog's, in SmolLM2-135M's shape in
-float32, an adapter and all weights. score: stored answers to seven test sets, with 10,000 draws of the bootstrap for
-every score.
+onto eight devices and back to disk. orbax: the same checkpoint into an Orbax folder, and from there onto eight devices.
+decode: generation with a model of 110e6 parameters in float32; decode_tiny: with one of stories260K's shape, at batch
+16; decode_8b: with one of Llama-3.1-8B's shape in bfloat16. grid: the miniature fine-tuned for 8 seeds and 4 numbers of
+examples, at once and one by one. train: steps of training with 110e6 parameters in float32, all of them and an adapter;
+train_1b: all of 1.5e9, computed in bfloat16; train_8b: an adapter in Llama-3.1-8B's shape, rows of 4,096. few_shot: an
+epoch of examples as long as MTS-Dialog's, in SmolLM2-135M's shape in float32, an adapter and all weights. score: stored
+answers to seven test sets, with 10,000 draws of the bootstrap for every score.
 """
 
 from ml_collections import ConfigDict
@@ -50,8 +50,8 @@ METHODS = (
 def get_config(arg: str = "") -> ConfigDict:
     """Strict: one of those above; "merge" is the default."""
     known = (
-        "", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load", "decode", "decode_tiny",
-        "decode_8b", "grid", "train", "train_1b", "train_8b", "few_shot", "score",
+        "", "merge", "merge_methods", "merge_on_device", "merge_on_device_8b", "load", "orbax", "decode",
+        "decode_tiny", "decode_8b", "grid", "train", "train_1b", "train_8b", "few_shot", "score",
     )  # fmt: skip
     variant = parse(arg, known) or "merge"
     config = ConfigDict()
@@ -89,7 +89,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.product = 2048  # rows of the matrices whose product is the peak
         config.peer_python = ""  # a Python with torch, transformers and PEFT; empty: this one
         return config
-    config.model = ConfigDict(LLAMA_8B if variant in ("merge_on_device_8b", "load") else LLAMA_1B)
+    config.model = ConfigDict(LLAMA_8B if variant in ("merge_on_device_8b", "load", "orbax") else LLAMA_1B)
     if config.what == "decode":
         large = variant == "decode_8b"
         config.model = ConfigDict({"decode": LLAMA_110M, "decode_tiny": LLAMA_TINY, "decode_8b": LLAMA_8B}[variant])
@@ -123,6 +123,6 @@ def get_config(arg: str = "") -> ConfigDict:
         config.peer_python = ""  # a Python with third_party/peers/requirements-mergekit.txt installed
     if config.what == "merge_on_device":
         config.points = 7  # values of t in each repeat
-    if config.what == "load":
+    if config.what in ("load", "orbax"):
         config.cpu_devices = 8  # fake devices on the processor; 0 takes the accelerators that are there
     return config

@@ -92,7 +92,11 @@ def unstack(params: Params, config: LlamaConfig, quantized: bool = False) -> dic
     if quantized:
         layers = [
             {
-                name: {key: _quantized_linear(one) for key, one in module.items()} if "weight" not in module else module
+                name: {
+                    key: _quantized_linear(one) if one["weight"].ndim == 2 else one for key, one in module.items()
+                }
+                if "weight" not in module
+                else module
                 for name, module in layer.items()
             }
             for layer in layers

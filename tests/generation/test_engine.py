@@ -1,13 +1,12 @@
 """The decode engine against transformers: the same greedy tokens and log-likelihoods, whatever slots and mesh."""
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import support
 import torch
 import transformers
 from support import TINY, llama_tensors, write_llama
@@ -345,13 +344,11 @@ def test_the_miniature_says_what_transformers_says(figures):
     _same_as_transformers(checkpoint.path, prompts, 32, figures, "miniature")
 
 
-def test_stories260k_tells_what_transformers_tells(shared, repository, tmp_path, figures):
+def test_stories260k_tells_what_transformers_tells(shared, tmp_path, figures):
     weights = shared / "weights"
     if not (weights / "stories260K.bin").is_file():
         pytest.skip("the shared data lacks weights/stories260K.bin")
-    command = [sys.executable, str(repository / "third_party" / "llama2c.py"), "--output", str(tmp_path / "stories")]
-    files = ["--checkpoint", str(weights / "stories260K.bin"), "--tokenizer", str(weights / "tok512.bin")]
-    subprocess.run([*command, *files], check=True, capture_output=True)
+    support.convert(weights / "stories260K.bin", tmp_path / "stories", tokenizer=str(weights / "tok512.bin"))
     rng = np.random.default_rng(0)
     prompts = [np.concatenate([[1], rng.integers(3, 512, length)]) for length in rng.integers(0, 60, 12)]
     _same_as_transformers(tmp_path / "stories", prompts, 100, figures, "stories260K")
