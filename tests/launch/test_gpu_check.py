@@ -23,11 +23,14 @@ def _run(repository, out, *arguments):
     ("arguments", "said"),
     [
         (["--rehearse", "--only=merge,speed"], "--only: 'speed' is no part; there are parity, merge, "),
+        ([], "/dev: has no NVIDIA GPU"),
         (["--rehearse", "--model=nowhere"], "--model: nowhere has no config.json"),
         (["--rehearse", "--wheels=nowhere"], "--wheels: nowhere holds no wheel"),
     ],
 )
 def test_what_cannot_begin_is_refused_in_one_line(repository, tmp_path, arguments, said):
+    if not arguments and any(pathlib.Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("here is a GPU")
     process = _run(repository, tmp_path, *arguments)
     assert process.returncode == 2 and process.stderr.startswith(f"error: {said}")
     assert process.stderr.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -28,10 +28,8 @@ def main() -> int:
     options = _options()
     try:
         parts = _chosen(options.only)
-        out = pathlib.Path(os.environ.get("OUT") or _PLACE).absolute()
-        out.mkdir(parents=True, exist_ok=True)
-        if not options.rehearse and shutil.which("nvidia-smi") is None:
-            raise BadInput("nvidia-smi: is not there, so there is no GPU; give --rehearse to try the parts on a CPU")
+        if not options.rehearse and not any(pathlib.Path("/dev").glob("nvidia[0-9]*")):
+            raise BadInput("/dev: has no NVIDIA GPU; give --rehearse to try the parts on a CPU")
         if options.model and not (pathlib.Path(options.model) / "config.json").is_file():
             raise BadInput(f"--model: {options.model} has no config.json; give the folder of a Llama")
         wheels = pathlib.Path(options.wheels) if options.wheels else _WHEELS
@@ -41,6 +39,8 @@ def main() -> int:
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    out = pathlib.Path(os.environ.get("OUT") or _PLACE).absolute()
+    out.mkdir(parents=True, exist_ok=True)
     record = Record(out / "gpu_check.json")
     record.start(keep=bool(options.only))
     given = out / "options.json"
