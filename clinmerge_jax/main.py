@@ -3,7 +3,7 @@
 On several machines, every process runs this same command with --distributed=auto (TPU pods, SLURM, MPI), or with
 --distributed=HOST:PORT --num_processes=N --process_id=I.
 
-Exit status: 0 done; 1 the run failed; 2 bad input, with one line that says what to mend.
+Exit status: 0 done; 1 the run failed, or the disk is full; 2 bad input, with one line that says what to mend.
 """
 
 import gc

@@ -6,7 +6,8 @@ from typing import Any
 
 _VALUES = (
     None, True, -1, 0, 3.5, 1e308, "", "x", "5", "{{", [], {}, [[]], {"a": None}, "é" * 3000, 10**25, "\ud83d",
-    ["a", 1], "{% for a in range(99999) %}{{ messages }}{% endfor %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ["a", 1], "{% for a in range(99999) %}{{ messages }}{% endfor %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "{{ 'ab' * 3000000000 }}", "{{ messages[9].content }}", "{% set x = namespace() %}{{ x.y.z }}",
 )  # fmt: skip
 

@@ -36,7 +36,7 @@ FEW, MANY = 6, 400
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory):
+def good(tmp_path_factory, repository):
     folder = tmp_path_factory.mktemp("mutations")
     for seed, role in enumerate(("instruct", "clinical")):
         support.write_llama(folder / role, seed)
@@ -45,7 +45,16 @@ def good(tmp_path_factory):
     messages = [{"role": "user", "content": "the patient"}, {"role": "assistant", "content": "has a fever ."}]
     (folder / "held_out.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     (folder / "recipe.yaml").write_text(RECIPE.format(tmp=folder))
+    command = _command(folder, folder, repository, "config.json")  # imports and compiles, which no later case does
+    assert support.run_command(*command, f"--config.output={folder}/out") == 0
     return folder
+
+
+def _command(good, tmp, repository, kind):
+    fields = [f"instruct={tmp}/instruct", f"clinical={tmp}/clinical", "base=", f"evaluate=notes={good}/held_out.jsonl"]
+    if kind == "recipe.yaml":
+        fields = [f"recipe={tmp}/recipe.yaml"]
+    return [f"--config={repository}/configs/merge.py", *(f"--config.{field}" for field in fields)]
 
 
 def damage(folder, kind, seed):
@@ -63,13 +72,9 @@ def check(good, tmp, repository, capfd, kind, seed):
         shutil.copytree(good / name, tmp / name)
     (tmp / "recipe.yaml").write_text(RECIPE.format(tmp=tmp))
     damage(tmp, kind, seed)
-    fields = [f"recipe={tmp}/recipe.yaml"] if kind == "recipe.yaml" else [
-        f"instruct={tmp}/instruct", f"clinical={tmp}/clinical", "base=", f"evaluate=notes={good}/held_out.jsonl",
-    ]  # fmt: skip
     capfd.readouterr()
     start = time.process_time()
-    command = [f"--config={repository}/configs/merge.py", *(f"--config.{field}" for field in fields)]
-    status = support.run_command(*command, f"--config.output={tmp}/out")
+    status = support.run_command(*_command(good, tmp, repository, kind), f"--config.output={tmp}/out")
     err = capfd.readouterr().err
     assert time.process_time() - start < SECONDS
     assert "Traceback" not in err, err
