@@ -6,6 +6,7 @@ On several machines, every process runs this same command with --distributed=aut
 Exit status: 0 done; 1 the run failed; 2 bad input, with one line that says what to mend.
 """
 
+import gc
 import importlib
 import logging as python_logging
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from clinmerge_jax import offline
+from clinmerge_jax import full_disk, offline
 from clinmerge_jax.command_line import parse_flags, refuse
 from clinmerge_jax.errors import BadInput, RunFailure
 
@@ -49,6 +50,7 @@ def main(_: Sequence[str]) -> None:
             raise BadInput(f"--distributed: {config.job} runs in one process; leave the flag out")
         distributed = importlib.import_module("clinmerge_jax.parallel.distributed")
         with (
+            full_disk.said_once(),
             offline.session(config.get("offline", False)),
             distributed.session(_DISTRIBUTED.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
         ):
@@ -61,6 +63,15 @@ def main(_: Sequence[str]) -> None:
         refuse(str(error))
     except RunFailure as error:
         refuse(str(error), status=1)
+    except Exception as error:
+        cause = full_disk.cause_of(error)
+        if cause is None:
+            raise
+        text = full_disk.message(cause)
+        error.__traceback__ = cause.__traceback__ = None
+        del error, cause
+        gc.collect()  # writers that were cut off end now, and not as the interpreter does, with tracebacks
+        refuse(text, status=1)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def _correlate() -> ConfigDict:
     config = ConfigDict()
     config.job = "correlate"
     config.output = "runs/correlate"
-    config.outputs = ""  # a CSV file or JSON lines
+    config.outputs = ""  # CSV, TSV, JSON lines, a JSON array or Parquet
     config.ratings = ""  # likewise, a row for each output in the same order; empty: they stand beside the outputs
     config.output_column = "Automatic Summary"
     config.reference_column = "Reference Summary"

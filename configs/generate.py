@@ -3,9 +3,10 @@
 python -m clinmerge_jax.main --config=configs/generate.py \
     --config.model=DIR --config.prompts=FILE.jsonl --config.output=DIR
 
-Prompts are rows with "prompt", "messages" or "conversations" (and perhaps "id"): JSON lines, a JSON array, CSV, TSV,
-Parquet, each also .gz, or a folder saved by Hugging Face datasets; or a text file with a prompt a line. The result
-holds answers.jsonl in the order of the prompts. A run that is killed goes on where it was.
+Prompts are JSON lines, a JSON array, CSV, TSV or Parquet (each perhaps .gz) with "prompt", "messages" or ShareGPT's
+"conversations" (and perhaps "id"), or a .txt file with a prompt a line. Other columns are mapped:
+--config.fields="prompt={question}; id={question_id}". The result holds answers.jsonl in the order of the prompts. A run
+that is killed goes on where it was.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "miniature:instruct"  # a folder, org/name[@revision] on the hub, gs://... or s3://..., miniature:NAME
     )
     config.prompts = "miniature:chat"  # a file; the miniature's held-out questions
-    config.fields = ""  # which columns make a prompt, such as "prompt={question}; id={number}"
+    config.fields = ""  # columns of the prompts, such as "prompt={question}; id={question_id}"
     config.chat_template = False  # True puts raw prompts into the chat template as a user's message
     config.max_new_tokens = 64
     config.temperature = 0.0  # 0 is greedy

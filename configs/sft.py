@@ -6,8 +6,8 @@ python -m clinmerge_jax.main --config=configs/sft.py[:lora|:full|:uf_lora|:pretr
 The task is the name of one that evaluate asks (mts_dialog, NAME@SPLIT, a task of your own by config.own), learned in
 the prompts in which it is asked; or a file: JSON lines, a JSON array, CSV, TSV or Parquet, each also .gz, with
 "messages", "conversations", "prompt" and "completion", "input" and "output", or "text"; a .txt file or a folder of
-them; tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Several are separated by commas. Of prompts with an
-answer the answer alone is learned, of raw text all.
+them; tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Several are separated by commas. Of prompts with
+an answer the answer alone is learned, of raw text all.
 
 lora (the default) trains a LoRA adapter and writes it in PEFT's layout; full trains every weight; uf_lora is the recipe
 that the University of Florida's group published for its extraction tasks; pretrain is continued pretraining on raw
@@ -45,7 +45,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.task = "miniature:instruct"  # names of tasks as evaluate has them, or files; several by commas, NAME=SHARE
     config.data_dir = ""  # where the files of the tasks' data sets lie, or the data sets of tfds:
     config.cache = ""  # where prepared records of the former go; empty: beside the data
-    config.fields = ""  # which columns of files make an example, such as "prompt={dialogue}; completion={note}"
+    # Columns of the files of task and validation, such as "prompt={dialogue}; completion={note}; id={note_id}".
+    config.fields = ""
     config.shots = 0  # examples that are chosen; 0: all
     config.label = ""  # a column of the files: its values are as evenly chosen as can be
     config.chat_template = True  # prompts and completions as messages of a conversation
@@ -56,7 +57,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # step, or none where the attention needs it; set: all examples fill rows once, and batch_size counts these rows.
     config.packing = "auto"
     config.validation = ""  # held-out examples likewise, such as mts_dialog@valid; nothing is learned from them
-    config.replay = ConfigDict({"task": "", "share": 0.25})  # further examples, and how much of each step they are
+    # Further examples, a map of their columns, and how much of each step they are.
+    config.replay = ConfigDict({"task": "", "fields": "", "share": 0.25})
 
     config.own = own_fields()  # a task of your own, as evaluate has it
 
@@ -120,7 +122,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.shots = 64
         config.epochs = 1.0
         config.learning_rate = 1e-3
-        config.length = 128
+        config.length = 256
     if variant == "grid":
         config.job = "sft_grid"
         config.grid = ConfigDict()

@@ -65,6 +65,9 @@ def ask(questions: Generator, pieces: Sequence[jax.Array]) -> tuple[Any, int]:
             if step.bins:
                 counts = [np.bincount(np.asarray(codes).ravel(), minlength=step.bins) for codes in answer]
                 answer = np.stack([one[: step.bins] for one in counts])
+            if step.column_scales:
+                columns = pieces[0].shape[-1]
+                answer = step.from_column_sums(step.column_sums(np.asarray(answer), columns))
             step = questions.send(np.asarray(answer))
     except StopIteration as done:
         return done.value, passes

@@ -71,6 +71,14 @@ def run(config: ConfigDict) -> None:
     print(measure.ratios_table(measured, floors, "decoding"))
     for name, runs in measured.items():
         print(f"{name}: {np.median([run['tokens_per_second'] for run in runs]):.0f} tokens/s")
+    for batch in config.batches if config.peer else ():
+        for what in ("", ": prompts"):
+            ours, theirs = (measured[f"{who}, batch {batch}{what}"] for who in ("clinmerge_jax", "transformers"))
+            ratios = [one["tokens_per_second"] / two["tokens_per_second"] for one, two in zip(ours, theirs)]
+            print(
+                f"clinmerge_jax / transformers, batch {batch}{what}: {np.median(ratios):.2f}"
+                f" ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
     print(
         f"{config.repeats} repeats; prompts of {config.prompt} tokens, {config.new} new ones; {weights / 1e9:.2f} GB of"
         f" {dtype} weights on {layout.mesh.size} {jax.devices()[0].device_kind} devices."

@@ -66,7 +66,7 @@ def train(job: Mapping[str, Any]) -> dict[str, float]:
     )
     training = Run(layout, settings, _full_rows(llama, job["rows"], job["tokens"]), Rows(job["rows"]))
     step = next(training.loader())
-    peaks = [_product_flops(job["product"], dtype)]
+    peaks = [product_flops(job["product"], dtype)]
     stored = dtype if job["rank"] else jnp.float32
     make = jax.jit(lambda: init_params(llama, jax.random.key(0), stored), out_shardings=layout.shardings())
     state = jax.block_until_ready(training.begin(make()))
@@ -77,7 +77,7 @@ def train(job: Mapping[str, Any]) -> dict[str, float]:
             state, metrics = training.take(state, step)
         loss = float(jax.block_until_ready((state, metrics))[1].loss)
         seconds.append((time.perf_counter() - start) / count)
-    peaks.append(_product_flops(job["product"], dtype))
+    peaks.append(product_flops(job["product"], dtype))
     sheet = peak_flops(layout.device)
     return {
         "seconds": seconds[1],
@@ -96,7 +96,7 @@ def _full_rows(llama: LlamaConfig, rows: int, tokens: int) -> Sequences:
     return sequences_of([[Encoded(row, np.arange(tokens) > 0)] for row in drawn])
 
 
-def _product_flops(size: int, dtype: Any) -> float:
+def product_flops(size: int, dtype: Any) -> float:
     """Operations a second of the fastest of some products of two square matrices, on one device."""
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)

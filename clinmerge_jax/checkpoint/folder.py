@@ -5,11 +5,20 @@ import functools
 import os
 import pathlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from clinmerge_jax.checkpoint.names import USUAL, Naming, naming_of
+from clinmerge_jax.checkpoint.not_parameters import (
+    ALL_DTYPES,
+    is_buffer,
+    quantization_key,
+    quantization_refusal,
+    say,
+    without_tied_head,
+)
 from clinmerge_jax.checkpoint.safetensors import DTYPES, TensorEntry, parse_json, read_header
 from clinmerge_jax.errors import BadInput
 
@@ -39,14 +48,16 @@ class Checkpoint:
     Attributes:
       path: the folder.
       config: config.json as it was read.
-      tensors: every tensor, in the order of the files and of the bytes in them.
+      tensors: every parameter by its usual name, in the order of the files and of the bytes in them.
       label: how messages name it (a config field, say).
+      naming: how the files spell the names.
     """
 
     path: pathlib.Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
     label: str
+    naming: Naming = USUAL
 
     @property
     def files(self) -> list[pathlib.Path]:
@@ -137,18 +148,45 @@ def open_checkpoint(location: str, field: str, dtypes: Mapping[str, np.dtype] = 
     config = parse_json(config_path.read_bytes(), config_path)
     if not isinstance(config, dict):
         raise BadInput(f"{config_path}: is no JSON object; fetch it again")
+    if quantization_key(config):
+        try:
+            stored = _read_tensors(path, field, ALL_DTYPES).values()
+        except BadInput:
+            stored = None
+        raise quantization_refusal(path, config, stored)
+    stored = _read_tensors(path, field, dtypes)
+    if not stored:
+        raise BadInput(f"{path}: holds no tensors; fetch the checkpoint again")
+    naming = naming_of(stored)
+    tensors = {naming.usual(name): entry for name, entry in stored.items()}
+    tensors = {name: dataclasses.replace(entry, name=name) for name, entry in tensors.items()}
+    if naming != USUAL:
+        say(path, f"tensors named {naming.stored('model.norm.weight')} are read as model.norm.weight, and so on")
+    return Checkpoint(path, config, without_tied_head(path, config, tensors), field, naming)
+
+
+def _read_tensors(path: pathlib.Path, field: str, dtypes: Mapping[str, np.dtype]) -> dict[str, TensorEntry]:
+    """The parameters of a folder by their stored names."""
     single, index = path / SINGLE_FILE, path / INDEX_FILE
     if single.is_file() and index.is_file():
         raise BadInput(f"{path}: holds both {SINGLE_FILE} and {INDEX_FILE}; remove the one that does not belong")
+    left_out: list[str] = []
+
+    def buffer(name: str, shape: Sequence[int]) -> bool:
+        if is_buffer(name, shape):
+            left_out.append(name)
+        return is_buffer(name, shape)
+
     if index.is_file():
-        tensors = _read_sharded(index, dtypes)
+        tensors = _read_sharded(index, dtypes, buffer, left_out)
     elif single.is_file():
-        tensors = read_header(single, dtypes)
+        tensors = read_header(single, dtypes, buffer)
     else:
         raise _no_weights(path, field)
-    if not tensors:
-        raise BadInput(f"{path}: holds no tensors; fetch the checkpoint again")
-    return Checkpoint(path, config, tensors, field)
+    if left_out:
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        say(path, f"{left_out[0]}{more} left out: buffers that follow from config.json, no parameters")
+    return tensors
 
 
 def _no_weights(path: pathlib.Path, field: str) -> BadInput:
@@ -205,7 +243,12 @@ def pickle_refusal(
     )
 
 
-def _read_sharded(index: pathlib.Path, dtypes: Mapping[str, np.dtype]) -> dict[str, TensorEntry]:
+def _read_sharded(
+    index: pathlib.Path,
+    dtypes: Mapping[str, np.dtype],
+    buffer: Callable[[str, Sequence[int]], bool],
+    left_out: Sequence[str],
+) -> dict[str, TensorEntry]:
     content = parse_json(index.read_bytes(), index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -218,7 +261,7 @@ def _read_sharded(index: pathlib.Path, dtypes: Mapping[str, np.dtype]) -> dict[s
         shard = index.parent / file_name
         if not shard.is_file():
             raise BadInput(f"{index}: weight_map names {file_name}, which the folder lacks; fetch that file")
-        for name, entry in read_header(shard, dtypes).items():
+        for name, entry in read_header(shard, dtypes, buffer).items():
             if name in tensors:
                 raise BadInput(f"{shard}: tensor {name} is also in {tensors[name].file.name}; remove one of the two")
             if name not in weight_map:
@@ -226,7 +269,7 @@ def _read_sharded(index: pathlib.Path, dtypes: Mapping[str, np.dtype]) -> dict[s
             if weight_map[name] != file_name:
                 raise BadInput(f"{index}: maps {name} to {weight_map[name]}, but {file_name} holds it; fetch it again")
             tensors[name] = entry
-    missing = sorted(set(weight_map) - set(tensors))
+    missing = sorted(set(weight_map) - set(tensors) - set(left_out))
     if missing:
         raise BadInput(f"{index}: maps tensor {missing[0]} to {weight_map[missing[0]]}, which lacks it; fetch it again")
     return tensors

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from clinmerge_jax.checkpoint.blocks import BLOCK_BYTES, Blocks, WeightReader, ahead, place, take, write
 from clinmerge_jax.checkpoint.folder import INDEX_FILE, Checkpoint
+from clinmerge_jax.checkpoint.names import USUAL, Naming
 from clinmerge_jax.checkpoint.output import OutputFolder, sync
 from clinmerge_jax.checkpoint.safetensors import TensorEntry, header_bytes
+from clinmerge_jax.checkpoint.tokenizer import check_token_ids
 from clinmerge_jax.checkpoint.weight_files import (
     DEFAULT_SHARD_BYTES,
     config_with_dtype,
@@ -28,8 +29,6 @@ from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iter
 from clinmerge_jax.parallel import distributed
 from clinmerge_jax.parallel.layout import Layout, one_device
 
-# Old conversions store RoPE's frequencies, which config.json determines; they are recomputed.
-_DERIVED_SUFFIX = ".rotary_emb.inv_freq"
 _SYNC_BYTES = 256 << 20  # written data is pushed to the disk this often, so that it does not all wait for the end
 
 
@@ -41,16 +40,8 @@ def llama_config(checkpoint: Checkpoint) -> LlamaConfig:
     """
     config = LlamaConfig.from_json(checkpoint.config, str(checkpoint.path / "config.json"))
     expected = {name: row.shape(config) for row in parameters(config) for name in row.names(config)}
-    derived = [name for name in checkpoint.tensors if name.endswith(_DERIVED_SUFFIX)]
-    if derived:
-        logging.info("%s: %d stored RoPE buffers are not read, config.json states RoPE", checkpoint.path, len(derived))
-    extra = [name for name in checkpoint.tensors if name not in expected and name not in derived]
+    extra = [name for name in checkpoint.tensors if name not in expected]
     missing = [name for name in expected if name not in checkpoint.tensors]
-    if extra == ["lm_head.weight"] and config.tie_word_embeddings:
-        raise BadInput(
-            f"{checkpoint.path}: stores lm_head.weight, but config.json says tie_word_embeddings;"
-            " set it to false or remove the tensor"
-        )
     for problem, names in (("lacks tensor", missing), ("holds tensor", extra)):
         if names:
             mend = "that config.json asks for" if names is missing else "that config.json does not ask for"
@@ -62,6 +53,7 @@ def llama_config(checkpoint: Checkpoint) -> LlamaConfig:
                 f"{checkpoint.tensors[name].file}: tensor {name} has shape {list(checkpoint.tensors[name].shape)} where"
                 f" config.json asks for {list(shape)}; config and weights belong to different models"
             )
+    check_token_ids(checkpoint)
     return config
 
 
@@ -168,6 +160,7 @@ def write_weights(
     files: Mapping[str, Sequence[str]],
     output: OutputFolder,
     progress: Callable[[int], None] = _silent,
+    naming: Naming = USUAL,
 ) -> None:
     """Writes the weight files of a Hugging Face folder; every process writes what its own devices hold.
 
@@ -177,6 +170,7 @@ def write_weights(
       files: from `split_into_shards`.
       output: an open folder that all processes see.
       progress: called with the bytes of tensors written since the last call.
+      naming: how the files are to spell the names of `files`.
 
     Raises:
       OSError: writing failed.
@@ -190,7 +184,7 @@ def write_weights(
     for file_name, names in files.items():
         path = output.path(file_name + ".part")
         shapes = [(name, np.dtype(leaves[name][2].dtype), leaves[name][0].shape(layout.config)) for name in names]
-        header = header_bytes(shapes)
+        header = header_bytes((naming.stored(name), dtype, shape) for name, dtype, shape in shapes)
         entries[file_name] = []
         end = len(header)
         for name, dtype, shape in shapes:
@@ -267,6 +261,7 @@ def save_params(
     carried: Sequence[pathlib.Path] = (),
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     layout: Layout | None = None,
+    naming: Naming = USUAL,
 ) -> None:
     """Writes Params into an open OutputFolder as a Hugging Face checkpoint (without committing it).
 
@@ -280,6 +275,7 @@ def save_params(
       carried: tokenizer and licence files to copy.
       shard_bytes: the most bytes of tensors in one weight file.
       layout: how the leaves are cut; None: not at all.
+      naming: how the files are to spell the tensors' names.
     """
     sizes = {
         name: int(np.prod(row.shape(config))) * leaf.dtype.itemsize
@@ -287,12 +283,12 @@ def save_params(
         for name in row.names(config)
     }
     files = split_into_shards(list(sizes.items()), shard_bytes)
-    write_weights(params, layout or one_device(config), files, output)
+    write_weights(params, layout or one_device(config), files, output, naming=naming)
     if not distributed.is_first():
         return
     for path in carried:
         output.copy(path)
-    index = index_json(files, sum(sizes.values()))
+    index = index_json(files, sum(sizes.values()), naming)
     if index:
         output.write_text(INDEX_FILE, index)
     dtype = np.dtype(params["embed_tokens"]["weight"].dtype)

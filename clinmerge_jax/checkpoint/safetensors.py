@@ -10,7 +10,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -71,12 +71,21 @@ def parse_json(text: str | bytes, source: pathlib.Path | str) -> Any:
         raise BadInput(f"{source}: is not valid JSON ({error}); fetch or write the file again") from error
 
 
-def read_header(path: pathlib.Path, dtypes: Mapping[str, np.dtype] = DTYPES) -> dict[str, TensorEntry]:
+def _nothing(name: str, shape: Sequence[int]) -> bool:
+    return False
+
+
+def read_header(
+    path: pathlib.Path,
+    dtypes: Mapping[str, np.dtype] = DTYPES,
+    left_out: Callable[[str, Sequence[int]], bool] = _nothing,
+) -> dict[str, TensorEntry]:
     """The tensors of one file, in the order of their bytes.
 
     Args:
       path: the file.
       dtypes: those that its tensors may have, by their codes.
+      left_out: says by name and shape which tensors are passed over, whatever their dtype.
 
     Raises:
       BadInput: the file is truncated, not a safetensors file, or its header does not describe
@@ -94,10 +103,10 @@ def read_header(path: pathlib.Path, dtypes: Mapping[str, np.dtype] = DTYPES) -> 
     if not isinstance(header, dict):
         raise BadInput(f"{path}: its header is no JSON object; fetch it again")
     header.pop("__metadata__", None)
-    entries = [_entry(path, name, fields, 8 + length, dtypes) for name, fields in header.items()]
+    entries = [_entry(path, name, fields, 8 + length, dtypes, left_out) for name, fields in header.items()]
     entries.sort(key=lambda item: (item[0].offset, item[1]))
     position = 8 + length
-    for entry, end in entries:
+    for entry, end, _ in entries:
         if entry.offset != position or end - entry.offset != entry.nbytes:
             raise BadInput(
                 f"{path}: tensor {entry.name} lies at bytes {entry.offset}:{end} where its shape and its neighbours"
@@ -107,12 +116,18 @@ def read_header(path: pathlib.Path, dtypes: Mapping[str, np.dtype] = DTYPES) -> 
     if position != file_size:
         kind = "truncated" if file_size < position else "longer than its header says"
         raise BadInput(f"{path}: is {kind} ({file_size} bytes where the header asks for {position}); fetch it again")
-    return {entry.name: entry for entry, _ in entries}
+    return {entry.name: entry for entry, _, kept in entries if kept}
 
 
 def _entry(
-    path: pathlib.Path, name: str, fields: Any, data_start: int, dtypes: Mapping[str, np.dtype]
-) -> tuple[TensorEntry, int]:
+    path: pathlib.Path,
+    name: str,
+    fields: Any,
+    data_start: int,
+    dtypes: Mapping[str, np.dtype],
+    left_out: Callable[[str, Sequence[int]], bool],
+) -> tuple[TensorEntry, int, bool]:
+    """One tensor, the end of its bytes in the file, and whether it is kept."""
     try:
         code, shape, (start, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
         whole = isinstance(code, str) and isinstance(shape, list)
@@ -121,11 +136,14 @@ def _entry(
         whole = False
     if not whole:
         raise BadInput(f"{path}: tensor {name} has a malformed header entry; fetch the file again")
+    if left_out(name, shape):
+        size = max(0, end - start)
+        return TensorEntry(name, np.dtype(np.uint8), (size,), path, data_start + start), data_start + end, False
     if code not in dtypes:
         raise BadInput(
             f"{path}: tensor {name} has dtype {code}; supported are {', '.join(dtypes)}: save it in one of them"
         )
-    return TensorEntry(name, dtypes[code], tuple(shape), path, data_start + start), data_start + end
+    return TensorEntry(name, dtypes[code], tuple(shape), path, data_start + start), data_start + end, True
 
 
 def header_bytes(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:

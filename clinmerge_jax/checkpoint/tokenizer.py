@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
+from absl import logging
 
-from clinmerge_jax.checkpoint.embedding import vocabulary_rows
+from clinmerge_jax.checkpoint.chat_template import limit_chat_template
+from clinmerge_jax.checkpoint.embedding import vocabulary_rows, vocabulary_tensors
 from clinmerge_jax.checkpoint.folder import CARRIED_FILES, GENERATION_FILE, LICENCE_FILES, Checkpoint
 from clinmerge_jax.checkpoint.safetensors import parse_json
 from clinmerge_jax.errors import BadInput
@@ -125,8 +127,7 @@ def read_tokenizer(path: pathlib.Path, field: str, rows: int = 0) -> TokenizerVo
         try:
             backend = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises bare Exception
-            reason = " ".join(str(error).splitlines()[:1])
-            raise BadInput(f"{field}: {file} does not load ({reason}); fetch it again") from error
+            raise BadInput(f"{field}: {file} does not load ({short(error)}); fetch it again") from error
         _add_listed_tokens(path, backend)
     else:
         content = b""
@@ -216,27 +217,81 @@ def read_token_ids(path: pathlib.Path) -> tuple[dict[str, int], set[str]] | None
         model = content["model"]["vocab"]
         # Unigram models list [piece, score] in id order, BPE and WordPiece map piece to id.
         ids = dict(model) if isinstance(model, dict) else {piece: index for index, (piece, _) in enumerate(model)}
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{file}: is no tokenizer file ({error!r}); fetch it again") from error
+        added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadInput(f"{file}: is no tokenizer file ({short(error)}); fetch it again") from error
+    odd = next(((token, index) for token, index in (ids | added).items() if type(index) is not int or index < 0), None)
+    if odd is not None or not all(isinstance(token, str) for token in ids | added):
+        place = f"token {odd[0]!r} has id {odd[1]!r}" if odd else "a token is no string"
+        raise BadInput(f"{file}: {cut(place)}, and ids are integers from 0; fetch it again")
     return ids | added, set(added)
+
+
+def check_token_ids(checkpoint: Checkpoint, rows: int = 0, *, refuse: bool = False) -> None:
+    """Looks for tokens that have no row in the embedding; a model breaks where such a token occurs.
+
+    Args:
+      checkpoint: a model with its tokenizer, if it has one.
+      rows: of the embedding, if they are to be others than the model's own.
+      refuse: whether such tokens are refused, or warned of, once.
+
+    Raises:
+      BadInput: there are such tokens and they are refused; or a tokenizer file is damaged.
+    """
+    entries = vocabulary_tensors(checkpoint)
+    rows = rows or min((entry.shape[0] for entry in entries if entry.shape), default=0)
+    if not rows:
+        return
+    known = read_token_ids(checkpoint.path)
+    beyond = sorted((index, token) for token, index in (known[0] if known else {}).items() if index >= rows)
+    if not beyond:
+        return
+    listed = listed_tokens([token for _, token in beyond])
+    file = checkpoint.path / TOKENIZER_FILE
+    message = f"{file}: {listed} from id {beyond[0][0]} on, but the embedding has {rows} rows"
+    if refuse:
+        raise BadInput(
+            f"{message}; resize the model's embedding, or give a tokenizer (union, or the other model's) for the result"
+        )
+    _warn_once(f"{message}: a text that holds one of them gives wrong results; resize the embedding")
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_once(message: str) -> None:
+    logging.warning("%s", message)
+
+
+def short(error: BaseException) -> str:
+    """What an exception says, in one line of a message: libraries may quote a whole file."""
+    lines = str(error).splitlines()
+    return cut(lines[0] if lines else type(error).__name__)
+
+
+def cut(text: str, most: int = 200) -> str:
+    """The beginning of a text that may be long."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def load_tokenizer(folder: pathlib.Path, field: str):
     """The tokenizer of a checkpoint folder, as transformers loads it, without looking at a hub.
 
     Raises:
-      BadInput: the folder has none.
+      BadInput: the folder has none, or its chat template breaks the limits of `chat_template`.
     """
     # Its advice to install PyTorch for models does not concern tokenizers.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers  # takes seconds to import, and a merge without evaluation does not need it
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises bare Exception, KeyError and more for damaged files
-        reason = " ".join(str(error).splitlines()[:1])
+        reason = short(error)
         raise BadInput(f"{field}: {folder} has no usable tokenizer ({reason}); add its tokenizer files") from error
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)):
+        raise BadInput(f"{folder / SETTINGS_FILE}: model_max_length is {cut(repr(longest))}; give a number")
+    limit_chat_template(tokenizer, field, folder)
+    return tokenizer
 
 
 def settings_of(path: pathlib.Path) -> dict[str, Any]:

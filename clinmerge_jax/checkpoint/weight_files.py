@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from clinmerge_jax.checkpoint.folder import SINGLE_FILE
+from clinmerge_jax.checkpoint.names import USUAL, Naming
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -34,11 +35,17 @@ def split_into_shards(tensors: Sequence[tuple[str, int]], shard_bytes: int) -> d
     return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": names for n, names in enumerate(groups, start=1)}
 
 
-def index_json(shards: Mapping[str, Sequence[str]], total_bytes: int) -> str | None:
-    """The text of model.safetensors.index.json; None where one file holds everything."""
+def index_json(shards: Mapping[str, Sequence[str]], total_bytes: int, naming: Naming = USUAL) -> str | None:
+    """The text of model.safetensors.index.json; None where one file holds everything.
+
+    Args:
+      shards: file name to the tensors in it, by their usual names.
+      total_bytes: of all tensors.
+      naming: how the files spell the names.
+    """
     if list(shards) == [SINGLE_FILE]:
         return None
-    weight_map = {name: file for file, names in shards.items() for name in names}
+    weight_map = {naming.stored(name): file for file, names in shards.items() for name in names}
     return json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=1) + "\n"
 
 

@@ -52,7 +52,7 @@ def read(task: str, field: str, label: str = "", data_dir: str = "", fields: str
       field: the config field that gave it.
       label: the field of the rows that has their class; empty where there are none.
       data_dir: of prepared data sets.
-      fields: which columns make the fields of a document; see `reading.read_documents`.
+      fields: a map of columns to fields; the miniature has none to map.
 
     Raises:
       BadInput: as `reading.read_documents`, or the miniature has no such corpus.

@@ -8,14 +8,15 @@ import jinja2
 import numpy as np
 
 from clinmerge_jax.data.documents import without_second_bos
-from clinmerge_jax.data.field_map import parse_fields
-from clinmerge_jax.data.reading import conversation, numbered_lines
-from clinmerge_jax.data.row_files import FORMATS, as_text, holds_rows, read_rows, shown_columns
+from clinmerge_jax.data.fields import Fields, shown, suggestion
+from clinmerge_jax.data.forms import conversation, identifier
+from clinmerge_jax.data.rows import Row, read_rows
 from clinmerge_jax.data.shortening import fit, longest_source, with_content
 from clinmerge_jax.errors import BadInput
 
-_FIELDS = ("id", "prompt", "messages", "conversations")
-_MEND = f"give {FORMATS}, with 'prompt' or 'messages', or text with a prompt a line"
+_FORMS = ("prompt", "messages", "conversations")
+_KINDS = "'prompt', 'messages' and 'conversations'"
+_MEND = f"give JSON lines, a JSON array, CSV, TSV or Parquet with one of {_KINDS}, or a .txt file with a prompt a line"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Prompt:
     """One prompt; `name` stands for it in messages, its words never do.
 
     Attributes:
-      name: file and line.
+      name: file, and line or row.
       id: the row's own "id", or its number from 0.
       text: raw text; None for a conversation.
       messages: a conversation that an answer is to follow.
@@ -36,53 +37,46 @@ class Prompt:
 
 
 def read_prompts(path: str, field: str, fields: str = "") -> list[Prompt]:
-    """Reads the prompts of a file of rows, or of a text file with a prompt a line.
+    """Reads a file of prompts: a `.txt` file with a prompt a line, or any other that `rows.read_rows` reads.
 
-    A row (`row_files.read_rows`) has `prompt`, or `messages` or ShareGPT's `conversations` that an answer is to follow;
-    and perhaps an `id`. Any file whose name does not say that it has rows is text.
+    A row has `prompt`, `messages` (OpenAI) or `conversations` (ShareGPT), and perhaps an `id`. Conversations end where
+    the assistant is to answer.
 
     Args:
       path: the file.
       field: the config field that gave it, for messages.
-      fields: which columns make these fields, as `field_map.parse_fields` reads it; "" where they are there.
+      fields: a map of columns to the fields above (`fields.Fields.parse`), from the config field `fields` beside
+        `field`; empty where rows have one of the forms themselves.
 
     Raises:
-      BadInput: naming the file and row, never quoting the text.
+      BadInput: naming the file and line or row, never quoting the text.
     """
-    columns = parse_fields(fields, _FIELDS)
-    if not holds_rows(path):
-        if fields:
-            raise BadInput(f"config.fields: {path} is read as a prompt a line and has no columns; give {FORMATS}")
-        lines = numbered_lines(path, field, _MEND)
-        if lines[0][1].lstrip().startswith(("{", "[")):
-            raise BadInput(f"{path}: looks like JSON, and is named like text; name it .jsonl or .json as it is")
-        return [Prompt(f"{path}:{number}", index, text=line) for index, (number, line) in enumerate(lines)]
+    option = f"{field.rpartition('.')[0]}.fields"
+    mapped = Fields.parse(fields, option, [(key,) for key in _FORMS]) if fields else None
     return [
-        _prompt(columns.apply(row, name, ("id",)), name, index, row)
-        for index, (name, row) in enumerate(read_rows(path, field))
+        _prompt(mapped.apply(row.values, row.name) if mapped else row.values, row, index, option)
+        for index, row in enumerate(read_rows(path, field, _MEND, text="lines"))
     ]
 
 
-def _prompt(row: Mapping[str, Any], name: str, index: int, columns: Mapping[str, Any]) -> Prompt:
-    given = [key for key in ("prompt", "messages", "conversations") if key in row]
-    if not given:
-        raise BadInput(
-            f"{name}: has none of 'prompt', 'messages' and 'conversations'; it has {shown_columns(columns)}: say which"
-            " is the prompt, such as --config.fields='prompt={COLUMN}'"
-        )
+def _prompt(made: Mapping[str, Any], row: Row, index: int, option: str) -> Prompt:
+    name, given = row.name, [key for key in _FORMS if made.get(key) is not None]
     if len(given) > 1:
-        raise BadInput(f"{name}: has more than one of 'prompt', 'messages' and 'conversations'; give one of them")
-    own = row.get("id", index)
-    if not isinstance(own, (str, int)):
-        raise BadInput(f"{name}: 'id' is neither text nor a whole number; give one of the two")
+        given = [key for key in given if made[key] != ""]  # an empty cell of a table
+    if len(given) != 1:
+        raise BadInput(
+            f"{name}: has {'more than one' if given else 'none'} of {_KINDS}; its columns are {shown(row.values)}; give"
+            f' one of these, or map a column, --{option}="{suggestion(row.values, ("prompt",))}"'
+        )
+    identifier(made, name)
+    own = index if made.get("id") in (None, "") else made["id"]
     if given == ["prompt"]:
-        text = as_text(row["prompt"])
-        if not text:
+        if not isinstance(made["prompt"], str) or not made["prompt"]:
             raise BadInput(f"{name}: 'prompt' is no text; give some")
-        return Prompt(name, own, text=text)
-    messages = conversation(row, given[0], name)
+        return Prompt(name, own, text=made["prompt"])
+    messages = conversation(made, given[0], name)
     if messages[-1]["role"] == "assistant":
-        raise BadInput(f"{name}: ends with an answer, so there is nothing to ask; take the last message out")
+        raise BadInput(f"{name}: its conversation ends with an answer; leave out the assistant's last message")
     return Prompt(name, own, messages=messages)
 
 

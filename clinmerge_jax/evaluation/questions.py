@@ -106,7 +106,7 @@ def read_questions(config: ConfigDict) -> list[Questions]:
         task, read = own_task(config.own)
         files = {split: path for split, path in (("test", config.own.test), ("train", config.own.train)) if path}
         rows = {split: read(split) for split in files}
-        known = {pathlib.Path(path).name: sha256(pathlib.Path(path).expanduser()) for path in files.values()}
+        known = {pathlib.Path(path).name: _content(pathlib.Path(path).expanduser()) for path in files.values()}
         asked = rows["test"][: config.limit or None]
         found.append(_questions(task, asked, rows.get("train", []), known, extra))
     names = [one.name for one in found]
@@ -116,6 +116,13 @@ def read_questions(config: ConfigDict) -> list[Questions]:
     if not found and not config.harness_tasks:
         raise BadInput("config.tasks: names no task; give some, or files of your own with config.own.test")
     return found
+
+
+def _content(place: pathlib.Path) -> str | dict[str, str]:
+    """SHA-256 of a file, or of each file of a folder that Hugging Face's datasets saved."""
+    if place.is_file():
+        return sha256(place)
+    return {str(file.relative_to(place)): sha256(file) for file in sorted(place.rglob("*")) if file.is_file()}
 
 
 def read_tasks(

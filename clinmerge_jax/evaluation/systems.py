@@ -13,7 +13,7 @@ from clinmerge_jax.checkpoint.adapter import Adapter, open_adapter, split_locati
 from clinmerge_jax.checkpoint.card import shown_name
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from clinmerge_jax.data.row_files import read_rows
+from clinmerge_jax.data.rows import read_rows
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics.metric import Output
 from clinmerge_jax.evaluation.tasks.task import Item
@@ -116,7 +116,7 @@ def read_stored(system: System, task: str, items: Sequence[Item]) -> list[Output
     """
     path = stored_file(system.stored, task)
     found: dict[str, Output] = {}
-    for name, row in read_rows(str(path), FIELD):
+    for name, _, row in read_rows(str(path), FIELD, 'give a line {"id": ..., "answer": ...} for each item'):
         key, output = _stored(row, name)
         if key in found:
             raise BadInput(f"{name}: answers an item for the second time; keep one answer for each id")

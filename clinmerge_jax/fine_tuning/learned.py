@@ -125,7 +125,8 @@ class Reader:
             there = [split for split in ("train", "test") if own[split]]
             return self._task(task, split, share, field, lambda split: (read_own(split), there))
         label = self.config.label if field == "config.task" else ""  # of the others no subset is chosen
-        documents = read(name, field, label, self.config.data_dir, self.config.fields)
+        fields = self.config.replay.fields if field == "config.replay.task" else self.config.fields
+        documents = read(name, field, label, self.config.data_dir, fields)
         return LearnedSet(name, documents, self._encode_document, share)
 
     def _items(self, task: Task, split: str, field: str) -> tuple[list[Item], Sequence[str]]:

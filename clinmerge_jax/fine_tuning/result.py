@@ -116,7 +116,15 @@ class Result:
         params = jax.tree.map(lambda leaf: leaf.astype(self.start.dtype), params)
         if not _finite(params):
             raise RunFailure(f"the trained weights do not fit {self.start.dtype}; lower config.learning_rate")
-        save_params(params, layout.config, checkpoint.config, output, carried=checkpoint.carried_files(), layout=layout)
+        save_params(
+            params,
+            layout.config,
+            checkpoint.config,
+            output,
+            carried=checkpoint.carried_files(),
+            layout=layout,
+            naming=checkpoint.naming,
+        )
 
     def commit(self, output: OutputFolder, steps: int, result_of_step: int, stopped_early: bool = False) -> None:
         """Writes what is beside the weights and puts the folder in place.

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import decode, grid, load, merge, merge_on_device, orbax, score, train
+from clinmerge_jax.benchmark import decode, few_shot, grid, load, merge, merge_on_device, orbax, score, train
 
 _BENCHMARKS = {
     "merge": merge.run,
@@ -12,6 +12,7 @@ _BENCHMARKS = {
     "decode": decode.run,
     "grid": grid.run,
     "train": train.run,
+    "few_shot": few_shot.run,
     "score": score.run,
 }
 

@@ -11,21 +11,22 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from clinmerge_jax.checkpoint.output import result_path, write_atomically
-from clinmerge_jax.data.row_files import read_rows
+from clinmerge_jax.data.rows import read_rows
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics import Output, count_items, named
 from clinmerge_jax.evaluation.statistics import Interval
 from clinmerge_jax.report.tables import table
 
 TABLE_FILE = "correlations.json"
+_MEND = "give a CSV, TSV or Parquet file, JSON lines or a JSON array"
 _FEWEST = 10  # items of which a correlation says anything
 
 
 def run(config: ConfigDict) -> None:
     """Correlates what the config describes; see configs/evaluate.py:correlate for its fields."""
     metrics = named(config.metrics)
-    rows = list(read_rows(config.outputs, "config.outputs"))
-    rated = list(read_rows(config.ratings, "config.ratings")) if config.ratings else rows
+    rows = list(read_rows(config.outputs, "config.outputs", _MEND))
+    rated = list(read_rows(config.ratings, "config.ratings", _MEND)) if config.ratings else rows
     if len(rated) != len(rows):
         raise BadInput(
             f"config.ratings: {config.ratings} has {len(rated)} rows and {config.outputs} {len(rows)}; give one for"
@@ -34,12 +35,12 @@ def run(config: ConfigDict) -> None:
     if len(rows) < _FEWEST:
         raise BadInput(f"config.outputs: {config.outputs} has {len(rows)} rows; give {_FEWEST} or more")
     columns = [column.strip() for column in config.columns.split(",")]
-    ratings = {column: np.array([_number(row, column, name) for name, row in rated]) for column in columns}
+    ratings = {column: np.array([_number(row, column, name) for name, _, row in rated]) for column in columns}
     for column, values in ratings.items():
         if not np.ptp(values):
             raise BadInput(f"config.columns: {column} is the same in every row; nothing can correlate with it")
-    outputs = [Output(_text(row, config.output_column, name)) for name, row in rows]
-    references = [_text(row, config.reference_column, name) for name, row in rows]
+    outputs = [Output(_text(row, config.output_column, name)) for name, _, row in rows]
+    references = [_text(row, config.reference_column, name) for name, _, row in rows]
     counts = count_items(metrics, outputs, references)
     found = []
     for metric in metrics:

@@ -20,6 +20,7 @@ from clinmerge_jax.checkpoint.card import adapter_card, copy_licences, shown_nam
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.safetensors import DTYPES, read_tensor
+from clinmerge_jax.checkpoint.tokenizer import check_token_ids
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.compatibility import check_compatible
 from clinmerge_jax.merging.diagnostics import module_of
@@ -45,6 +46,8 @@ def run(config: ConfigDict) -> None:
     """
     model, base = (open_checkpoint(config[role], f"config.{role}") for role in ("model", "base"))
     check_compatible(base, model)
+    for checkpoint in (model, base):
+        check_token_ids(checkpoint)
     _check_fields(config)
     filters = tuple(dict.fromkeys(text.strip() for text in config.modules.split(",") if text.strip()))
     wanted = _matching(model, filters)

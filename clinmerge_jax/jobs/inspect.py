@@ -16,6 +16,7 @@ from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.card import shown_name
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
+from clinmerge_jax.checkpoint.tokenizer import check_token_ids
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.compatibility import check_compatible
 from clinmerge_jax.merging.inspection import common_tensors, inspect_tensors
@@ -96,7 +97,10 @@ def run(config: ConfigDict) -> None:
 
 def _open(config: ConfigDict) -> dict[str, Checkpoint]:
     """The models by role, the parents first."""
-    return {role: open_checkpoint(place, f"config.{role}") for role, place in _places(config).items()}
+    models = {role: open_checkpoint(place, f"config.{role}") for role, place in _places(config).items()}
+    for checkpoint in models.values():
+        check_token_ids(checkpoint)
+    return models
 
 
 def _places(config: ConfigDict) -> dict[str, str]:

@@ -27,7 +27,7 @@ from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
 from clinmerge_jax.data.documents import check_vocabulary
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, encode_sets, held_out_sets, measure
-from clinmerge_jax.llama.parameters import parameters
+from clinmerge_jax.llama.config import FAMILIES
 from clinmerge_jax.merging import mergekit_yaml
 from clinmerge_jax.merging.compatibility import check_same_tokens
 from clinmerge_jax.merging.diagnostics import TensorDifference, by_module
@@ -151,7 +151,7 @@ def _plan(config: ConfigDict, stage: _Stage, results: Mapping[str, Model]) -> Me
     models = [results.get(model) or open_model(model, stage.field(model)) for model in recipe.models]
     plan = plan_merge(recipe, models, _shard_bytes(config))
     for model in models:
-        if model.checkpoint.config.get("model_type") == "llama":  # others merge by their tensors alone
+        if model.checkpoint.config.get("model_type") in FAMILIES:  # others merge by their tensors alone
             llama_config(model.checkpoint)
     _mesh_layout(config.engine, plan, MeshShape(**config.mesh))
     return plan
@@ -283,10 +283,6 @@ def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | No
     if plan.in_files_alone:
         raise BadInput(f"config.engine: mesh does not {plan.in_files_alone}; give streaming")
     config, *_ = [llama_config(model.checkpoint) for model in plan.models.values()]
-    names = {name for row in parameters(config) for name in row.names(config)}
-    extra = next((name for name in plan.tensors if name not in names), None)
-    if extra is not None:  # RoPE buffers of old conversions
-        raise BadInput(f"config.engine: mesh does not carry {plan.leading.label}'s tensor {extra}; give streaming")
     return make_layout(config, wanted)
 
 
@@ -300,7 +296,7 @@ def _merge_on_mesh(plan: MergePlan, layout: Layout, output: OutputFolder) -> lis
     merged = engine.merge(plan.recipe)
     refuse_overflow(merged, layout)
     with _bar(plan.nbytes, "write", "B") as bar:
-        write_weights(merged, layout, plan.files, output, bar.update)
+        write_weights(merged, layout, plan.files, output, bar.update, plan.leading.naming)
     if distributed.is_first():
         plan.write_small_files(output)
     distributed.barrier("merged")

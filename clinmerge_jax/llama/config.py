@@ -1,13 +1,52 @@
-"""Llama's architecture as read from config.json, and from nothing else."""
+"""The architecture of Llama and its relatives as read from config.json, and from nothing else."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
 from clinmerge_jax.errors import BadInput
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """In what a family differs from Llama; the defaults are transformers' for fields that config.json leaves out.
+
+    Attributes:
+      key_value_heads: default; 0 for as many as query heads.
+      max_positions: default.
+      head_dim: default; 0 for the hidden size over the heads.
+      attention_bias: whether config.json says if all four projections of the attention have biases.
+      mlp_bias: whether it says if those of the MLP have.
+      qkv_bias: whether queries, keys and values have biases whatever it says.
+      qk_norm: whether queries and keys are normalised, each head by itself.
+      window: whether there is a sliding window: "always" if `sliding_window` is not null, "asked" if
+        `use_sliding_window` is true, or "never".
+    """
+
+    key_value_heads: int = 0
+    max_positions: int = 2048
+    head_dim: int = 0
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    window: str = "never"
+
+
+FAMILIES = {
+    "llama": Family(attention_bias=True, mlp_bias=True),
+    "mistral": Family(key_value_heads=8, max_positions=131072, window="always"),
+    "qwen2": Family(key_value_heads=32, max_positions=32768, qkv_bias=True, window="asked"),
+    "qwen3": Family(
+        key_value_heads=32, max_positions=32768, head_dim=128, attention_bias=True, qk_norm=True, window="asked"
+    ),
+}
+_WINDOW = 4096  # the default of all families that have one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +66,12 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Everything the forward pass depends on. Hashable, so it can be a static argument of jit."""
+    """Everything the forward pass depends on. Hashable, so it can be a static argument of jit.
+
+    The fields have the names of config.json. `max_position_embeddings` is the context that runs may use: no more than
+    the sliding window, where a model has one, so that no position would leave it. `qkv_bias` stands for biases of
+    queries, keys and values alone, `attention_bias` for those and the output's, `qk_norm` for Qwen3's norms.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -43,6 +87,8 @@ class LlamaConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     initializer_range: float = 0.02
+    qkv_bias: bool = False
+    qk_norm: bool = False
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], source: str) -> "LlamaConfig":
@@ -53,7 +99,7 @@ class LlamaConfig:
           source: the file's name for error messages.
 
         Raises:
-          BadInput: a field is missing, malformed, or asks for something Llama does not have.
+          BadInput: a field is missing, malformed, or asks for something that no family in FAMILIES has.
         """
         return _Reader(raw, source).config()
 
@@ -73,7 +119,7 @@ class _Reader:
         if value is None:
             value = default
         if value is None:
-            raise self.fail(field, "is missing; a Llama config.json states it")
+            raise self.fail(field, "is missing; a config.json of this family states it")
         valid = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
         if not valid or (kind is int and value != int(value)):
             raise self.fail(field, f"is {value!r}; give a positive {'integer' if kind is int else 'number'}")
@@ -87,21 +133,27 @@ class _Reader:
 
     def config(self) -> LlamaConfig:
         raw = self.raw
-        if raw.get("model_type") != "llama":
-            raise self.fail("model_type", f"is {raw.get('model_type')!r}; only 'llama' has a forward pass here")
+        model_type = raw.get("model_type")
+        family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+        if family is None:
+            raise self.fail("model_type", f"is {model_type!r}; a forward pass is there for {', '.join(FAMILIES)}")
         if raw.get("hidden_act", "silu") != "silu":
-            raise self.fail("hidden_act", f"is {raw['hidden_act']!r}; Llama's MLP is SwiGLU, which is 'silu'")
+            raise self.fail("hidden_act", f"is {raw['hidden_act']!r}; the MLP is SwiGLU, which is 'silu'")
         hidden = self.number(raw, "hidden_size")
         heads = self.number(raw, "num_attention_heads")
-        kv_heads = self.number(raw, "num_key_value_heads", default=heads)
+        kv_heads = self.number(raw, "num_key_value_heads", default=family.key_value_heads or heads)
         if heads % kv_heads:
             raise self.fail("num_key_value_heads", f"is {kv_heads}; it must divide num_attention_heads ({heads})")
-        if raw.get("head_dim") is None and hidden % heads:
+        if raw.get("head_dim") is None and not family.head_dim and hidden % heads:
             raise self.fail("hidden_size", f"is {hidden}, no multiple of num_attention_heads ({heads}); state head_dim")
-        head_dim = self.number(raw, "head_dim", default=hidden // heads)
+        head_dim = self.number(raw, "head_dim", default=family.head_dim or hidden // heads)
         if head_dim % 2:
             raise self.fail("head_dim", f"is {head_dim}; rotary embeddings need an even one")
-        max_positions = self.number(raw, "max_position_embeddings", default=2048)
+        max_positions = self.number(raw, "max_position_embeddings", default=family.max_positions)
+        rope = self.rope(max_positions, head_dim)
+        window = self.window(family, max_positions)
+        if window < max_positions and rope.rope_type == "dynamic":
+            raise self.fail("sliding_window", "comes with dynamic RoPE scaling; set one of the two to null")
         return LlamaConfig(
             vocab_size=self.number(raw, "vocab_size"),
             hidden_size=hidden,
@@ -111,13 +163,25 @@ class _Reader:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             rms_norm_eps=self.number(raw, "rms_norm_eps", kind=float, default=1e-6),
-            max_position_embeddings=max_positions,
-            rope=self.rope(max_positions, head_dim),
+            max_position_embeddings=window,
+            rope=rope,
             tie_word_embeddings=self.flag("tie_word_embeddings"),
-            attention_bias=self.flag("attention_bias"),
-            mlp_bias=self.flag("mlp_bias"),
+            attention_bias=family.attention_bias and self.flag("attention_bias"),
+            mlp_bias=family.mlp_bias and self.flag("mlp_bias"),
             initializer_range=self.number(raw, "initializer_range", kind=float, default=0.02),
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
         )
+
+    def window(self, family: Family, max_positions: int) -> int:
+        """The positions that a run may use without leaving the sliding window."""
+        asked = family.window == "always" or (family.window == "asked" and self.flag("use_sliding_window"))
+        if not asked or self.raw.get("sliding_window", _WINDOW) is None:
+            return max_positions
+        window = self.number(self.raw, "sliding_window", default=_WINDOW)
+        if window < max_positions:
+            logging.info("%s: runs use %d positions, the sliding window", self.source, window)
+        return min(window, max_positions)
 
     def rope_object(self, field: str) -> dict[str, Any]:
         """rope_parameters or rope_scaling, empty where it is not given, its older key `type` called rope_type."""

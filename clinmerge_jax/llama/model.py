@@ -141,20 +141,25 @@ class Attention(nnx.Module):
     """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with rotary positions."""
 
     def __init__(self, config: LlamaConfig, quantized: bool = False, lora: LoraSettings | None = None):
-        size, bias = config.hidden_size, config.attention_bias
+        size, bias = config.hidden_size, config.attention_bias or config.qkv_bias
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
         self.q_proj = Linear(queries, size, bias, quantized, targeting(lora, "q_proj"))
         self.k_proj = Linear(keys, size, bias, quantized, targeting(lora, "k_proj"))
         self.v_proj = Linear(keys, size, bias, quantized, targeting(lora, "v_proj"))
-        self.o_proj = Linear(size, queries, bias, quantized, targeting(lora, "o_proj"))
+        self.o_proj = Linear(size, queries, config.attention_bias, quantized, targeting(lora, "o_proj"))
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.qk_norm = config.qk_norm
         self.head_dim = config.head_dim
 
     def __call__(self, x_BTD: jax.Array, rotations, attend: Attend) -> jax.Array:
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        q_BTNH = rope.rotate(self.q_proj(x_BTD).reshape(heads), *rotations)
-        k_BTGH = rope.rotate(self.k_proj(x_BTD).reshape(heads), *rotations)
-        v_BTGH = self.v_proj(x_BTD).reshape(heads)
+        q_BTNH, k_BTGH, v_BTGH = (one(x_BTD).reshape(heads) for one in (self.q_proj, self.k_proj, self.v_proj))
+        if self.qk_norm:
+            q_BTNH, k_BTGH = self.q_norm(q_BTNH), self.k_norm(k_BTGH)
+        q_BTNH, k_BTGH = rope.rotate(q_BTNH, *rotations), rope.rotate(k_BTGH, *rotations)
         return self.o_proj(attend(q_BTNH, k_BTGH, v_BTGH).reshape(*x_BTD.shape[:2], -1))
 
 

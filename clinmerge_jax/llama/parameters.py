@@ -1,4 +1,4 @@
-"""The one table of Llama's parameters.
+"""The one table of the parameters of Llama and its relatives.
 
 Names, shapes, logical axes, initialisation, loading and saving all read it: adding a parameter to
 the model is one row here and one attribute in `model.py` (a test holds the two against each other).
@@ -67,6 +67,7 @@ def axis_sizes(config: LlamaConfig) -> dict[str, int]:
         "mlp": config.intermediate_size,
         "heads": config.num_attention_heads * config.head_dim,
         "kv_heads": config.num_key_value_heads * config.head_dim,
+        "head": config.head_dim,
     }
 
 
@@ -82,6 +83,14 @@ def _attention_bias(config: LlamaConfig) -> bool:
     return config.attention_bias
 
 
+def _qkv_bias(config: LlamaConfig) -> bool:
+    return config.attention_bias or config.qkv_bias
+
+
+def _qk_norm(config: LlamaConfig) -> bool:
+    return config.qk_norm
+
+
 def _mlp_bias(config: LlamaConfig) -> bool:
     return config.mlp_bias
 
@@ -95,11 +104,11 @@ _TABLE: tuple[tuple[Parameter, Callable[[LlamaConfig], bool]], ...] = (
     (Parameter(("embed_tokens", "weight"), "model.embed_tokens.weight", ("vocab", "embed"), "normal"), _always),
     (_layer("input_layernorm.weight", ("embed",), "ones"), _always),
     (_layer("self_attn.q_proj.weight", ("heads", "embed"), "normal"), _always),
-    (_layer("self_attn.q_proj.bias", ("heads",), "zeros"), _attention_bias),
+    (_layer("self_attn.q_proj.bias", ("heads",), "zeros"), _qkv_bias),
     (_layer("self_attn.k_proj.weight", ("kv_heads", "embed"), "normal"), _always),
-    (_layer("self_attn.k_proj.bias", ("kv_heads",), "zeros"), _attention_bias),
+    (_layer("self_attn.k_proj.bias", ("kv_heads",), "zeros"), _qkv_bias),
     (_layer("self_attn.v_proj.weight", ("kv_heads", "embed"), "normal"), _always),
-    (_layer("self_attn.v_proj.bias", ("kv_heads",), "zeros"), _attention_bias),
+    (_layer("self_attn.v_proj.bias", ("kv_heads",), "zeros"), _qkv_bias),
     (_layer("self_attn.o_proj.weight", ("embed", "heads"), "normal"), _always),
     (_layer("self_attn.o_proj.bias", ("embed",), "zeros"), _attention_bias),
     (_layer("post_attention_layernorm.weight", ("embed",), "ones"), _always),
@@ -111,6 +120,9 @@ _TABLE: tuple[tuple[Parameter, Callable[[LlamaConfig], bool]], ...] = (
     (_layer("mlp.down_proj.bias", ("embed",), "zeros"), _mlp_bias),
     (Parameter(("norm", "weight"), "model.norm.weight", ("embed",), "ones"), _always),
     (Parameter(("lm_head", "weight"), "lm_head.weight", ("vocab", "embed"), "normal"), _untied),
+    # Last, because a row's place decides the key of its random start.
+    (_layer("self_attn.q_norm.weight", ("head",), "ones"), _qk_norm),
+    (_layer("self_attn.k_norm.weight", ("head",), "ones"), _qk_norm),
 )
 
 _INITIALIZERS = {

@@ -36,7 +36,10 @@ def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = Tru
                 f"{other.label}: {key} is {other.config.get(key)!r} where {first.label} has {first.config.get(key)!r};"
                 " merge models of one architecture"
             )
-    for key in ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "max_position_embeddings"):
+    for key in (
+        "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "max_position_embeddings", "sliding_window",
+        "use_sliding_window",
+    ):  # fmt: skip
         if key in first.config and key in other.config and first.config[key] != other.config[key]:
             logging.warning("%s and %s differ in %s; the result takes %s's", first.label, other.label, key, first.label)
     for one, two in ((first, other), (other, first)):

@@ -252,6 +252,12 @@ def tensor_statistics(
     if step.bins:
         return sum(np.asarray(one).astype(np.int64) for one in blocks)
     parts = blocks[0].shape[0] // size
+    if step.column_scales:
+        width, total = leaves[0].shape[-1], 0
+        for index, (start, one) in enumerate(zip(starts, blocks)):
+            fresh = np.asarray(one).reshape(parts, size, -1)[:, index * size - start :]  # padded rows are zero
+            total = total + step.column_sums(fresh.reshape(-1, fresh.shape[-1]), width)
+        return step.from_column_sums(total)
     answers = np.empty((parts, rows, blocks[0].shape[1]), blocks[0].dtype)
     for start, one in zip(starts, blocks):
         answers[:, start : start + size] = np.asarray(one).reshape(parts, size, -1)

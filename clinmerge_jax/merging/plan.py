@@ -15,7 +15,7 @@ from clinmerge_jax.checkpoint.embedding import has_vocabulary_rows
 from clinmerge_jax.checkpoint.folder import GENERATION_FILE, INDEX_FILE, Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.safetensors import TensorEntry
-from clinmerge_jax.checkpoint.tokenizer import tokenizer_files
+from clinmerge_jax.checkpoint.tokenizer import TOKENIZER_FILE, check_token_ids, tokenizer_files
 from clinmerge_jax.checkpoint.weight_files import (
     DEFAULT_SHARD_BYTES,
     config_with_dtype,
@@ -252,7 +252,7 @@ class MergePlan:
             name: TensorEntry(name, tensor.dtype, tensor.shape, folder / "planned", 0)
             for name, tensor in self.tensors.items()
         }
-        return Checkpoint(folder, self.config, entries, label)
+        return Checkpoint(folder, self.config, entries, label, self.leading.naming)
 
     def small_files(self) -> dict[str, bytes | pathlib.Path]:
         """Tokenizer, generation and licence files, the index and config.json: content, or where it lies, by name."""
@@ -264,7 +264,7 @@ class MergePlan:
         small = carried | aligned
         if self.chat_template:
             small = with_chat_template(small, self.chat_template)
-        index = index_json(self.files, self.nbytes)
+        index = index_json(self.files, self.nbytes, self.leading.naming)
         if index:
             small[INDEX_FILE] = index.encode()
         return {**small, "config.json": (json.dumps(self.config, indent=1) + "\n").encode()}
@@ -315,6 +315,12 @@ def plan_merge(
             special_rows=choice.special_rows,
             adapters={name: model.adapter for name, model in models.items() if model.adapter},
         )
+    for name, one in checkpoints.items():
+        if name != (recipe.leading or recipe.models[0]):
+            check_token_ids(one)
+        elif vocabulary is None or TOKENIZER_FILE not in vocabulary.files:
+            # Whoever cuts rows off on purpose is only warned.
+            check_token_ids(one, vocabulary.size if vocabulary else 0, refuse=not choice.cut_to_common)
     for schedule in recipe.schedules():
         schedule.check_filters(first.tensors, refuse=not recipe.file)
     tensors = {}

@@ -105,7 +105,8 @@ def _write_shards(
             tensors = [plan.tensors[name] for name in plan.files[file_name]]
             ends = np.cumsum([tensor.nbytes for tensor in tensors])
             total = 0
-            file.write(header_bytes((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
+            stored = plan.leading.naming.stored
+            file.write(header_bytes((stored(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors))
             unsynced = 0
             while not isinstance(item := channel.get(), _EndOfShard):
                 values = np.asarray(item)
@@ -205,7 +206,7 @@ class _Computation:
         pair, passes = None, _Passes(self, tensor, keep=self.held(tensor))
         while True:
             sums: list[jax.Array] = []
-            answers = _Answers(step)
+            answers = _Answers(step, tensor.problem.columns)
             for (first_row, rows), piece, ranks in passes:
                 if pair is None:
                     sums.append(_reduce(DIFFERENCES, piece, first_row))
@@ -232,19 +233,26 @@ class _Computation:
 class _Answers:
     """The answer to one step, from those of the pieces in turn."""
 
-    def __init__(self, step: Step):
+    def __init__(self, step: Step, columns: int):
+        self._step = step
+        self._columns = columns
         self._bins = step.bins
         self._counts: np.ndarray | int = 0
         self._pieces: list = []
 
     def add(self, piece: Any) -> None:
         """Takes a piece's rows, or its codes: those are counted while the device is at the next piece."""
+        if self._step.column_scales:
+            self._counts = self._counts + self._step.column_sums(np.asarray(piece), self._columns)
+            return
         if self._bins and self._pieces:
             self._count(self._pieces.pop())
         self._pieces.append(piece)
 
     def whole(self) -> np.ndarray:
-        """[R, K], or with bins [K, bins]."""
+        """[R, K], with bins [K, bins], of column sums [K, C]."""
+        if self._step.column_scales:
+            return self._step.from_column_sums(self._counts)
         if not self._bins:
             return _rows(self._pieces)
         self._count(self._pieces.pop())

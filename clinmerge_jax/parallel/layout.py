@@ -25,6 +25,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "embed": ("fsdp",),
+    "head": (),
     "layers": (),
 }
 

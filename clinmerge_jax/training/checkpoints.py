@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from clinmerge_jax import full_disk
 
 _STATE, _POSITION, _LOSS = "state", "position", "loss"
 _NEVER_BEST = sys.float_info.max
@@ -47,7 +50,11 @@ class Checkpoints:
           state: a tree of arrays.
           position: JSON-serialisable, such as the state of the loader.
           loss: on development data, if it was measured after this step.
+
+        Raises:
+          OSError: the disk has no room for it.
         """
+        full_disk.require(self._manager.directory, nbytes(state))
         items = ocp.args.Composite(
             **{_STATE: ocp.args.StandardSave(state), _POSITION: ocp.args.JsonSave(dict(position))}
         )
@@ -76,6 +83,13 @@ class Checkpoints:
     def close(self) -> None:
         """The same, and ends the threads."""
         self._manager.close()
+
+
+def nbytes(state: Any) -> int:
+    """Bytes that this process writes of a tree of arrays."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    shards = [shard.data for leaf in leaves for shard in leaf.addressable_shards if shard.replica_id == 0]
+    return sum(np.prod(shard.shape, dtype=int) * shard.dtype.itemsize for shard in shards)
 
 
 def _closeness(metrics: Mapping[str, float]) -> float:

@@ -3,7 +3,7 @@
 There are S slots with a run in each. The longest runs come first, and one that is done makes room for the next: so one
 program is compiled whatever the runs' lengths, memory does not grow with their number, and steps are wasted only at the
 very end, when no run is left to fill a slot. All batches have one shape, which follows from all runs of the grid, the
-finished ones too. So a run's numbers depend on S and on that shape but not on the runs beside it, and it does not matter
+finished ones too. So a run's numbers depend on S and that shape but not on the runs beside it, and it does not matter
 which were finished by an earlier process.
 
 A micro-batches, B rows of each, T tokens.

@@ -195,8 +195,8 @@ def measures(metrics: Metrics, seconds: float, settings: StepSettings, layout: L
       Tokens a second that are not padding, and their share of those that are computed; operations a second that they
       need, and where that is known their share of what the devices could; memory in bytes.
     """
-    tokens, attended = int(metrics.tokens), int(metrics.attended)
-    flops = step_flops(layout.config, tokens, attended, frozen=settings.lora is not None) / seconds
+    tokens, needed = int(metrics.tokens), {"frozen": settings.lora is not None, "predicted": int(metrics.targets)}
+    flops = step_flops(layout.config, tokens, int(metrics.attended), **needed) / seconds
     found = {
         "tokens_per_second": tokens / seconds,
         "not_padding": tokens / int(metrics.computed),

@@ -143,7 +143,7 @@ def _losses(
     keys: Params | None = None,
     start: Params | None = None,
 ) -> tuple[jax.Array, RowLosses]:
-    """The loss of a batch [B, T], summed, and its rows' sums. With `start`, another model, the divergence from it too."""
+    """The loss of a batch [B, T], summed, and its rows' sums; with `start`, another model, the divergence too."""
     constrain, parts = ({}, 1) if layout is None else ({"constrain": layout.constrain}, layout.parts("batch"))
     shards = () if layout is None else (layout.map_shards,)
     attend = over_sequences(settings.attention, *shards)

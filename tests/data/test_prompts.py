@@ -42,6 +42,21 @@ def test_json_lines_and_text_are_read(tmp_path):
     assert [prompt.text for prompt in read_prompts(path, "f")] == ["the patient", '{"prompt": "raw"}']
 
 
+def test_tables_are_read_by_their_column_and_sharegpt_up_to_the_answer(tmp_path):
+    path = _write(tmp_path / "a.csv", "id,prompt,ward", "q1,the patient,A", 'q2,"has, a\nfever",B', ",cough,C")
+    assert read_prompts(path, "f") == [
+        Prompt(f"{path} row 1", "q1", text="the patient"),
+        Prompt(f"{path} row 2", "q2", text="has, a\nfever"),
+        Prompt(f"{path} row 3", 2, text="cough"),
+    ]
+    turns = [{"from": "human", "value": "fever"}, {"from": "gpt", "value": "cough"}]
+    path = _write(tmp_path / "b.json", [{"conversations": turns[:1]}])
+    assert read_prompts(path, "f") == [Prompt(f"{path} row 1", 0, messages=[{"role": "user", "content": "fever"}])]
+    path = _write(tmp_path / "b.json", [{"conversations": turns}])
+    with pytest.raises(BadInput, match="row 1: its conversation ends with an answer; leave out"):
+        read_prompts(path, "f")
+
+
 def test_the_template_is_applied_once_and_there_is_one_bos(tokenizer):
     expected = _ids("<s>", "user", "fever", "assistant")
     chat = Prompt("f:1", 0, messages=[{"role": "user", "content": "fever"}])
@@ -96,7 +111,7 @@ def test_chat_without_a_template_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"text": "secret"}, "has none of 'prompt', 'messages' and 'conversations'; it has 'text'"),
+        ({"text": "secret"}, "has none of 'prompt', 'messages' and 'conversations'; its columns are 'text'; give one"),
         ({"prompt": "secret", "messages": []}, "has more than one of 'prompt', 'messages'"),
         ({"prompt": ["secret"]}, "'prompt' is no text"),
         ({"prompt": ""}, "'prompt' is no text"),

@@ -27,7 +27,7 @@ def test_json_lines_of_text_and_messages_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[1]", "{}", '{"text": ""}', '{"text": true}', '{"messages": []}', '{"messages": [{"role": "user"}]}']
+    "line", ["{", "[1]", "{}", '{"text": ""}', '{"text": 3}', '{"messages": []}', '{"messages": [{"role": "user"}]}']
 )
 def test_malformed_lines_are_refused_by_number_without_quoting_text(tmp_path, line):
     path = tmp_path / "rows.jsonl"
@@ -85,12 +85,12 @@ def test_the_class_is_read_from_the_field_that_is_named(tmp_path):
     ("row", "problem"),
     [
         ({"text": "secret", "messages": CONVERSATION}, "has more than one of 'text', 'messages'"),
-        ({"prompt": "secret"}, "has none of 'text', 'messages', .*; it has 'prompt': say which"),
+        ({"prompt": "secret"}, "has none of 'text', 'messages', .*; its columns are 'prompt'; give one"),
         ({"completion": "secret"}, "'prompt' is no text or empty"),
         ({"prompt": "secret", "completion": " "}, "'completion' is no text or empty"),
         ({"prompt": ["secret"], "completion": "secret"}, "'prompt' is no text or empty"),
         ({"output": "secret"}, "'input' is no text or empty"),
-        ({"input": "secret", "instruction": True, "output": "secret"}, "'instruction' is no text or empty"),
+        ({"input": "secret", "instruction": 3, "output": "secret"}, "'instruction' is no text or empty"),
         ({"text": "secret", "id": 1.5}, "'id' is neither text nor a whole number"),
     ],
 )

@@ -133,6 +133,26 @@ def _held_out(content: bytes):
     return lambda tmp: (tmp / "held_out.jsonl").write_bytes(content)
 
 
+def _string_id(tmp):
+    support.write_tokenizer(tmp / "clinical")
+    path = tmp / "clinical" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["has"] = "5"
+    path.write_text(json.dumps(content))
+
+
+def _settings(**fields):
+    """A tokenizer for the instruct parent, with these fields of tokenizer_config.json."""
+
+    def change(tmp):
+        support.write_tokenizer(tmp / "instruct")
+        path = tmp / "instruct" / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    return change
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 EVALUATE = ("--config.evaluate=notes={tmp}/held_out.jsonl",)
 HELD_OUT = "{tmp}/held_out.jsonl"
 REFUSING = "{{ raise_exception('the rows are odd') }}"
@@ -191,6 +211,48 @@ CASES = [
         "name of a tensor with a line break",
         ["config.instruct: ", "two lines"],
         change=_tensors(lambda tensors: tensors.update({"two\nlines": np.zeros(2, np.float32)})),
+    ),
+    Case(
+        "quantized parent",
+        ["{tmp}/clinical/" + CONFIG, "quantization_config (bitsandbytes)", ".dequantize()"],
+        change=_all(
+            _tensors(lambda tensors: tensors.update({NORM: np.zeros(8, np.uint8)})),
+            _fields(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        ),
+    ),
+    Case(
+        "quantization key over plain weights",
+        ["{tmp}/clinical/" + CONFIG, "quantization_config over weights that are not", "remove the key"],
+        change=_fields(quantization_config={"quant_method": "gptq"}),
+    ),
+    Case(
+        "tied head that differs",
+        ["{tmp}/clinical", "lm_head.weight", "set it to false", "remove the tensor"],
+        change=_fields(tie_word_embeddings=True),
+    ),
+    Case(
+        "tokens without a row",
+        ["{tmp}/instruct/tokenizer.json: 4 tokens ('x16', ", "id 16", "16 rows", "resize", "union"],
+        change=lambda tmp: support.write_tokenizer(
+            tmp / "instruct", [*support.WORDS, *(f"x{n}" for n in range(13, 20))]
+        ),
+    ),
+    Case(
+        "token id of another type",
+        ["{tmp}/clinical/tokenizer.json: token 'has' has id '5'", "integers"],
+        change=_all(lambda tmp: support.write_tokenizer(tmp / "instruct"), _string_id),
+    ),
+    Case(
+        "length limit of another type",
+        ["{tmp}/instruct/tokenizer_config.json: model_max_length is 'long'"],
+        EVALUATE,
+        _all(_held_out(b'{"text": "a"}'), _settings(model_max_length="long")),
+    ),
+    Case(
+        "chat template without end",
+        ["config.instruct: the chat template of {tmp}/instruct takes more than 4 seconds"],
+        EVALUATE,
+        _all(_held_out(b'{"text": "a"}'), _settings(chat_template=ENDLESS)),
     ),
     # The parents together.
     Case("missing tensor", ["config.clinical: ", NORM], change=_tensors(lambda tensors: tensors.pop(NORM))),

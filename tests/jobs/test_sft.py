@@ -4,11 +4,13 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -146,9 +148,19 @@ def test_frozen_tensors_stay_and_wise_ft_lies_between(repository, small_miniatur
     np.testing.assert_allclose(part, 0.75 * begun + 0.25 * whole, atol=2**-8)  # both were rounded to bfloat16
 
 
-def _launch(repository: pathlib.Path, arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "clinmerge_jax.main", *arguments]
-    return subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+# The job with short rows and programs that cost nothing, so that a small run goes through batches of several shapes.
+_SEVERAL_SHAPES = """
+from absl import app
+from clinmerge_jax import command_line, main
+from clinmerge_jax.training import rows
+rows._CPU = rows._Device(unit=16, at_a_time=64, compiling=0.0)
+app.run(main.main, flags_parser=command_line.parse_flags)
+"""
+
+
+def _launch(repository: pathlib.Path, arguments, said: int | IO[str] = subprocess.DEVNULL) -> subprocess.Popen:
+    command = [sys.executable, "-c", _SEVERAL_SHAPES, *arguments]
+    return subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def _steps_done(output: pathlib.Path) -> int:
@@ -172,8 +184,11 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(repository, small
         "--config.replay.task=miniature:clinical", "--config.merge_adapter=True",
     )  # fmt: skip
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    process = _launch(repository, _arguments(repository, small_miniature, rows, undisturbed, *more))
-    assert process.wait() == 0
+    with (tmp_path / "said").open("w") as said:
+        process = _launch(repository, _arguments(repository, small_miniature, rows, undisturbed, *more), said)
+        assert process.wait() == 0
+    (plan,) = re.findall(r"rows x tokens \(steps\): (.*);", (tmp_path / "said").read_text())
+    assert 2 <= plan.count("tokens") <= 4
     arguments = _arguments(repository, small_miniature, rows, killed, *more)
     draw = random.Random(0)
     happened = 0

@@ -6,7 +6,8 @@ import pytest
 import transformers
 
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.llama.config import LlamaConfig, RopeConfig
+from clinmerge_jax.llama.config import FAMILIES, LlamaConfig, RopeConfig
+from clinmerge_jax.llama.parameters import parameters
 
 MINIMAL = {
     "model_type": "llama",
@@ -121,7 +122,7 @@ def test_equal_rope_parameters_and_rope_scaling_may_stand_together():
 
 
 REFUSED = [
-    ("model_type", {"model_type": "mistral"}),
+    ("model_type", {"model_type": "gemma2"}),
     ("model_type", {"model_type": None}),
     ("hidden_act", {"hidden_act": "gelu"}),
     ("head_dim", {"head_dim": 5}),
@@ -211,3 +212,60 @@ def test_a_missing_size_is_named(field):
     raw = {key: value for key, value in MINIMAL.items() if key != field}
     with pytest.raises(BadInput, match=f"^config.json: {field} "):
         LlamaConfig.from_json(raw, "config.json")
+
+
+def test_the_families_defaults_are_those_of_transformers():
+    sizes = {key: value for key, value in MINIMAL.items() if key != "model_type"} | {"num_attention_heads": 32}
+    sizes |= {"hidden_size": 64}
+    known = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}
+    known |= {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
+    assert set(known) == set(FAMILIES)
+    for name, theirs in known.items():
+        stated = theirs(**sizes)
+        ours = LlamaConfig.from_json({**sizes, "model_type": name}, "config.json")
+        assert ours.num_key_value_heads == stated.num_key_value_heads, name
+        assert ours.head_dim == (getattr(stated, "head_dim", None) or 2), name
+        assert ours.rms_norm_eps == stated.rms_norm_eps, name
+        window = stated.sliding_window if name == "mistral" else stated.max_position_embeddings
+        assert ours.max_position_embeddings == min(window, stated.max_position_embeddings), name
+        assert ours.tie_word_embeddings is stated.tie_word_embeddings, name
+
+
+def test_families_differ_in_biases_and_norms():
+    def names(**fields):
+        config = read(hidden_size=48, **{"num_key_value_heads": 2, "head_dim": 8, **fields})
+        return {row.name.removeprefix("model.layers.{layer}.self_attn.") for row in parameters(config)}
+
+    biases = {f"{one}_proj.bias" for one in "qkv"}
+    assert names(model_type="mistral") == names()
+    assert names(model_type="qwen2") == names() | biases
+    assert names(model_type="qwen3") == names() | {"q_norm.weight", "k_norm.weight"}
+    assert names(model_type="llama", attention_bias=True) == names() | biases | {"o_proj.bias"}
+
+
+@pytest.mark.parametrize(
+    "fields, context",
+    [
+        ({"model_type": "mistral", "sliding_window": None}, 512),
+        ({"model_type": "mistral", "sliding_window": 64}, 64),
+        ({"model_type": "mistral", "sliding_window": 4096}, 512),
+        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": False}, 512),
+        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True}, 64),
+        ({"model_type": "llama", "sliding_window": 64}, 512),
+    ],
+)
+def test_no_run_leaves_a_sliding_window(fields, context):
+    config = read(max_position_embeddings=512, num_key_value_heads=2, **fields)
+    assert config.max_position_embeddings == context
+
+
+def test_a_window_with_dynamic_rope_is_refused():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    with pytest.raises(BadInput, match="sliding_window comes with dynamic"):
+        read(model_type="mistral", num_key_value_heads=2, sliding_window=64, rope_parameters=rope)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "mixtral", "qwen2_moe", None, ["llama"]])
+def test_other_families_are_refused_by_name(model_type):
+    with pytest.raises(BadInput, match="model_type is .*llama, mistral, qwen2, qwen3"):
+        read(model_type=model_type)

@@ -1,4 +1,4 @@
-"""Logits and checkpoints of small random Llamas against transformers' LlamaForCausalLM.
+"""Logits and checkpoints of small random Llamas, Mistrals and Qwens against transformers' own models.
 
 Each configuration is drawn from a seed, written by transformers, read by this package's loader, run by
 both in float32 on right-padded rows, and written back. `pytest -s` shows the largest difference.
@@ -27,7 +27,13 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import Params
 
-CONFIGURATIONS = 64
+CONFIGURATIONS = {"llama": 64, "mistral": 24, "qwen2": 24, "qwen3": 8}
+CLASSES = {
+    "llama": transformers.LlamaConfig,
+    "mistral": transformers.MistralConfig,
+    "qwen2": transformers.Qwen2Config,
+    "qwen3": transformers.Qwen3Config,
+}
 RELOADED_EVERY = 6  # transformers reads back every sixth saved folder
 LOGIT_TOLERANCE = 2e-5
 
@@ -47,14 +53,15 @@ SPELLINGS = ("rope_parameters", "rope_scaling.type", "rope_scaling.rope_type")
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """One configuration: transformers' arguments, and how its config.json spells RoPE."""
+    """One configuration: its family, transformers' arguments, and how its config.json spells RoPE."""
 
+    family: str
     seed: int
     arguments: dict[str, Any]
     spelling: str
 
     def __str__(self) -> str:
-        return f"configuration {self.seed} ({self.spelling}): {self.arguments}"
+        return f"{self.family} configuration {self.seed} ({self.spelling}): {self.arguments}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Case:
     params: Params
 
 
-def draw_configurations(count: int) -> list[Drawn]:
+def draw_configurations(family: str, count: int) -> list[Drawn]:
     def deal(name, values):
         dealt = [values[index % len(values)] for index in range(count)]
         random.Random(name).shuffle(dealt)
@@ -128,20 +135,31 @@ def draw_configurations(count: int) -> list[Drawn]:
             "attention_bias": biases[0],
             "mlp_bias": biases[1],
         }
-        configurations.append(Drawn(seed, arguments, spelling))
+        if family != "llama":
+            del arguments["mlp_bias"]
+            if head_dim is None and rope_type == "dynamic":
+                arguments["head_dim"] = 6
+            elif head_dim is None:
+                del arguments["head_dim"]
+        if family in ("mistral", "qwen2"):
+            del arguments["attention_bias"]
+        if family == "mistral":  # rows have 40 tokens at most, so none leaves the window
+            arguments["sliding_window"] = rng.choice((None, 40, 4096)) if rope_type != "dynamic" else None
+        configurations.append(Drawn(family, seed, arguments, spelling))
     return configurations
 
 
-DRAWN = draw_configurations(CONFIGURATIONS)
+DRAWN = [drawn for family, count in CONFIGURATIONS.items() for drawn in draw_configurations(family, count)]
+LLAMAS = [drawn for drawn in DRAWN if drawn.family == "llama"]
 
 
-def build_torch_model(drawn: Drawn) -> transformers.LlamaForCausalLM:
+def build_torch_model(drawn: Drawn) -> transformers.PreTrainedModel:
     """A model whose every tensor is random, scaled so that activations and logits are of order one."""
     arguments = {**drawn.arguments, "rope_parameters": dict(drawn.arguments["rope_parameters"])}
     vocab = arguments["vocab_size"]
-    config = transformers.LlamaConfig(**arguments, bos_token_id=vocab - 2, eos_token_id=vocab - 1)
+    config = CLASSES[drawn.family](**arguments, bos_token_id=vocab - 2, eos_token_id=vocab - 1)
     config._attn_implementation = "eager"
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(drawn.seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -167,7 +185,8 @@ def spell_as_version_4(folder: pathlib.Path, key: str) -> None:
     rope_type = rope.pop("rope_type")
     raw["rope_scaling"] = None if rope_type == "default" else {key: rope_type, **rope}
     raw["torch_dtype"] = raw.pop("dtype")
-    if raw["head_dim"] * raw["num_attention_heads"] == raw["hidden_size"]:
+    fits = raw.get("head_dim", 0) * raw["num_attention_heads"] == raw["hidden_size"]
+    if fits and raw["model_type"] != "qwen3":  # whose default is 128
         del raw["head_dim"]
     path.write_text(json.dumps(raw))
 
@@ -244,10 +263,14 @@ def differences(figures):
         )
 
 
-@pytest.fixture(scope="module", params=DRAWN, ids=lambda drawn: str(drawn.seed))
+def identifier(drawn: Drawn) -> str:
+    return f"{drawn.family}-{drawn.seed}"
+
+
+@pytest.fixture(scope="module", params=DRAWN, ids=identifier)
 def case(request, tmp_path_factory) -> Case:
     drawn = request.param
-    folder = tmp_path_factory.mktemp(f"parity{drawn.seed}") / "model"
+    folder = tmp_path_factory.mktemp("parity") / "model"
     model = build_torch_model(drawn)
     model.save_pretrained(folder)
     if drawn.spelling != "rope_parameters":
@@ -259,21 +282,21 @@ def case(request, tmp_path_factory) -> Case:
 
 
 def test_the_drawn_configurations_cover_what_llama_checkpoints_vary():
-    assert len(DRAWN) >= 64
-    stated = [drawn.arguments for drawn in DRAWN]
+    assert len(LLAMAS) >= 64
+    stated = [drawn.arguments for drawn in LLAMAS]
     ropes = [arguments["rope_parameters"] for arguments in stated]
     assert {(a["num_attention_heads"], a["num_key_value_heads"]) for a in stated} == set(HEADS)
     assert {a["head_dim"] for a in stated} == set(HEAD_DIMS)
     assert {a["vocab_size"] for a in stated} == set(VOCABULARIES)
     assert {a["rms_norm_eps"] for a in stated} == set(EPSILONS)
     assert {rope["rope_theta"] for rope in ropes} == set(THETAS)
-    pairs = {(rope["rope_type"], drawn.spelling) for rope, drawn in zip(ropes, DRAWN, strict=True)}
+    pairs = {(rope["rope_type"], drawn.spelling) for rope, drawn in zip(ropes, LLAMAS, strict=True)}
     assert pairs == {(rope_type, spelling) for rope_type in ROPE_TYPES for spelling in SPELLINGS}
     flags = {(a["tie_word_embeddings"], a["attention_bias"], a["mlp_bias"]) for a in stated}
     assert len(flags) == 8
     beyond_limit = {
         bool(draw_rows(drawn)[1].max() > drawn.arguments["max_position_embeddings"])
-        for drawn in DRAWN
+        for drawn in LLAMAS
         if drawn.arguments["rope_parameters"]["rope_type"] == "dynamic"
     }
     assert beyond_limit == {False, True}
@@ -298,10 +321,10 @@ def test_saved_tensors_are_those_read_bit_for_bit(case, tmp_path):
     assert saved_config == json.loads((case.folder / "config.json").read_text())
 
 
-@pytest.mark.parametrize("case", DRAWN[::RELOADED_EVERY], indirect=True, ids=lambda drawn: str(drawn.seed))
+@pytest.mark.parametrize("case", DRAWN[::RELOADED_EVERY], indirect=True, ids=identifier)
 def test_transformers_reads_the_saved_folder_and_gives_the_same_logits(case, tmp_path):
     save_again(case.config, case.params, case.folder, tmp_path / "again")
-    model, loading = transformers.LlamaForCausalLM.from_pretrained(
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "again", attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
@@ -320,7 +343,7 @@ def test_bfloat16_is_as_close_to_float32_as_torch_is(seed, tmp_path, figures):
     The measure is therefore the distance to the float32 logits of those same weights: root mean square at
     most 1.5 times torch's, largest at most twice torch's (a maximum over few values is noisier).
     """
-    drawn = DRAWN[seed]
+    drawn = LLAMAS[seed]
     model = build_torch_model(drawn).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "model")
     tokens_BT, lengths_B = draw_rows(drawn)

@@ -44,16 +44,19 @@ GIVEN = {
     "passthrough": {"scale": [1.5, 0.5]},
 }
 # The other meshes are tried on methods with sums, thresholds, ranks within a row, and softmaxes over it.
+# Parameters of a method under which its passes are of another kind.
+VARIANTS = {"nuslerp by columns": ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True})}
 EVERYWHERE = ("nuslerp", "ties", "della", "arcee_fusion")
-MESHES = [(name, (2, 2, 2)) for name in METHODS]
+MESHES = [(name, (2, 2, 2)) for name in (*METHODS, *VARIANTS)]
 MESHES += [pytest.param(name, mesh, marks=pytest.mark.slow) for name in EVERYWHERE for mesh in [(1, 8, 1), (1, 1, 8)]]
 
 
 def recipe_of(name: str) -> Recipe:
     """A recipe for the method, with as many models as it takes up to three and coefficients over depth."""
+    name, given = VARIANTS.get(name, (name, GIVEN.get(name, {})))
     method = METHODS[name]
     known = {**method.parameters, **method.source_parameters}
-    values = {key: value for key, value in {**OVER_DEPTH, **GIVEN.get(name, {})}.items() if key in known}
+    values = {key: value for key, value in {**OVER_DEPTH, **given}.items() if key in known}
     parameters = {key: Schedule.parse(value, key, kind_of(known[key])) for key, value in values.items()}
     sources = tuple(Source(model) for model in ("one", "two", "three")[: method.models[1]])
     base = {Base.REQUIRED: "base", Base.OPTIONAL: "base", Base.FIRST: "one"}.get(method.base, "")
@@ -120,7 +123,7 @@ def test_the_config_offers_every_method_and_parameter():
             assert ("lambda_" if name == "lambda" else name) in config
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
 def test_pieces_and_memory_do_not_matter(streamed, tmp_path, name):
     recipe, checkpoints, files, records = streamed(name)
     assert len(files) > 1

@@ -80,6 +80,12 @@ RECIPES = {
         models: [{model: one, parameters: {weight: 0.7}}, {model: two, parameters: {weight: 0.6}}]
         parameters: {nuslerp_flatten: false}
         """,
+    "nuslerp by columns from a base": """
+        merge_method: nuslerp
+        base_model: base
+        models: [{model: one, parameters: {weight: 0.7}}, {model: two, parameters: {weight: 0.6}}]
+        parameters: {nuslerp_flatten: false, nuslerp_row_wise: true}
+        """,
     "ramplus_tl": f"{{merge_method: ramplus_tl, base_model: base, {THREE}, parameters: {{r: .3, alpha: .5}}}}",
     "linear over slices": """
         merge_method: linear

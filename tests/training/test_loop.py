@@ -17,6 +17,7 @@ from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.parallel.layout import make_layout, one_device
 from clinmerge_jax.parallel.mesh import MeshShape
+from clinmerge_jax.training import rows
 from clinmerge_jax.training.checkpoints import Checkpoints
 from clinmerge_jax.training.log import TrainingLog
 from clinmerge_jax.training.loop import Interrupted, LoopSettings, train
@@ -40,8 +41,17 @@ def _data(count: int = 10, longest: int = 12) -> Sequences:
     return sequences_of(found)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def several_shapes():
+    """Programs that cost nothing, so that the runs here go through batches of several shapes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_CPU", rows._Device(unit=4, at_a_time=24, compiling=0.0))
+        assert len({batch.tokens.shape for batch in _run().loader()}) > 1
+        yield
+
+
 def _run(settings=SETTINGS, layout=None) -> Run:
-    return Run(layout or one_device(CONFIG), settings, _data(), Rows(4, 2), seed=3)
+    return Run(layout or one_device(CONFIG), settings, _data(), Rows(4, length=24), seed=3)
 
 
 def _begin(run: Run):
@@ -54,7 +64,7 @@ def _same(one, other) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed():
+def undisturbed(several_shapes):
     run = _run()
     return train(_begin(run), run.take, run.loader(), LoopSettings(STEPS)).state
 
@@ -155,8 +165,8 @@ def test_an_adapter_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize(
-    "rows, named", [((0,), "batch_size"), ((4, -1), "micro_batch"), ((4, 3), "micro_batch"), ((16, 12), "micro_batch")]
+    "given, named", [((0,), "batch_size"), ((4, -1), "micro_batch"), ((4, 3), "micro_batch"), ((16, 12), "micro_batch")]
 )
-def test_rows_that_cannot_be_taken_are_refused(rows, named):
+def test_rows_that_cannot_be_taken_are_refused(given, named):
     with pytest.raises(BadInput, match=f"config.{named}: "):
-        Run(make_layout(CONFIG, MeshShape(8, 1, 1)), SETTINGS, _data(), Rows(*rows))
+        Run(make_layout(CONFIG, MeshShape(8, 1, 1)), SETTINGS, _data(), Rows(*given))

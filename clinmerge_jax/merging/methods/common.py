@@ -15,6 +15,7 @@ import numpy as np
 
 from clinmerge_jax.merging import exact
 
+_FIXED_BITS = 61  # of column sums in int64, which leaves room for rounding
 COLLINEAR_COSINE = 0.9995  # above this |cos|, slerp is numerically linear and taken as linear
 
 
@@ -76,6 +77,9 @@ class Step:
       tiled: `reduce` takes `gather` too (`exact.row_sums`) and then does not need whole rows.
       bins: if not 0, `reduce` gives K arrays of codes [R, C] instead, and the answer is how often each code from 0 to
         bins - 1 occurs in the whole tensor, int64 [K, bins]; other codes are not counted.
+      column_scales: if not empty, `reduce` gives terms [R, K C] that are not negative, and the answer is their sums
+        over all rows, float64 [K, C]. Of each of the K, all terms together are at most 2 ** scale: they are added as
+        fixed-point numbers, so that the bits do not depend on the order.
     """
 
     reduce: Callable
@@ -83,6 +87,22 @@ class Step:
     row: int | None = None
     tiled: bool = False
     bins: int = 0
+    column_scales: tuple[int, ...] = ()
+
+    def column_sums(self, terms: np.ndarray, columns: int) -> np.ndarray:
+        """The share of some rows in an answer of column sums, int64 [K, C]: integers add up exactly in any order.
+
+        Args:
+          terms: what `reduce` gave, [R, K C].
+          columns: C.
+        """
+        scales = np.asarray(self.column_scales)[:, None]
+        fixed = np.ldexp(terms.reshape(len(terms), -1, columns).astype(np.float64), _FIXED_BITS - scales)
+        return np.rint(fixed).astype(np.int64).sum(axis=0)
+
+    def from_column_sums(self, sums: np.ndarray) -> np.ndarray:
+        """The answer, float64 [K, C], from the sum of all shares."""
+        return np.ldexp(sums.astype(np.float64), np.asarray(self.column_scales)[:, None] - _FIXED_BITS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """NuSLERP (mergekit): slerp between two models or, with a base, between their changes from it.
 
-t = w_2 / (w_1 + w_2). Each tensor is one vector, or with nuslerp_flatten: false each of its rows is one.
+t = w_2 / (w_1 + w_2). Each tensor is one vector, or with nuslerp_flatten: false each of its rows is one, and with
+nuslerp_row_wise: true beside it each of its columns (mergekit's name notwithstanding).
 """
 
 import numpy as np
 
 from clinmerge_jax.merging.methods.common import Base, Problem
-from clinmerge_jax.merging.methods.weighted_sum import WeightedSum, cosine, row_gram, whole_gram
+from clinmerge_jax.merging.methods.weighted_sum import WeightedSum, column_gram, cosine, row_gram, whole_gram
 
 _NO_WEIGHT = 1e-6  # a smaller sum of the weights means halves
 _STRAIGHT = 1e-8  # the straight line below this |sin theta|
@@ -15,16 +16,17 @@ _STRAIGHT = 1e-8  # the straight line below this |sin theta|
 class NuSlerp(WeightedSum):
     """See the module."""
 
-    def check(self, problem: Problem) -> None:
-        """See `Method.check`."""
-        if problem.values["nuslerp_row_wise"] and not problem.values["nuslerp_flatten"]:
-            raise ValueError("nuslerp_row_wise: true (one angle for every column) is not supported; leave it out")
+    def by_column(self, problem: Problem) -> bool:
+        """See `WeightedSum.by_column`; a vector is one row, and has one angle."""
+        values = problem.values
+        return bool(values["nuslerp_row_wise"] and not values["nuslerp_flatten"] and problem.rows > 1)
 
     def factors(self, problem: Problem):
-        """The factors of the two models, [2] or [R, 2]."""
+        """The factors of the two models, [2], [R, 2] or [C, 2]."""
         first, second = problem.each("weight")
         t = 0.5 if abs(first + second) < _NO_WEIGHT else second / (first + second)
-        gram = yield from (whole_gram if problem.values["nuslerp_flatten"] else row_gram)(problem)
+        by_row = row_gram if not problem.values["nuslerp_flatten"] else whole_gram
+        gram = yield from (column_gram if self.by_column(problem) else by_row)(problem)
         theta = np.arccos(cosine(gram, 0, 1, floor=1e-14))
         sine = np.sin(theta)
         straight = np.abs(sine) < _STRAIGHT

@@ -1,4 +1,4 @@
-"""Methods whose result is a sum of the sources times factors, of a whole tensor or of each row.
+"""Methods whose result is a sum of the sources times factors, of a whole tensor, of each row or of each column.
 
 The factors follow from norms and dot products (the Gram matrix) of the sources or of their changes, so whatever a
 method does on a sphere happens on the host in float64, in the coordinates that the sources span.
@@ -56,6 +56,27 @@ def row_gram(problem: Problem):
     return gram_matrix(sums, problem.models)
 
 
+@dataclasses.dataclass(frozen=True)
+class ColumnSquares:
+    """Of every entry v_i^2 of each vector, then (v_i - v_j)^2 of each pair, [R, K C], in the order of `GramSums`."""
+
+    from_base: bool
+
+    def __call__(self, pieces, first_row, args) -> jax.Array:
+        vectors = deltas(pieces) if self.from_base else [piece.astype(jnp.float32) for piece in pieces]
+        vectors += [vectors[i] - vectors[j] for i, j in _pairs(len(vectors))]
+        return jnp.concatenate([vector * vector for vector in vectors], axis=-1)
+
+
+def column_gram(problem: Problem):
+    """Asks for the Gram matrix of every column, [C, N, N]."""
+    sums = yield Step(GramSums(problem.from_base), tiled=True)
+    # Of whole tensors, doubled: the terms of the columns are rounded one by one.
+    scales = tuple(int(np.frexp(2.0 * total)[1]) for total in exact.total([sums]))
+    columns = yield Step(ColumnSquares(problem.from_base), column_scales=scales)
+    return gram_matrix(columns.T, problem.models)
+
+
 def cosine(gram: np.ndarray, i: int, j: int, floor: float = 0.0) -> np.ndarray:
     """Cosine of vectors i and j, [...]; the product of the norms is at least `floor`."""
     norms = np.sqrt(gram[..., i, i]) * np.sqrt(gram[..., j, j])
@@ -67,8 +88,15 @@ class WeightedSum(Method):
     """The common device half; a method of this kind gives `factors`."""
 
     def factors(self, problem: Problem):
-        """A generator like `Method.steps` that returns the factor of each model: [N], or [R, N] for each row."""
+        """A generator like `Method.steps` that returns the factor of each model: [N], or [R, N] for each row.
+
+        Where `by_column` says so it is [C, N] for each column.
+        """
         raise NotImplementedError
+
+    def by_column(self, problem: Problem) -> bool:
+        """Whether the factors of a tensor differ from column to column."""
+        return False
 
     def steps(self, problem: Problem) -> Steps:
         """See `Method.steps`."""
@@ -79,11 +107,16 @@ class WeightedSum(Method):
         split = exact.split_coefficients(factors)
         if factors.ndim == 1:
             return Factors({"coefficients": split}, shown=tuple(map(float, factors)))
+        if self.by_column(problem):
+            return Factors({"column_coefficients": split})
         return Factors({}, {"coefficients": split})
 
     def apply(self, pieces: Sequence[jax.Array], first_row, args, row_args, dtype) -> jax.Array:
         """See `Method.apply`."""
         if "coefficients" in args:
             return exact.weighted_sum(pieces, args["coefficients"], dtype)
+        if "column_coefficients" in args:
+            coefficients_N31C = jnp.moveaxis(args["column_coefficients"], 0, -1)[..., None, :]
+            return exact.weighted_sum(pieces, coefficients_N31C, dtype)
         coefficients_N3R1 = jnp.moveaxis(row_args["coefficients"], 0, -1)[..., None]
         return exact.weighted_sum(pieces, coefficients_N3R1, dtype)

@@ -171,19 +171,20 @@ def test_multislerp_of_three(with_base):
     _close(run_method("multislerp", given, each, from_base=with_base), expected)
 
 
+@pytest.mark.parametrize("by_column", [False, True])
 @pytest.mark.parametrize("with_base", [False, True])
-def test_nuslerp_by_rows(with_base):
+def test_nuslerp_by_rows_and_by_columns(with_base, by_column):
     arrays = siblings(2, SHAPE)
     base, models, changes = _doubles(arrays)
     one, two = changes if with_base else models
-    cosine = np.sum(one * two, axis=1) / (np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1))
-    theta = np.arccos(cosine)[:, None]
+    axis = 0 if by_column else 1
+    norms = [np.linalg.norm(x, axis=axis, keepdims=True) for x in (one, two)]
+    theta = np.arccos(np.sum(one * two, axis=axis, keepdims=True) / (norms[0] * norms[1]))
     t = 0.75
     expected = (np.sin((1 - t) * theta) * one + np.sin(t * theta) * two) / np.sin(theta) + (base if with_base else 0)
     given = arrays if with_base else arrays[1:]
-    merged = run_method(
-        "nuslerp", given, [{"weight": 0.2}, {"weight": 0.6}], from_base=with_base, nuslerp_flatten=False
-    )
+    asked = {"nuslerp_flatten": False, "nuslerp_row_wise": by_column}
+    merged = run_method("nuslerp", given, [{"weight": 0.2}, {"weight": 0.6}], from_base=with_base, **asked)
     _close(merged, expected)
 
 

@@ -1,0 +1,80 @@
+"""A disk that fills while a job writes: how it is recognised, and what is said.
+
+Orbax and tensorstore report it as text in exceptions of other types, and print tracebacks from their own threads.
+"""
+
+import contextlib
+import errno
+import logging
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+def cause_of(error: BaseException) -> BaseException | None:
+    """The exception behind this one that says that a disk, a quota or a file's limit is full; None for none."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, OSError) and current.errno is not None:
+            if current.errno in _ERRNOS:
+                return current
+        elif any(text in str(current) for text in _TEXTS):
+            return current
+        current = current.__cause__ or current.__context__
+    return None
+
+
+def message(cause: BaseException) -> str:
+    """One line that says what to do, for a result of `cause_of`."""
+    reason = getattr(cause, "strerror", None) or next(text for text in _TEXTS if text in str(cause))
+    place = getattr(cause, "filename", None) or "config.output"
+    return f"{place}: cannot be written ({reason}); free some space, and the same command goes on from what is there"
+
+
+def require(folder: pathlib.Path, nbytes: int) -> None:
+    """Raises before something is written that the disk has no room for.
+
+    Args:
+      folder: where it is to be written.
+      nbytes: of it.
+
+    Raises:
+      OSError: with ENOSPC and the folder.
+    """
+    if shutil.disk_usage(folder).free < nbytes:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+
+def _of_threads(record: logging.LogRecord) -> bool:
+    """False for what Orbax logs, with a traceback, of a failure that it also raises."""
+    raised = record.exc_info[1] if record.exc_info else None
+    return "orbax" not in record.pathname or raised is None or cause_of(raised) is None
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Keeps Orbax's and tensorstore's threads from printing a failure that is raised, and reported, anyway."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        # Threads of tensorstore report to an event loop that ended with the first failure.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    loggers = [logging.getLogger(name) for name in ("absl", "orbax")]
+    sys.unraisablehook = hook
+    for logger in loggers:
+        logger.addFilter(_of_threads)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for logger in loggers:
+            logger.removeFilter(_of_threads)

@@ -1,0 +1,114 @@
+"""Buffers, stored heads of tied models, and tokens without a row, in the jobs that read models."""
+
+import logging
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import support
+
+from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.not_parameters import is_buffer
+from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.checkpoint.tokenizer import check_token_ids
+from clinmerge_jax.errors import BadInput
+
+BUFFERS = {
+    "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(1, np.float32),
+    "model.rotary_emb.inv_freq": np.ones(1, np.float32),
+    "model.causal_mask": np.ones((4, 4), np.bool_),
+    "model.layers.0.self_attn.bias": np.ones((1, 1, 4, 4), np.uint8),
+    "model.layers.0.self_attn.masked_bias": np.ones((), np.int64),
+    "model.position_ids": np.ones((1, 4), np.int64),
+}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def with_buffers(folder, seed=0, shards=1):
+    tensors = support.llama_tensors(support.TINY, seed) | BUFFERS
+    return support.write_llama(folder, tensors=tensors, shards=shards)
+
+
+def run(repository, job, *fields):
+    config = {"inspect": "merge.py:inspect", "extract_lora": "merge.py:extract_lora"}.get(job, f"{job}.py")
+    return support.run_command(f"--config={repository}/configs/{config}", *(f"--config.{field}" for field in fields))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_buffers_are_left_out_and_said_once(shards, tmp_path, caplog):
+    folder = with_buffers(tmp_path / "model", shards=shards)
+    with caplog.at_level(logging.INFO, "absl"):
+        opened = [open_checkpoint(str(folder), "test") for _ in range(2)][0]
+    assert set(opened.tensors) == set(support.llama_shapes(support.TINY))
+    assert sum("left out" in record.getMessage() for record in caplog.records) == 1
+    load_params(opened)
+
+
+def test_biases_and_masks_are_told_apart():
+    assert not is_buffer("model.layers.0.self_attn.q_proj.bias", (8,))
+    assert not is_buffer("transformer.h.0.attn.bias", (8,))
+    assert is_buffer("transformer.h.0.attn.bias", (1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("engine", ["streaming", "mesh"])
+@pytest.mark.parametrize("which", ["instruct", "clinical"])
+def test_buffers_of_one_parent_do_not_stop_a_merge(which, engine, repository, tmp_path):
+    for seed, role in enumerate(("instruct", "clinical")):
+        (with_buffers if role == which else support.write_llama)(tmp_path / role, seed)
+    parents = [f"{role}={tmp_path}/{role}" for role in ("instruct", "clinical")]
+    assert run(repository, "merge", *parents, "base=", f"output={tmp_path}/out", f"engine={engine}") == 0
+    assert set(safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")) == set(
+        support.llama_shapes(support.TINY)
+    )
+
+
+def tied(folder, equal, seed=0):
+    tensors = support.llama_tensors(support.TINY, seed)
+    if equal:
+        tensors[HEAD] = tensors[EMBEDDING].copy()
+    return support.write_llama(folder, tensors=tensors, tie_word_embeddings=True)
+
+
+def test_a_stored_head_that_equals_the_tied_embedding_is_left_out(repository, tmp_path, caplog):
+    tied(tmp_path / "instruct", True, 1)
+    support.write_llama(tmp_path / "clinical", 2, tie_word_embeddings=True)
+    with caplog.at_level(logging.INFO, "absl"):
+        for _ in range(2):
+            load_params(open_checkpoint(str(tmp_path / "instruct"), "test"))
+    assert sum("lm_head.weight is left out" in record.getMessage() for record in caplog.records) == 1
+    parents = [f"{role}={tmp_path}/{role}" for role in ("instruct", "clinical")]
+    assert run(repository, "merge", *parents, "base=", f"output={tmp_path}/out") == 0
+    assert HEAD not in safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+
+
+JOBS = {
+    "merge": ("instruct={}", "clinical={}", "base="),
+    "inspect": ("instruct={}", "clinical={}", "base="),
+    "extract_lora": ("model={}", "base={}"),
+    "generate": ("model={}", "prompts=miniature:questions"),
+    "sft": ("model={}",),
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_head_that_differs_and_quantized_weights_are_refused_in_every_job(job, repository, tmp_path, capfd):
+    tied(tmp_path / "tied", False)
+    support.write_llama(tmp_path / "quantized", quantization_config={"quant_method": "awq"})
+    for kind, says in {"tied": "set it to false", "quantized": "remove the key"}.items():
+        fields = [field.format(tmp_path / kind) for field in JOBS[job]]
+        assert run(repository, job, *fields, f"output={tmp_path}/out") == 2
+        assert says in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_without_a_row_are_warned_of_once_where_nothing_is_merged(tmp_path, caplog):
+    folder = support.write_llama(tmp_path / "model")
+    support.write_tokenizer(folder, [*support.WORDS, "more", "and", "more still", "too many"])
+    checkpoint = open_checkpoint(str(folder), "test")
+    for _ in range(2):
+        load_params(checkpoint)
+    warnings = [record for record in caplog.records if "the embedding has 16 rows" in record.getMessage()]
+    assert len(warnings) == 1 and warnings[0].levelno == logging.WARNING
+    with pytest.raises(BadInput, match="'too many'.*from id 16 on.*resize"):
+        check_token_ids(checkpoint, refuse=True)
+    check_token_ids(checkpoint, rows=17, refuse=True)
