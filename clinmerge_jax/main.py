@@ -49,8 +49,8 @@ def main(_: Sequence[str]) -> None:
         if _DISTRIBUTED.value and config.job in _ONE_PROCESS_JOBS:
             raise BadInput(f"--distributed: {config.job} runs in one process; leave the flag out")
         distributed = importlib.import_module("clinmerge_jax.parallel.distributed")
+        full_disk.report_once()
         with (
-            full_disk.said_once(),
             offline.session(config.get("offline", False)),
             distributed.session(_DISTRIBUTED.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
         ):
