@@ -21,26 +21,9 @@ answers to seven test sets, with 10,000 draws of the bootstrap for every score.
 
 from ml_collections import ConfigDict
 
+from clinmerge_jax.benchmark.shapes import LLAMA_1B, LLAMA_8B
 from clinmerge_jax.config_argument import parse
 
-# Llama-3.1-8B's shape.
-LLAMA_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
 LLAMA_110M = {
     **LLAMA_8B, "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
     "num_attention_heads": 12, "num_key_value_heads": 12, "head_dim": 64, "max_position_embeddings": 1024,
@@ -56,8 +39,6 @@ LLAMA_TINY = {
     **LLAMA_110M, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 512,
 }  # fmt: skip
-# Llama-3.2-1B's with an embedding and a head of their own: 1.5e9 parameters.
-LLAMA_1B = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
 
 
 METHODS = (

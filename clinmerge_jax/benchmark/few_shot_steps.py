@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.benchmark.train_steps import product_flops
+from clinmerge_jax.benchmark.device import product_flops
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.data.packing import pack
 from clinmerge_jax.llama.attention import Use, resolve

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clinmerge_jax.benchmark.device import product_flops
 from clinmerge_jax.command_line import refuse
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.data.sequences import Sequences, sequences_of
@@ -30,8 +31,6 @@ from clinmerge_jax.training.optimizer import OptimizerSettings
 from clinmerge_jax.training.rows import Rows
 from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
-
-_PRODUCTS = 5
 
 
 def main() -> None:
@@ -94,19 +93,6 @@ def _full_rows(llama: LlamaConfig, rows: int, tokens: int) -> Sequences:
     """Sequences of random tokens that are all learned but for the first."""
     drawn = np.random.default_rng(0).integers(3, llama.vocab_size, (rows, tokens), np.int32)
     return sequences_of([[Encoded(row, np.arange(tokens) > 0)] for row in drawn])
-
-
-def product_flops(size: int, dtype: Any) -> float:
-    """Operations a second of the fastest of some products of two square matrices, on one device."""
-    matrix = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(matrix, matrix))
-    seconds = []
-    for _ in range(_PRODUCTS):
-        start = time.perf_counter()
-        jax.block_until_ready(product(matrix, matrix))
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from clinmerge_jax.data.sequences import Sequences
 
 _AHEAD = 2  # steps that are gathered while the device is busy with an earlier one
 _WHOLE = 10_000  # grain mixes by whole numbers
+_EPOCHS = 10**9  # for ever: grain counts an endless set as sys.maxsize, which overflows in batches of one
 
 
 def steps_of(sequences: int, batch_size: int, epochs: float, steps: int = 0, replay: float = 0.0) -> int:
@@ -122,4 +123,4 @@ def _shuffled(first: int, count: int, seed: int) -> grain.MapDataset[int]:
         epoch, within = divmod(index, count)
         return first + int(epoch_order(epoch)[within])
 
-    return grain.MapDataset.range(count).repeat().map_with_index(place)
+    return grain.MapDataset.range(count).repeat(_EPOCHS).map_with_index(place)
