@@ -5,6 +5,7 @@ Orbax and tensorstore report it as text in exceptions of other types, and print 
 
 import errno
 import functools
+import gc
 import logging
 import pathlib
 import shutil
@@ -49,6 +50,11 @@ def require(folder: pathlib.Path, nbytes: int) -> None:
     """
     if shutil.disk_usage(folder).free < nbytes:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+
+def end_writers() -> None:
+    """Ends the writers that an error cut off: at the interpreter's end they would print tracebacks."""
+    gc.collect()
 
 
 def _of_threads(record: logging.LogRecord) -> bool:

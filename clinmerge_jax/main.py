@@ -6,7 +6,6 @@ On several machines, every process runs this same command with --distributed=aut
 Exit status: 0 done; 1 the run failed, or the disk is full; 2 bad input, with one line that says what to mend.
 """
 
-import gc
 import importlib
 import logging as python_logging
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from clinmerge_jax.command_line import parse_flags, refuse
 from clinmerge_jax.errors import BadInput, RunFailure
 
 JOBS = (
-    "merge", "inspect", "extract_lora", "sft", "sft_grid", "generate", "evaluate", "correlate", "compare", "miniature",
-    "benchmark",
+    "merge", "inspect", "extract_lora", "convert", "sft", "sft_grid", "generate", "evaluate", "correlate", "compare",
+    "miniature", "benchmark",
 )  # fmt: skip
 _ONE_PROCESS_JOBS = tuple(job for job in JOBS if job not in ("merge", "sft"))
 
@@ -70,7 +69,7 @@ def main(_: Sequence[str]) -> None:
         text = full_disk.message(cause)
         error.__traceback__ = cause.__traceback__ = None
         del error, cause
-        gc.collect()  # writers that were cut off end now, and not as the interpreter does, with tracebacks
+        full_disk.end_writers()
         refuse(text, status=1)
 
 

@@ -1,6 +1,7 @@
 """What produced a result: the program, the packages, the inputs."""
 
 import concurrent.futures
+import hashlib
 import importlib.metadata
 import pathlib
 import platform
@@ -31,11 +32,29 @@ def fingerprint(checkpoint: Checkpoint | Adapter) -> dict[str, Any]:
     Place, sizes and times of config.json and the weight files; the digests of the small files that
     travel with them.
     """
-    stats = {path.name: path.stat() for path in _large_files(checkpoint)}
+    return file_fingerprint(
+        checkpoint.path, _large_files(checkpoint), {path.name: path for path in _carried(checkpoint)}
+    )
+
+
+def file_fingerprint(
+    folder: pathlib.Path, large: Iterable[pathlib.Path], small: Mapping[str, pathlib.Path | bytes]
+) -> dict[str, Any]:
+    """The same of any input.
+
+    Args:
+      folder: in which the large files lie.
+      large: files of which place, size and time are taken.
+      small: by name, files or contents that are digested.
+    """
+    stats = {str(path.relative_to(folder)): path.stat() for path in large}
     return {
-        "path": str(checkpoint.path.resolve()),
+        "path": str(folder.resolve()),
         "files": {name: {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for name, stat in stats.items()},
-        "carried": {path.name: sha256(path) for path in _carried(checkpoint)},
+        "carried": {
+            name: hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256(content)
+            for name, content in small.items()
+        },
     }
 
 
@@ -93,8 +112,12 @@ def _same_input(recorded: Mapping[str, Any], current: Mapping[str, Any], known: 
     return all(sha256(folder / name) == known.get(name) for name in current["files"])
 
 
-def is_credentialed(flag: bool, checkpoints: Iterable[Checkpoint | Adapter]) -> bool:
+def is_credentialed(flag: bool, checkpoints: Iterable[Any]) -> bool:
     """Whether a config or the provenance of an input says that data under a use agreement went in.
+
+    Args:
+      flag: of the config.
+      checkpoints: the inputs, each with a `path`.
 
     Raises:
       BadInput: a provenance.json is damaged.

@@ -20,6 +20,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.prompts = "miniature:chat"  # a file as configs/generate.py takes it
     config.chat_template = False
+    config.fields = ""  # columns of the prompts, likewise
+    config.too_long = "refuse"  # or cut, likewise
     config.limit = 8  # prompts, from the first on; 0 for all
     config.max_new_tokens = 32  # of the greedy answers
     config.dtype = "float32"  # of both computations: float32 or bfloat16

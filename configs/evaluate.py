@@ -8,7 +8,7 @@ A model is NAME=LOCATION, or NAME@SEED=LOCATION for those that differ by trainin
 MODEL+ADAPTER, or answers:FOLDER, what another program answered (a file TASK@SPLIT.jsonl for each task, with "id" and
 "answer"). NAME:chat=LOCATION and NAME:raw=LOCATION ask one model in both ways.
 
-A task of your own, from JSON lines and flags alone:
+A task of your own, from a file of rows and flags alone:
 python -m clinmerge_jax.main --config=configs/evaluate.py --config.tasks= --config.own.name=summaries \
     --config.own.test=test.jsonl --config.own.source=question --config.own.target=summary
 
@@ -24,6 +24,7 @@ python -m clinmerge_jax.main --config=configs/evaluate.py:correlate \
 from ml_collections import ConfigDict
 
 from clinmerge_jax.config_argument import parse
+from clinmerge_jax.evaluation.tasks.own_fields import own_fields
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -73,27 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.human_sheet = 0  # so many items of each task, for people who rate blindly
 
     # A task of your own.
-    config.own = ConfigDict(
-        {
-            "name": "own",
-            "test": "",  # JSON lines
-            "train": "",  # likewise, for examples and floors
-            "kind": "generation",  # or choice
-            "source": "input",  # the field that is to be read
-            "target": "output",  # the reference; of a choice its letter, its number from 0, or its text
-            "choices": "choices",  # the options: a list, or letters to texts
-            "id": "id",
-            "cluster": "",  # a field that items share which are no independent evidence
-            "label": "",  # a field that examples are balanced over
-            "instruction": "",
-            "question": "",  # such as "Text: {input}\nSummary:"; empty: the source alone
-            "metrics": "",
-            "composite": "",
-            "max_new_tokens": 256,
-            "floors": True,
-            "shareable": False,
-        }
-    )
+    config.own = own_fields()
 
     # On which machine.
     config.dtype = ""  # of the computation: float32, bfloat16; "" is the checkpoint's
@@ -110,7 +91,7 @@ def _correlate() -> ConfigDict:
     config = ConfigDict()
     config.job = "correlate"
     config.output = "runs/correlate"
-    config.outputs = ""  # a CSV file or JSON lines
+    config.outputs = ""  # CSV, TSV, JSON lines, a JSON array or Parquet
     config.ratings = ""  # likewise, a row for each output in the same order; empty: they stand beside the outputs
     config.output_column = "Automatic Summary"
     config.reference_column = "Reference Summary"

@@ -3,8 +3,10 @@
 python -m clinmerge_jax.main --config=configs/generate.py \
     --config.model=DIR --config.prompts=FILE.jsonl --config.output=DIR
 
-Prompts are JSON lines with "prompt" or "messages" (and perhaps "id"), or a text file with a prompt a line. The result
-holds answers.jsonl in the order of the prompts. A run that is killed goes on where it was.
+Prompts are JSON lines, a JSON array, CSV, TSV or Parquet (each perhaps .gz) with "prompt", "messages" or ShareGPT's
+"conversations" (and perhaps "id"), or a .txt file with a prompt a line. Other columns are mapped:
+--config.fields="prompt={question}; id={question_id}". The result holds answers.jsonl in the order of the prompts. A run
+that is killed goes on where it was.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "miniature:instruct"  # a folder, org/name[@revision] on the hub, gs://... or s3://..., miniature:NAME
     )
     config.prompts = "miniature:chat"  # a file; the miniature's held-out questions
+    config.fields = ""  # columns of the prompts, such as "prompt={question}; id={question_id}"
     config.chat_template = False  # True puts raw prompts into the chat template as a user's message
     config.max_new_tokens = 64
     config.temperature = 0.0  # 0 is greedy
@@ -36,6 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.attention = "auto"  # of the decode steps: reference, ragged (TPU; reads what each row has filled), auto
     config.slots = 16  # answers that are generated at once
     config.length = 0  # the most tokens of a prompt and its answer; 0 is what the prompts need
+    config.too_long = "refuse"  # or cut: a prompt that is too long loses its end
     config.limit = 0  # only so many prompts, from the first on; 0 for all
     config.mesh = ConfigDict({"data": 0, "fsdp": 0, "tensor": 0})  # devices along each axis; 0 leaves it to be picked
     config.output = "runs/generate"

@@ -46,7 +46,6 @@ def get_config(arg: str = "") -> ConfigDict:
     if variant == "runlocal":
         config.model.update({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2})
         config.output = "runs/miniature-runlocal"
-        config.length = 64
         for stage in config.stages.values():
             stage.documents = 400
     return config

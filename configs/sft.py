@@ -1,11 +1,13 @@
 """Fine-tune a checkpoint on few examples, or continue its pretraining on raw text.
 
 python -m clinmerge_jax.main --config=configs/sft.py[:lora|:full|:uf_lora|:pretrain|:runlocal|:grid] \
-    --config.model=DIR --config.task=FILE.jsonl --config.shots=64 --config.output=DIR
+    --config.model=DIR --config.task=mts_dialog --config.data_dir=DIR --config.shots=64 --config.output=DIR
 
-The task is JSON lines with "messages", "prompt" and "completion", "input" and "output", or "text"; a .txt file or a
-folder of them; tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Of conversations and completions the
-answers alone are learned, of raw text all.
+The task is the name of one that evaluate asks (mts_dialog, NAME@SPLIT, a task of your own by config.own), learned in
+the prompts in which it is asked; or a file: JSON lines, a JSON array, CSV, TSV or Parquet, each also .gz, with
+"messages", "conversations", "prompt" and "completion", "input" and "output", or "text"; a .txt file or a folder of
+them; tfds:NAME[:SPLIT]; or miniature:clinical or miniature:instruct. Several are separated by commas. Of prompts with
+an answer the answer alone is learned, of raw text all.
 
 lora (the default) trains a LoRA adapter and writes it in PEFT's layout; full trains every weight; uf_lora is the recipe
 that the University of Florida's group published for its extraction tasks; pretrain is continued pretraining on raw
@@ -20,6 +22,7 @@ It trains adapters; --config.lora.rank=0 --config.learning_rate=1e-5 trains all 
 from ml_collections import ConfigDict
 
 from clinmerge_jax.config_argument import parse
+from clinmerge_jax.evaluation.tasks.own_fields import own_fields
 
 _ALL_LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
@@ -39,21 +42,31 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh = ConfigDict({"data": 0, "fsdp": 0, "tensor": 0})
 
     # What is learned.
-    config.task = "miniature:instruct"
-    config.data_dir = ""  # where the data sets of tfds: lie
+    config.task = "miniature:instruct"  # names of tasks as evaluate has them, or files; several by commas, NAME=SHARE
+    config.data_dir = ""  # where the files of the tasks' data sets lie, or the data sets of tfds:
+    config.cache = ""  # where prepared records of the former go; empty: beside the data
+    # Columns of the files of task and validation, such as "prompt={dialogue}; completion={note}; id={note_id}".
+    config.fields = ""
     config.shots = 0  # examples that are chosen; 0: all
-    config.label = ""  # a field of the rows: its values are as evenly chosen as can be
+    config.label = ""  # a column of the files: its values are as evenly chosen as can be
     config.chat_template = True  # prompts and completions as messages of a conversation
-    config.length = 512  # tokens of a row; 0: the model's context, 4096 at most
-    config.packing = False  # True: several examples in a row, blind to one another; then steps count rows, not examples
-    config.validation = ""  # held-out examples in the same forms; nothing is learned from them
-    config.replay = ConfigDict({"task": "", "share": 0.25})  # further examples, and how much of each step they are
+    config.answer = "letter"  # what of a choice is learned; text: the letter and the option's text
+    config.length = 512  # tokens of the longest row; 0: the model's context, 4096 at most
+    config.too_long = "cut"  # inputs lose their end so that the answer fits; or refuse
+    # step: a step's examples lie side by side in few rows, blind to one another; none: each has a row of its own; auto:
+    # step, or none where the attention needs it; set: all examples fill rows once, and batch_size counts these rows.
+    config.packing = "auto"
+    config.validation = ""  # held-out examples likewise, such as mts_dialog@valid; nothing is learned from them
+    # Further examples, a map of their columns, and how much of each step they are.
+    config.replay = ConfigDict({"task": "", "fields": "", "share": 0.25})
+
+    config.own = own_fields()  # a task of your own, as evaluate has it
 
     # For how long and how.
     config.epochs = 3.0
     config.steps = 0  # 0: as many as the epochs take
-    config.batch_size = 16  # rows of a step
-    config.micro_batch = 0  # rows at a time; 0: all
+    config.batch_size = 16  # examples of a step
+    config.micro_batch = 0  # rows that are computed at a time, to save memory; 0: all of a step
     config.learning_rate = 2e-4
     config.final_share = 0.1  # of the learning rate, at the end
     config.schedule = "cosine"  # or linear, constant
@@ -67,7 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.first_moment = ""  # its dtype; empty: float32, as the weights and the second moment
     config.dtype = "auto"  # of the computation: bfloat16 on accelerators, float32 on CPUs
     config.remat = "none"  # what is computed again in the backward pass: none, dots, full
-    config.attention = "auto"  # the kernel: reference, splash (TPU), cudnn (GPU, without packing), auto
+    config.attention = "auto"  # the kernel: reference, splash (TPU), cudnn (GPU, an example a row), auto
 
     # What is trained.
     config.lora = ConfigDict(
@@ -103,13 +116,13 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model = "miniature:instruct"
         config.task = "miniature:clinical"
         config.chat_template = False
-        config.packing = True
+        config.packing = "set"
         config.epochs = 1.0
     if variant == "runlocal":
         config.shots = 64
         config.epochs = 1.0
         config.learning_rate = 1e-3
-        config.length = 128
+        config.length = 256
     if variant == "grid":
         config.job = "sft_grid"
         config.grid = ConfigDict()

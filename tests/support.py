@@ -18,8 +18,10 @@ import safetensors.numpy
 import tokenizers
 from absl import flags
 from absl.testing import flagsaver
+from ml_collections import ConfigDict
 
 from clinmerge_jax import command_line, main
+from clinmerge_jax.jobs import convert as convert_job
 from clinmerge_jax.llama.config import LlamaConfig, RopeConfig
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -113,6 +115,18 @@ def write_llama(
         weight_map |= {str(name): file_name for name in names}
     write_index(folder, weight_map)
     return folder
+
+
+def convert(source: pathlib.Path | str, output: pathlib.Path, **fields: Any) -> pathlib.Path:
+    """Converts a model to a Hugging Face folder, by the job; further fields are the config's.
+
+    Returns:
+      The folder.
+    """
+    settings = {"job": "convert", "source": str(source), "tokenizer": "", "format": "huggingface", "dtype": ""}
+    settings |= {"max_shard_gb": 5.0, "overwrite": False, "credentialed": False, "output": str(output), **fields}
+    convert_job.run(ConfigDict(settings))
+    return output
 
 
 def write_index(folder: pathlib.Path, weight_map: Mapping[str, Any]) -> pathlib.Path:

@@ -5,22 +5,19 @@ bandwidth of a copy measured in the same repeat. The peer is transformers on the
 compiled with a static cache.
 """
 
-import time
-from collections.abc import Callable, Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import measure
+from clinmerge_jax.benchmark import generating, measure
+from clinmerge_jax.benchmark.device import copy_bandwidth
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.llama.attention import Use, resolve
 from clinmerge_jax.llama.cache import cache_bytes
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.llama.parameters import Params, count_parameters, init_params
+from clinmerge_jax.llama.parameters import count_parameters, init_params
 from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
 
@@ -47,7 +44,8 @@ def run(config: ConfigDict) -> None:
     floors: dict[str, str] = {}
     for batch in config.batches:
         prompts = np.random.default_rng(batch).integers(3, llama.vocab_size, (batch, config.prompt))
-        programs = {f"clinmerge_jax, batch {batch}": _ours(layout, params, prompts, config)}
+        ours = generating.ours(layout, params, prompts, config.new, config.attention)
+        programs = {f"clinmerge_jax, batch {batch}": ours}
         if config.peer:
             programs |= _peers(config, prompts, dtype.name)
         floor = f"{_FLOOR}, batch {batch}"
@@ -57,7 +55,7 @@ def run(config: ConfigDict) -> None:
         for repeat in range(config.repeats):
             steps = config.new - 1
             kept = cache_bytes(llama, batch, config.prompt, dtype) + cache_bytes(llama, batch, config.new // 2, dtype)
-            seconds = steps * (weights + kept) / _bandwidth(weights)
+            seconds = steps * (weights + kept) / copy_bandwidth(weights)
             _add(measured, floors, floor, floor, seconds, batch * steps / seconds)
             for name, generate in programs.items():
                 first = generate(1)
@@ -71,6 +69,14 @@ def run(config: ConfigDict) -> None:
     print(measure.ratios_table(measured, floors, "decoding"))
     for name, runs in measured.items():
         print(f"{name}: {np.median([run['tokens_per_second'] for run in runs]):.0f} tokens/s")
+    for batch in config.batches if config.peer else ():
+        for what in ("", ": prompts"):
+            ours, theirs = (measured[f"{who}, batch {batch}{what}"] for who in ("clinmerge_jax", "transformers"))
+            ratios = [one["tokens_per_second"] / two["tokens_per_second"] for one, two in zip(ours, theirs)]
+            print(
+                f"clinmerge_jax / transformers, batch {batch}{what}: {np.median(ratios):.2f}"
+                f" ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
     print(
         f"{config.repeats} repeats; prompts of {config.prompt} tokens, {config.new} new ones; {weights / 1e9:.2f} GB of"
         f" {dtype} weights on {layout.mesh.size} {jax.devices()[0].device_kind} devices."
@@ -84,73 +90,14 @@ def _add(measured, floors, name: str, floor: str, seconds: float, rate: float, f
     floors[name] = floor
 
 
-def _ours(layout, params: Params, prompts: np.ndarray, config: ConfigDict) -> Callable[[int], float]:
-    engine = Engine(
-        layout,
-        params,
-        slots=len(prompts),
-        length=config.prompt + config.new,
-        share_prefix=False,
-        attention=config.attention,
-    )
-
-    def generate(new: int) -> float:
-        start = time.perf_counter()
-        answers = list(engine.generate([Request(prompt, new) for prompt in prompts]))
-        if not all(len(answer.tokens) == new for _, answer in answers):
-            raise RuntimeError("an answer has not the length that was asked for")
-        return time.perf_counter() - start
-
-    return generate
-
-
-def _peers(config: ConfigDict, prompts: np.ndarray, dtype: str) -> dict[str, Callable[[int], float]]:
+def _peers(config: ConfigDict, prompts: np.ndarray, dtype: str) -> dict[str, generating.Generate]:
     """transformers' generate with random weights of the same shapes."""
     try:
-        import torch
-        import transformers
+        model = generating.peer_model(config.model.to_dict(), dtype)
     except ImportError as error:
         raise BadInput("config.peer: torch is not installed; install it, or set config.peer to False") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = transformers.LlamaConfig(**config.model.to_dict())
-    with torch.device(device):
-        model = transformers.LlamaForCausalLM(settings).to(getattr(torch, dtype)).eval()
-    tokens = torch.tensor(prompts, device=device)
-
-    def generate(new: int, **more) -> float:
-        start = time.perf_counter()
-        with torch.inference_mode():
-            answer = model.generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=new,
-                min_new_tokens=new,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-                **more,
-            )
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if answer.shape[1] != prompts.shape[1] + new:
-            raise RuntimeError("an answer of the peer has not the length that was asked for")
-        return time.perf_counter() - start
-
-    found: dict[str, Callable[[int], float]] = {f"transformers, batch {len(prompts)}": generate}
+    found = {f"transformers, batch {len(prompts)}": generating.peer(model, prompts)}
     if config.peer_compiled:
         compiled = f"transformers, compiled, batch {len(prompts)}"
-        found[compiled] = lambda new: generate(new, cache_implementation="static")
+        found[compiled] = generating.peer(model, prompts, cache_implementation="static")
     return found
-
-
-def _bandwidth(nbytes: int) -> float:
-    """Bytes a second that a copy reads and writes, of as much as the weights take (1 GB at most)."""
-    values = jnp.zeros(min(nbytes, 10**9) // 4, jnp.float32)
-    copy = jax.jit(lambda x: x + 1, donate_argnums=0)
-    values = jax.block_until_ready(copy(values))
-    seconds: Sequence[float] = []
-    for _ in range(5):
-        start = time.perf_counter()
-        values = jax.block_until_ready(copy(values))
-        seconds = [*seconds, time.perf_counter() - start]
-    return 2 * values.nbytes / float(np.median(seconds))

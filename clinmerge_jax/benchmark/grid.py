@@ -31,7 +31,8 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.training.grid import Grid, Member, pick_slots, replicas
 from clinmerge_jax.training.loop import LoopSettings, train
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.run import Rows, Run
+from clinmerge_jax.training.rows import Rows
+from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -96,13 +97,14 @@ def _members(config: ConfigDict) -> tuple[Grid, list[Member]]:
         for seed in config.seeds:
             examples = prepare(
                 choose(documents, shots, seed), tokenizer, layout.config.vocab_size, config.length,
-                chat=True, packing=True, field="config.model",
+                chat=True, full_rows=True, field="config.model",
             )  # fmt: skip
-            steps = steps_of(len(examples.rows.tokens), config.batch_size, config.epochs)
-            members.append(Member(f"shots-{shots}/seed-{seed}", examples.rows, steps, seed, config.learning_rate))
+            steps = steps_of(len(examples.sequences), config.batch_size, config.epochs)
+            members.append(Member(f"shots-{shots}/seed-{seed}", examples.sequences, steps, seed, config.learning_rate))
     dtype = jnp.float32 if layout.device.platform == "cpu" else jnp.bfloat16
     settings = StepSettings(OptimizerSettings(config.learning_rate), 1, dtype=dtype)
-    return Grid(layout, settings, Rows(config.batch_size), pick_slots(len(members), layout.mesh.size)), members
+    rows, slots = Rows(config.batch_size, length=config.length), pick_slots(len(members), layout.mesh.size)
+    return Grid(layout, settings, rows, slots, members), members
 
 
 def _warm(config: ConfigDict, grid: Grid, members: Sequence[Member]) -> dict[str, dict[str, float]]:
@@ -120,7 +122,8 @@ def _warm(config: ConfigDict, grid: Grid, members: Sequence[Member]) -> dict[str
     def apart(some: Sequence[Member]) -> None:
         for member in some:
             settings = dataclasses.replace(grid.settings, steps=member.steps)
-            single = Run(grid.layout, settings, member.data, Rows(config.batch_size), member.seed)
+            rows = Rows(config.batch_size, length=config.length)
+            single = Run(grid.layout, settings, member.data, rows, member.seed)
             state = single.begin(jax.tree.map(jnp.copy, params), seed=member.seed)
             last: list[float] = []
             train(state, single.take, single.loader(), LoopSettings(member.steps),
@@ -157,4 +160,4 @@ def _command(config: ConfigDict, variant: str, output: pathlib.Path) -> list[str
     shared = ("model", "task", "length", "epochs", "batch_size", "learning_rate")
     fields = [f"--config.{field}={config[field]}" for field in shared]
     program = [sys.executable, "-m", "clinmerge_jax.main", f"--config={_ROOT / 'configs' / 'sft.py'}:{variant}"]
-    return [*program, *fields, "--config.packing=True", f"--config.output={output}"]
+    return [*program, *fields, "--config.packing=set", f"--config.output={output}"]

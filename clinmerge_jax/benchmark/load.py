@@ -41,7 +41,7 @@ def run(config: ConfigDict) -> None:
             measure.drop_cache(files)
             floor = measure.plain_copies(files, nbytes, work / "floor.bin")
             measure.drop_cache(files)
-            ours = _transfer(config, source, saved, work / "times.json")
+            ours = transfer(config, source, saved, work / "times.json")
             check_same_tensors(source, saved)
             for path in [*saved.iterdir()]:
                 path.unlink()
@@ -65,10 +65,12 @@ def run(config: ConfigDict) -> None:
     print(f"\nThe figures of every run are in {place / 'load.json'}.")
 
 
-def _transfer(config: ConfigDict, source: pathlib.Path, saved: pathlib.Path, times: pathlib.Path) -> dict:
+def transfer(config: ConfigDict, source: pathlib.Path, saved: pathlib.Path, times: pathlib.Path, *more: str) -> dict:
+    """Runs `benchmark/transfer.py` in a process of its own; returns what it noted."""
     shape = {f"--{axis}": str(size) for axis, size in config.mesh.items()}
     words = [word for pair in shape.items() for word in pair]
     command = [sys.executable, "-m", "clinmerge_jax.benchmark.transfer", str(source), str(saved), str(times), *words]
+    command += more
     environment = dict(os.environ)
     if config.cpu_devices:
         environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(config.cpu_devices)}

@@ -4,28 +4,24 @@ The floor is what reading two models and writing one takes at the bandwidth of a
 same repeat on the same devices, into memory that is there already, as the merge does.
 """
 
-import functools
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax.benchmark import measure
 from clinmerge_jax.benchmark.merge import check_methods
+from clinmerge_jax.benchmark.points import copy_params, random_params, time_points
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.llama.parameters import Parameter, Params, build_params, count_parameters
+from clinmerge_jax.llama.parameters import count_parameters
 from clinmerge_jax.merging.on_device import OnDeviceMerge
 from clinmerge_jax.merging.recipe import two_parents
-from clinmerge_jax.parallel.layout import Layout, make_layout
+from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
 
 _FLOOR = "three models at a copy's bandwidth"
-_MULTIPLIER = 2654435761  # Knuth's, 2^32 over the golden ratio: neighbouring indices get unlike values
 
 
 def run(config: ConfigDict) -> None:
@@ -37,23 +33,20 @@ def run(config: ConfigDict) -> None:
     layout = make_layout(llama, MeshShape(**config.mesh))
     nbytes = 2 * count_parameters(llama)
     logging.info("making two models of %.1f GB on %s", nbytes / 1e9, dict(layout.mesh.shape))
-    parents = [jax.block_until_ready(_random_params(layout, np.float32(drift))) for drift in (0.0, config.drift)]
+    parents = [jax.block_until_ready(random_params(layout, np.float32(drift))) for drift in (0.0, config.drift)]
     engine = OnDeviceMerge(layout, parents, ["first", "second"])
     measured: dict[str, list[dict[str, float]]] = {}
     start = time.perf_counter()
     engine.differences(two_parents("slerp", "first", "second", 0.5))
     first_statistics = time.perf_counter() - start
-    result = jax.block_until_ready(_copy(parents[0], None))
+    result = jax.block_until_ready(copy_params(parents[0], None))
     for repeat in range(config.repeats + 1):  # the first one compiles and is not counted
-        points: dict[str, list[float]] = {}
-        for t in np.linspace(0.1, 0.9, config.points):
-            result, seconds = _timed(lambda result: _copy(parents[0], result), result)
-            points.setdefault(_FLOOR, []).append(1.5 * seconds)
-            for method in config.methods:
-                recipe = two_parents(method, "first", "second", float(t))
-                result, seconds = _timed(lambda result, recipe=recipe: engine.merge(recipe, into=result), result)
-                points.setdefault(method, []).append(seconds)
-        jobs = {name: float(np.median(seconds)) for name, seconds in points.items()}
+        recipes = {
+            method: [two_parents(method, "first", "second", float(t)) for t in np.linspace(0.1, 0.9, config.points)]
+            for method in config.methods
+        }
+        points, result = time_points(engine, parents[0], recipes, result)
+        jobs = {_FLOOR: 1.5 * points.pop("copy"), **points}
         fresh = OnDeviceMerge(layout, parents, ["first", "second"])
         start = time.perf_counter()
         fresh.differences(two_parents("slerp", "first", "second", 0.5))
@@ -74,37 +67,3 @@ def run(config: ConfigDict) -> None:
     if "peak_bytes_in_use" in stats:
         print(f"Peak memory of the first device: {stats['peak_bytes_in_use'] / 1e9:.2f} GB.")
     print(f"\nThe figures of every run are in {place / 'merge_on_device.json'}.")
-
-
-def _timed(function: Callable[[Params], Params], result: Params) -> tuple[Params, float]:
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(result))
-    return result, time.perf_counter() - start
-
-
-@functools.partial(jax.jit, donate_argnums=1, keep_unused=True)
-def _copy(params: Params, into: Params | None) -> Params:
-    """The same values in other memory, that of `into` where it is given."""
-    del into
-    return jax.tree.map(jnp.copy, params)
-
-
-@functools.partial(jax.jit, static_argnames="layout")
-def _random_params(layout: Layout, drift: Any) -> Params:
-    """bfloat16 values of both signs; those of another drift are siblings."""
-
-    def leaf(row: Parameter) -> jax.Array:
-        shape = layout.shape(row)
-        index = jnp.zeros(shape, jnp.uint32)
-        for axis, size in enumerate(shape):
-            index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        noise = [_uniform(index * jnp.uint32(multiplier)) for multiplier in (_MULTIPLIER, _MULTIPLIER + 2)]
-        values = jnp.float32(0.02) * (noise[0] + drift * noise[1])
-        return layout.constrain(values.astype(jnp.bfloat16), *row.logical_axes())
-
-    return build_params(layout.config, leaf)
-
-
-def _uniform(bits: jax.Array) -> jax.Array:
-    """-1 to 1 from the high bits."""
-    return (bits >> 8).astype(jnp.float32) / jnp.float32(1 << 23) - jnp.float32(1)

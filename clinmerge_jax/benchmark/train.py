@@ -120,19 +120,19 @@ def _programs(config: ConfigDict) -> dict[str, _Program]:
     if not config.peer:
         return programs
     python = config.peer_python or sys.executable
-    if not _has(python, "torch", "transformers"):
+    if not has_packages(python, "torch", "transformers"):
         raise BadInput(
             f"config.peer: {python} has no torch and transformers; install them, name another with config.peer_python,"
             " or set config.peer to False"
         )
-    command, adapters = [python, str(_PEER_RUNNER)], _has(python, "peft")
+    command, adapters = [python, str(_PEER_RUNNER)], has_packages(python, "peft")
     programs["transformers"] = _Program(command, adapters)
     if config.peer_compiled:
         programs["transformers, compiled"] = _Program(command, adapters, compiled=True)
     return programs
 
 
-def _has(python: str, *packages: str) -> bool:
+def has_packages(python: str, *packages: str) -> bool:
     """Whether a Python finds some packages."""
     script = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
     try:

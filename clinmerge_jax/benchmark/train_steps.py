@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clinmerge_jax.benchmark.device import product_flops
 from clinmerge_jax.command_line import refuse
-from clinmerge_jax.data.batch import Batch
+from clinmerge_jax.data.documents import Encoded
+from clinmerge_jax.data.sequences import Sequences, sequences_of
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.attention import Use, resolve
 from clinmerge_jax.llama.config import LlamaConfig
@@ -26,10 +28,9 @@ from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
 from clinmerge_jax.training.flops import peak_flops
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.run import Rows, Run
+from clinmerge_jax.training.rows import Rows
+from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
-
-_PRODUCTS = 5
 
 
 def main() -> None:
@@ -62,13 +63,12 @@ def train(job: Mapping[str, Any]) -> dict[str, float]:
         remat=Remat(job["remat"]),
         attention=resolve(job["attention"], Use.SEQUENCES, llama, dtype, layout.device),
     )
-    batch = _full_rows(llama, job["rows"], job["tokens"])
-    training = Run(layout, settings, batch, Rows(job["rows"]))
-    peaks = [_product_flops(job["product"], dtype)]
+    training = Run(layout, settings, _full_rows(llama, job["rows"], job["tokens"]), Rows(job["rows"]))
+    step = next(training.loader())
+    peaks = [product_flops(job["product"], dtype)]
     stored = dtype if job["rank"] else jnp.float32
     make = jax.jit(lambda: init_params(llama, jax.random.key(0), stored), out_shardings=layout.shardings())
     state = jax.block_until_ready(training.begin(make()))
-    step = jax.tree.map(lambda leaf: leaf[None], batch)
     seconds = []
     for count in (1, job["steps"]):
         start = time.perf_counter()
@@ -76,42 +76,23 @@ def train(job: Mapping[str, Any]) -> dict[str, float]:
             state, metrics = training.take(state, step)
         loss = float(jax.block_until_ready((state, metrics))[1].loss)
         seconds.append((time.perf_counter() - start) / count)
-    peaks.append(_product_flops(job["product"], dtype))
+    peaks.append(product_flops(job["product"], dtype))
     sheet = peak_flops(layout.device)
     return {
         "seconds": seconds[1],
         "first_seconds": seconds[0],
         "product_flops": max(peaks),
-        "peak_bytes": training.measures(batch, seconds[1])["peak_bytes"],
+        "peak_bytes": training.measures(metrics, seconds[1])["peak_bytes"],
         "devices": layout.mesh.size,
         "loss": loss,
         **({} if sheet is None else {"sheet_flops": sheet}),
     }
 
 
-def _full_rows(llama: LlamaConfig, rows: int, tokens: int) -> Batch:
-    """Rows of one document each, of random tokens that are all learned but for the first."""
-    shape = rows, tokens
-    counting = np.arange(tokens, dtype=np.int32)
-    return Batch(
-        tokens=np.random.default_rng(0).integers(3, llama.vocab_size, shape, np.int32),
-        targets=np.broadcast_to(counting > 0, shape),
-        positions=np.broadcast_to(counting, shape),
-        segments=np.ones(shape, np.int32),
-    )
-
-
-def _product_flops(size: int, dtype: Any) -> float:
-    """Operations a second of the fastest of some products of two square matrices, on one device."""
-    matrix = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(matrix, matrix))
-    seconds = []
-    for _ in range(_PRODUCTS):
-        start = time.perf_counter()
-        jax.block_until_ready(product(matrix, matrix))
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+def _full_rows(llama: LlamaConfig, rows: int, tokens: int) -> Sequences:
+    """Sequences of random tokens that are all learned but for the first."""
+    drawn = np.random.default_rng(0).integers(3, llama.vocab_size, (rows, tokens), np.int32)
+    return sequences_of([[Encoded(row, np.arange(tokens) > 0)] for row in drawn])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""The process that `benchmark/load.py` watches: loads a checkpoint onto a mesh, saves it, and notes time and memory.
+"""The process that `benchmark/load.py` and `benchmark/orbax.py` watch: notes time and memory.
 
-python -m clinmerge_jax.benchmark.transfer SOURCE TARGET TIMES.json --data 0 --fsdp 0 --tensor 0
+python -m clinmerge_jax.benchmark.transfer SOURCE TARGET TIMES.json --data 0 --fsdp 0 --tensor 0 [--restore]
+
+It loads a checkpoint onto a mesh and saves it to TARGET. With --restore, TARGET is an Orbax folder made of SOURCE: it
+is restored onto the mesh and compared with SOURCE.
 """
 
 import argparse
@@ -10,12 +13,16 @@ import resource
 import time
 
 import jax
+import numpy as np
 
-from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.orbax_folder import load_orbax
 from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.params import llama_config, load_params, write_weights
+from clinmerge_jax.checkpoint.safetensors import read_tensor
 from clinmerge_jax.checkpoint.weight_files import index_json
-from clinmerge_jax.parallel.layout import make_layout
+from clinmerge_jax.llama.parameters import iterate_params
+from clinmerge_jax.parallel.layout import Layout, make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
 
 
@@ -27,10 +34,15 @@ def main() -> None:
     parser.add_argument("times", type=pathlib.Path)
     for axis in ("data", "fsdp", "tensor"):
         parser.add_argument(f"--{axis}", type=int, default=0)
+    parser.add_argument("--restore", action="store_true")
     given = parser.parse_args()
     checkpoint = open_checkpoint(given.source, "source")
     layout = make_layout(llama_config(checkpoint), MeshShape(given.data, given.fsdp, given.tensor))
     times = {"mesh": dict(layout.mesh.shape)}
+    if given.restore:
+        times |= _restore(checkpoint, pathlib.Path(given.target), layout)
+        given.times.write_text(json.dumps(times))
+        return
     start = time.perf_counter()
     _, params = load_params(checkpoint, mesh=layout.mesh)
     jax.block_until_ready(params)
@@ -51,6 +63,25 @@ def main() -> None:
     times["save_seconds"] = time.perf_counter() - start
     times["peak_bytes"] = _peak()
     given.times.write_text(json.dumps(times))
+
+
+def _restore(checkpoint: Checkpoint, folder: pathlib.Path, layout: Layout) -> dict[str, float]:
+    """Restores an Orbax folder; raises RuntimeError where a shard's bytes are not those of the checkpoint."""
+    start = time.perf_counter()
+    config, params = load_orbax(folder, mesh=layout.mesh)
+    jax.block_until_ready(params)
+    measured = {"seconds": time.perf_counter() - start, "peak_bytes": _peak()}
+    for row, leaf in iterate_params(params, config):
+        for layer, name in enumerate(row.names(config)):
+            whole = read_tensor(checkpoint.tensors[name]).view(np.uint16)
+            for shard in leaf.addressable_shards:
+                part = np.asarray(shard.data).view(np.uint16)
+                # Rows past the end are padding; whole[index] leaves them out.
+                expected = whole[shard.index[row.stacked :]]
+                part = part[layer] if row.stacked else part
+                if not np.array_equal(part[: len(expected)], expected):
+                    raise RuntimeError(f"{folder}: {name} differs from {checkpoint.path}'s on {shard.device}")
+    return measured
 
 
 def _peak() -> int:

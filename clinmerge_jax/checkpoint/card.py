@@ -102,6 +102,24 @@ def merge_card(
     return "\n".join(lines) + "\n"
 
 
+def conversion_card(title: str, name: str, licence: Any, facts: Sequence[str], credentialed: bool) -> str:
+    """The card of a model that was converted from another format.
+
+    Args:
+      title: the model's name.
+      name: of what was converted.
+      licence: of that, as it is stated there.
+      facts: about its format and its values.
+      credentialed: whether data under a use agreement went into it.
+    """
+    lines = _beginning(title, {"tags": ["clinmerge_jax"]}, [licence])
+    lines.append(f"Converted by clinmerge_jax from {_with_licence(name, licence)}.")
+    lines += ["", *(f"* {fact}" for fact in facts), "", "It has the terms of what it was converted from."]
+    if credentialed:
+        lines += ["", credentialed_note("these weights")]
+    return "\n".join(lines) + "\n"
+
+
 def training_card(title: str, name: str, start: pathlib.Path, training: Mapping[str, Any], credentialed: bool) -> str:
     """The card of a checkpoint that was trained from another one.
 

@@ -25,6 +25,7 @@ from clinmerge_jax.errors import BadInput
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
+ORBAX_FOLDER = "params"  # of what configs/convert.py writes with format=orbax
 
 # What travels with the weights when a checkpoint is derived from another one; ROLE.LICENSE is what a parent left there.
 LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.LICENSE*", "*.NOTICE*", "*.USE_POLICY*")
@@ -114,6 +115,8 @@ def resolve(location: str, field: str) -> pathlib.Path:
     path = pathlib.Path(os.path.expanduser(location))
     if os.path.isdir(path):
         return path
+    if path.suffix == ".gguf" and path.is_file():
+        raise _convert_first(f"{field}: {location} is a GGUF file", path, path.with_suffix(""))
     from clinmerge_jax.checkpoint import remote  # which stands on this file, and which a folder has no use for
 
     if remote.is_url(location):
@@ -140,6 +143,7 @@ def open_checkpoint(location: str, field: str, dtypes: Mapping[str, np.dtype] = 
     path = resolve(location, field)
     config_path = path / "config.json"
     if not config_path.is_file():
+        _refuse_gguf(path, field)
         raise BadInput(f"{field}: {path} has no config.json; give a Hugging Face checkpoint folder")
     config = parse_json(config_path.read_bytes(), config_path)
     if not isinstance(config, dict):
@@ -189,7 +193,23 @@ def _no_weights(path: pathlib.Path, field: str) -> BadInput:
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
     if pickles:
         return pickle_refusal(f"{field}: {path}", pickles[0], source=str(path), target=f"{path}-safetensors")
+    _refuse_gguf(path, field)
+    if (path / ORBAX_FOLDER).is_dir():
+        return _convert_first(f"{field}: {path} is an Orbax folder", path, path.with_name(f"{path.name}-safetensors"))
     return BadInput(f"{field}: {path} has neither {SINGLE_FILE} nor {INDEX_FILE}; give a folder with weights")
+
+
+def _refuse_gguf(path: pathlib.Path, field: str) -> None:
+    """Refuses a folder whose weights are a GGUF file."""
+    found = next(iter(sorted(path.glob("*.gguf"))), None)
+    if found is not None:
+        raise _convert_first(f"{field}: {path} holds a GGUF file", found, path / found.stem)
+
+
+def _convert_first(what: str, source: pathlib.Path, target: pathlib.Path) -> BadInput:
+    """The refusal of a model in another format, with the command that converts it."""
+    fields = " ".join(shlex.quote(f"--config.{key}={place}") for key, place in (("source", source), ("output", target)))
+    return BadInput(f"{what}; give {target} after launch/run.sh --config=configs/convert.py {fields}")
 
 
 def pickle_refusal(

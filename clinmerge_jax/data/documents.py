@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
 
+from clinmerge_jax.data.shortening import fit, longest_source, with_content
 from clinmerge_jax.errors import BadInput
 
 _DIGEST_LENGTH = 16  # hexadecimal digits: two of a million documents share one with a chance of 3e-8
@@ -61,13 +62,17 @@ class Encoded:
     Attributes:
       tokens: ids, [T] int32.
       targets: which tokens are predicted and scored, [T] bool; never the first.
+      shortened: whether the source lost its end, so that the rest fits.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
+    shortened: bool = False
 
 
-def encode(document: Document, tokenizer, end: int | None = None, chat: bool = False) -> Encoded:
+def encode(
+    document: Document, tokenizer, end: int | None = None, chat: bool = False, most: int = 0, cut: bool = True
+) -> Encoded:
     """Tokenizes one document.
 
     Raw text gets the tokenizer's special tokens; every token after the first counts. Of a conversation, rendered by
@@ -81,38 +86,74 @@ def encode(document: Document, tokenizer, end: int | None = None, chat: bool = F
       tokenizer: of transformers.
       end: what follows raw text and completions, if it is not there already; conversations end as the template says.
       chat: True makes a prompt and its completion a conversation of two messages.
+      most: tokens that there is room for; 0 for any number. Of a prompt with its completion the prompt is shortened to
+        fit, of a conversation the longest message that is not the assistant's. Raw text may have any number.
+      cut: False refuses what is too long.
 
     Raises:
-      BadInput: there is no chat template, it refuses the conversation or rewrites earlier turns, or of a conversation
-        or a completion nothing or everything would be learned.
+      BadInput: there is no chat template, it refuses the conversation or rewrites earlier turns, of a conversation or a
+        completion nothing or everything would be learned, or what is never shortened does not fit.
     """
     if document.text is not None:
         tokens = _ended(_plain(document.text, tokenizer), end)
         if not tokens.size:
             raise BadInput(f"{document.name}: the tokenizer makes no token of it; remove it")
         return Encoded(tokens, np.arange(len(tokens)) > 0)
-    if document.messages is not None:
-        messages = document.messages
-    elif chat:
+    if document.messages is not None or chat:
+        source, build = _conversation(document, tokenizer)
+    else:
+        source, build = _completion(document, tokenizer, end)
+    if not most:
+        return build(source)
+
+    def measured(source: str) -> tuple[Encoded, int]:
+        encoded = build(source)
+        return encoded, len(encoded.tokens)
+
+    found, length, shortened = fit(measured, source, most, tokenizer, cut and bool(source))
+    if found is None:
+        raise BadInput(
+            f"{document.name}: has {length} tokens, and config.length is {most}; answers are never cut"
+            f"{'' if cut else ', and prompts only with config.too_long=cut'}; give a larger length, or leave it out"
+        )
+    return dataclasses.replace(found, shortened=shortened)
+
+
+def _conversation(document: Document, tokenizer) -> tuple[str, Callable[[str], Encoded]]:
+    """The message of a conversation that may be shortened, "" if there is none, and what encodes it with another."""
+    messages = document.messages
+    if messages is None:
         messages = [
             {"role": "user", "content": document.prompt}, {"role": "assistant", "content": document.completion},
         ]  # fmt: skip
-    else:
-        return _encode_completion(document, tokenizer, end)
+    place = longest_source(messages)
+    if place is None:
+        return "", lambda source: _encode_chat(document.name, messages, tokenizer)
+    return messages[place]["content"], lambda source: _encode_chat(
+        document.name, with_content(messages, place, source), tokenizer
+    )
+
+
+def _completion(document: Document, tokenizer, end: int | None) -> tuple[str, Callable[[str], Encoded]]:
+    """The prompt, and what encodes the completion after another prompt."""
+    return document.prompt, lambda prompt: _encode_completion(document, prompt, tokenizer, end)
+
+
+def _encode_chat(name: str, messages: Sequence[Mapping[str, str]], tokenizer) -> Encoded:
     if not tokenizer.chat_template:
-        raise BadInput(f"{document.name}: is a conversation, but the tokenizer has no chat template; add one")
+        raise BadInput(f"{name}: is a conversation, but the tokenizer has no chat template; add one")
     try:
-        return _encode_messages(document.name, messages, tokenizer)
+        return _encode_messages(name, messages, tokenizer)
     except jinja2.TemplateError as error:
         # The template's own words are left out: they may quote the conversation.
         system = any(message["role"] == "system" for message in messages)
         mend = "put its system message into the first user message" if system else "mend the conversation"
-        raise BadInput(f"{document.name}: the chat template refuses it; {mend}, or mend the template") from error
+        raise BadInput(f"{name}: the chat template refuses it; {mend}, or mend the template") from error
 
 
-def _encode_completion(document: Document, tokenizer, end: int | None) -> Encoded:
-    tokens = _ended(_plain(document.prompt + document.completion, tokenizer), end)
-    targets = np.arange(len(tokens)) >= _common_prefix(_plain(document.prompt, tokenizer), tokens)
+def _encode_completion(document: Document, prompt: str, tokenizer, end: int | None) -> Encoded:
+    tokens = _ended(_plain(prompt + document.completion, tokenizer), end)
+    targets = np.arange(len(tokens)) >= _common_prefix(_plain(prompt, tokenizer), tokens)
     return _checked(document.name, tokens, targets, tokenizer.bos_token_id)
 
 

@@ -1,13 +1,12 @@
-"""What a training run learns from: documents read, chosen, turned into tokens and packed into rows."""
+"""What a training run learns from: documents read, chosen, and turned into sequences of tokens."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 
-from clinmerge_jax.data.batch import Batch
-from clinmerge_jax.data.documents import Document, check_vocabulary, encode
+from clinmerge_jax.data.documents import Document, Encoded, check_vocabulary, encode
 from clinmerge_jax.data.packing import Packed, pack
 from clinmerge_jax.data.reading import read_documents
+from clinmerge_jax.data.sequences import Sequences
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.miniature.corpus import corpus
 
@@ -18,29 +17,34 @@ _MINIATURE_DOCUMENTS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Rows and where they come from.
+    """Sequences and where they come from.
 
     Attributes:
       documents: that were chosen.
-      rows: [N, T].
+      sequences: of which a step takes `batch_size`.
       packed: what became of the documents.
+      shortened: how many of them have lost the end of their source.
     """
 
     documents: Sequence[Document]
-    rows: Batch
+    sequences: Sequences
     packed: Packed
+    shortened: int = 0
 
-    def ids_by_row(self) -> list[list[str]]:
-        """The ids of the documents in each row."""
-        return [[self.documents[index].id for index in row] for row in self.packed.contents]
+    def __str__(self) -> str:
+        cut = f"; the input of {self.shortened:,} is shortened to fit" if self.shortened else ""
+        return f"{self.packed}{cut}"
+
+    def ids(self) -> list[str]:
+        """The id of the document behind every segment of every sequence."""
+        return [self.documents[index].id for index in self.packed.contents]
 
     def digest(self) -> str:
-        """SHA-256 of the rows."""
-        arrays = (self.rows.tokens, self.rows.targets, self.rows.segments)
-        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+        """SHA-256 of the sequences."""
+        return self.sequences.digest()
 
 
-def read(task: str, field: str, label: str = "", data_dir: str = "") -> list[Document]:
+def read(task: str, field: str, label: str = "", data_dir: str = "", fields: str = "") -> list[Document]:
     """The documents of a file, a folder, a prepared data set, or `miniature:clinical` and `miniature:instruct`.
 
     Args:
@@ -48,12 +52,13 @@ def read(task: str, field: str, label: str = "", data_dir: str = "") -> list[Doc
       field: the config field that gave it.
       label: the field of the rows that has their class; empty where there are none.
       data_dir: of prepared data sets.
+      fields: a map of columns to fields; the miniature has none to map.
 
     Raises:
       BadInput: as `reading.read_documents`, or the miniature has no such corpus.
     """
     if not task.startswith(_MINIATURE):
-        return read_documents(task, field, label or None, data_dir or None)
+        return read_documents(task, field, label or None, data_dir or None, fields)
     name = task.removeprefix(_MINIATURE)
     if name not in ("clinical", "instruct"):
         raise BadInput(f"{field}: there is no corpus {task!r}; there are miniature:clinical and miniature:instruct")
@@ -61,23 +66,36 @@ def read(task: str, field: str, label: str = "", data_dir: str = "") -> list[Doc
 
 
 def prepare(
-    documents: Sequence[Document], tokenizer, vocab_size: int, length: int, *, chat: bool, packing: bool, field: str
+    documents: Sequence[Document], tokenizer, vocab_size: int, length: int, *, chat: bool, full_rows: bool, field: str
 ) -> Examples:
-    """Tokenizes documents and packs them into rows.
+    """Tokenizes documents and makes sequences of them.
 
     Args:
       documents: what is learned.
       tokenizer: of transformers.
       vocab_size: of the model.
-      length: T.
+      length: tokens that a sequence may have.
       chat: whether prompts and completions become messages.
-      packing: whether rows hold several documents.
+      full_rows: whether sequences are rows filled with documents (`packing.pack`).
       field: the config field that gave the tokenizer.
 
     Raises:
       BadInput: a document cannot be encoded, or nothing would be learned.
     """
-    encoded = [encode(document, tokenizer, tokenizer.eos_token_id, chat) for document in documents]
+    encoded = [encode(document, tokenizer, tokenizer.eos_token_id, chat, length) for document in documents]
+    return assemble(documents, encoded, vocab_size, length, full_rows=full_rows, field=field)
+
+
+def assemble(
+    documents: Sequence[Document],
+    encoded: Sequence[Encoded],
+    vocab_size: int,
+    length: int,
+    *,
+    full_rows: bool,
+    field: str,
+) -> Examples:
+    """Makes sequences of encoded documents; arguments and what it raises as of `prepare`."""
     check_vocabulary(encoded, vocab_size, field)
-    rows, packed = pack(encoded, length, packing)
-    return Examples(documents, rows, packed)
+    sequences, packed = pack(encoded, length, full_rows)
+    return Examples(documents, sequences, packed, sum(one.shortened for one in encoded))

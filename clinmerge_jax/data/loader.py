@@ -1,10 +1,11 @@
-"""Rows in the order of training, from grain: shuffled anew in every epoch, and able to go on from any step.
+"""Batches in the order of training, from grain: shuffled anew in every epoch, and able to go on from any step.
 
-A micro-batches of a step, B rows of each, N rows in all, T tokens.
+A micro-batches of a step, B rows of each, N sequences in all, T tokens.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import grain
 import jax
@@ -12,22 +13,25 @@ import numpy as np
 from jax.sharding import Sharding
 
 from clinmerge_jax.data.batch import Batch
+from clinmerge_jax.data.plan import Plan
+from clinmerge_jax.data.sequences import Sequences
 
 _AHEAD = 2  # steps that are gathered while the device is busy with an earlier one
 _WHOLE = 10_000  # grain mixes by whole numbers
+_EPOCHS = 10**9  # for ever: grain counts an endless set as sys.maxsize, which overflows in batches of one
 
 
-def steps_of(rows: int, rows_per_step: int, epochs: float, steps: int = 0, replay: float = 0.0) -> int:
-    """How many steps a run has: `steps` if that is given, else what it takes to see every row `epochs` times.
+def steps_of(sequences: int, batch_size: int, epochs: float, steps: int = 0, replay: float = 0.0) -> int:
+    """How many steps a run has: `steps` if that is given, else what it takes to see every sequence `epochs` times.
 
     Args:
-      rows: how many there are to learn, without replayed ones.
-      rows_per_step: in all micro-batches of all processes, with replayed ones.
+      sequences: how many there are to learn, without replayed ones.
+      batch_size: sequences of a step, with replayed ones.
       epochs: how often each is seen.
       steps: overrides the epochs, unless 0.
-      replay: the share of rows that come from the replayed set.
+      replay: the share of sequences that come from the replayed set.
     """
-    return steps or max(1, math.ceil(round(epochs * rows / (rows_per_step * (1.0 - replay)), 6)))
+    return steps or max(1, math.ceil(round(epochs * sequences / (batch_size * (1.0 - replay)), 6)))
 
 
 def local_rows(sharding: Sharding, rows: int) -> slice:
@@ -47,52 +51,59 @@ def local_rows(sharding: Sharding, rows: int) -> slice:
     return slice(start, stop)
 
 
-def load(
-    rows: Batch,
-    steps: int,
-    batch_size: int,
-    accumulate: int = 1,
-    seed: int = 0,
-    local: slice = slice(None),
-    replay: Batch | None = None,
-    replay_share: float = 0.0,
-) -> grain.DatasetIterator[Batch]:
-    """Yields each step's Batch, [A, B, T].
+def order(count: int, seed: int = 0, replayed: int = 0, replay_share: float = 0.0) -> grain.MapDataset[int]:
+    """The numbers of sequences in the order of training, without end.
 
-    Every epoch is a permutation of the rows that follows from the seed and the epoch, and the next begins where the
-    last one ends, within a batch too: no row is left out, and fewer rows than a batch takes are repeated in it. Which
-    rows a step takes does not depend on how many processes or micro-batches share them. Replayed rows lie evenly among
-    the others, so each step has its share of them, but for one row.
-
-    `get_state()` of the iterator is a JSON object, the number of the next step, which `set_state` of another iterator
-    over the same rows with the same arguments takes.
+    Every epoch is a permutation that follows from the seed and the epoch, and the next begins where the last one ends,
+    within a batch too: none is left out, and fewer than a batch takes are repeated in it. Replayed ones lie evenly
+    among the others, so each step has its share of them, but for one.
 
     Args:
-      rows: what is learned, [N, T].
-      steps: how many steps there are.
-      batch_size: B, over all processes.
-      accumulate: A.
+      count: how many are learned: the numbers from 0.
       seed: of the order, 0 or more.
-      local: which of a micro-batch's rows this process reads (`local_rows`); all by default.
-      replay: rows of another set that are mixed in, [M, T].
+      replayed: how many of another set are mixed in: the numbers from `count`.
       replay_share: the share that they have, over 0 and under 1.
 
     Raises:
       ValueError: that share is no such number.
     """
-    count = len(rows.tokens)
-    order = _shuffled(0, count, seed)
-    if replay is not None:
-        rows = jax.tree.map(lambda one, other: np.concatenate([one, other]), rows, replay)
-        replayed = _shuffled(count, len(replay.tokens), seed)
-        share = round(replay_share * _WHOLE)
-        order = grain.MapDataset.mix([order, replayed], [_WHOLE - share, share])
+    learned = _shuffled(0, count, seed)
+    if not replayed:
+        return learned
+    share = round(replay_share * _WHOLE)
+    return grain.MapDataset.mix([learned, _shuffled(count, replayed, seed)], [_WHOLE - share, share])
+
+
+def load(
+    sequences: Sequences,
+    numbers: grain.MapDataset[int],
+    plan: Plan,
+    steps: int,
+    batch_size: int,
+    local: Callable[[int], slice] = lambda rows: slice(None),
+) -> grain.DatasetIterator[Batch]:
+    """Yields each step's Batch, [A, B, T], of the plan's shape for it.
+
+    Which sequences a step takes does not depend on how many processes or micro-batches share them.
+
+    `get_state()` of the iterator is a JSON object, the number of the next step, which `set_state` of another iterator
+    with the same arguments takes.
+
+    Args:
+      sequences: of the run, replayed ones last.
+      numbers: from `order`.
+      plan: the shapes of the run.
+      steps: how many there are.
+      batch_size: sequences of a step, over all processes.
+      local: which of B rows, over all processes, this one reads (`local_rows`); all by default.
+    """
 
     def gather(chosen: np.ndarray) -> Batch:
-        chosen_AB = chosen.reshape(accumulate, batch_size)[:, local]
-        return jax.tree.map(lambda leaf: leaf[chosen_AB], rows)
+        batch = plan.batch(sequences, chosen)
+        mine = local(batch.tokens.shape[1])
+        return jax.tree.map(lambda leaf: leaf[:, mine], batch)
 
-    batches = order.batch(accumulate * batch_size).slice(slice(0, steps)).map(gather)
+    batches = numbers.batch(batch_size).slice(slice(0, steps)).map(gather)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
     return iter(batches.to_iter_dataset(options))
 
@@ -112,4 +123,4 @@ def _shuffled(first: int, count: int, seed: int) -> grain.MapDataset[int]:
         epoch, within = divmod(index, count)
         return first + int(epoch_order(epoch)[within])
 
-    return grain.MapDataset.range(count).repeat().map_with_index(place)
+    return grain.MapDataset.range(count).repeat(_EPOCHS).map_with_index(place)

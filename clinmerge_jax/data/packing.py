@@ -1,4 +1,4 @@
-"""Whole documents side by side in rows of one length. N rows, T tokens."""
+"""What becomes of encoded documents: examples, pieces of long raw text, or full rows that hold many of either."""
 
 import bisect
 import dataclasses
@@ -6,125 +6,110 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.data.documents import Encoded
+from clinmerge_jax.data.sequences import Sequences, sequences_of
 from clinmerge_jax.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """What packing made of the documents.
+    """What was made of the documents.
 
     Attributes:
       documents: how many there were.
-      rows: how many rows they fill, of `length` tokens each.
-      length: tokens per row.
-      tokens: in all rows, without what pads them.
-      targets: those of them that are learned.
-      truncated: documents that lost tokens at their end.
-      dropped: documents of which nothing to learn was left; not among the truncated.
+      sequences: how many came of them; a step takes `batch_size` of these.
+      tokens: in all of them.
+      targets: those that are learned.
+      longest: tokens of the longest sequence.
       cut: raw texts that lie in several pieces.
-      contents: of each row, the documents that lie in it, by their numbers.
+      contents: the number of the document behind every segment of every sequence, in order.
     """
 
     documents: int
-    rows: int
-    length: int
+    sequences: int
     tokens: int
     targets: int
-    truncated: int
-    dropped: int
+    longest: int
     cut: int
-    contents: tuple[tuple[int, ...], ...]
-
-    @property
-    def fill(self) -> float:
-        """The share of the rows that is not padding."""
-        return self.tokens / (self.rows * self.length)
+    contents: tuple[int, ...]
 
     def __str__(self) -> str:
         return (
-            f"{self.documents:,} documents in {self.rows:,} rows of {self.length:,} tokens, {self.fill:.1%} full,"
-            f" {self.targets:,} of {self.tokens:,} tokens learned; {self.truncated:,} truncated, {self.dropped:,}"
-            f" dropped, {self.cut:,} cut into pieces"
+            f"{self.documents:,} documents in {self.sequences:,} sequences of up to {self.longest:,} tokens;"
+            f" {self.targets:,} of {self.tokens:,} tokens learned; {self.cut:,} cut into pieces"
         )
 
 
-def pack(encoded: Sequence[Encoded], length: int, packing: bool = True) -> tuple[Batch, Packed]:
-    """Puts documents into rows; each is a segment of its own, with positions from 0.
+def pack(encoded: Sequence[Encoded], length: int, full_rows: bool = False) -> tuple[Sequences, Packed]:
+    """Makes sequences of at most `length` tokens.
 
-    The longest come first, each into the row with the least room that still holds it (best fit decreasing: Johnson et
-    al. 1974, doi:10.1137/0203025: at most 11/9 of the fewest rows possible, and 4), of equal ones the earlier first.
-    One too long for a row is truncated at its end; but raw text, all of which is learned, is cut into pieces. A piece
-    starts with the last token of the piece before, so that every token is still learned, and once.
+    Raw text, all of which is learned, is cut into pieces where it is longer. A piece starts with the last token of the
+    piece before it, so every token is still learned, and once. A single token has nothing to learn and is left out.
 
     Args:
-      encoded: the documents.
-      length: tokens per row, 2 or more.
-      packing: False gives each document or piece a row of its own, in the order they came in.
+      encoded: the documents. All but raw text fit `length`: whoever encodes them sees to that.
+      length: tokens, 2 or more.
+      full_rows: fills whole rows with documents or pieces (`best_fit`), each row a sequence. Otherwise each document or
+        piece is a sequence of its own, in the given order.
 
     Returns:
-      The rows, a Batch of [N, T], and what was made of the documents.
+      The sequences, and what was made of the documents.
 
     Raises:
-      BadInput: nothing would be learned, or a row has no room for a token and what it is learned from.
+      BadInput: nothing would be learned, or the length has no room for a token and what it is learned from.
+      ValueError: a document that is no raw text is too long.
     """
     if length < 2:
         raise BadInput(f"config.length: is {length}; give 2 or more")
     pieces: list[Encoded] = []
     origins: list[int] = []
-    truncated = dropped = cut = 0
+    cut = 0
     for number, document in enumerate(encoded):
-        parts = list(_fitted(document, length))
+        parts = list(_pieces(document, length))
         pieces += parts
         origins += [number] * len(parts)
         cut += len(parts) > 1
-        dropped += not parts
-        truncated += len(parts) == 1 and len(document.tokens) > length
     if not pieces:
-        raise BadInput(
-            f"config.length: of {len(encoded)} documents none has a token to learn within {length} tokens; give a"
-            " larger length, or longer documents"
-        )
-    rows = _best_fit([len(piece.tokens) for piece in pieces], length) if packing else [[i] for i in range(len(pieces))]
-    shape = len(rows), length
-    batch = Batch(
-        tokens=np.zeros(shape, np.int32),
-        targets=np.zeros(shape, bool),
-        positions=np.zeros(shape, np.int32),
-        segments=np.zeros(shape, np.int32),
+        raise BadInput(f"config.task: of {len(encoded)} documents none has a token to learn; give longer ones")
+    sizes = [len(piece.tokens) for piece in pieces]
+    groups = best_fit(sizes, length) if full_rows else [[index] for index in range(len(pieces))]
+    sequences = sequences_of([[pieces[index] for index in group] for group in groups])
+    contents = tuple(origins[index] for group in groups for index in group)
+    return sequences, Packed(
+        documents=len(encoded),
+        sequences=len(sequences),
+        tokens=len(sequences.tokens),
+        targets=int(np.count_nonzero(sequences.targets)),
+        longest=int(sequences.sizes.max()),
+        cut=cut,
+        contents=contents,
     )
-    counting = np.arange(length, dtype=np.int32)
-    for row, members in enumerate(rows):
-        start = 0
-        for segment, member in enumerate(members, start=1):
-            size = len(pieces[member].tokens)
-            place = row, slice(start, start + size)
-            batch.tokens[place] = pieces[member].tokens
-            batch.targets[place] = pieces[member].targets
-            batch.positions[place] = counting[:size]
-            batch.segments[place] = segment
-            start += size
-    tokens, targets = int(np.count_nonzero(batch.segments)), int(np.count_nonzero(batch.targets))
-    contents = tuple(tuple(dict.fromkeys(origins[member] for member in members)) for members in rows)
-    return batch, Packed(len(encoded), len(rows), length, tokens, targets, truncated, dropped, cut, contents)
 
 
-def _fitted(document: Encoded, length: int) -> Iterator[Encoded]:
-    """What becomes of a document: itself, its start, its pieces, or nothing."""
+def _pieces(document: Encoded, length: int) -> Iterator[Encoded]:
+    """The document itself, or its pieces; nothing where nothing would be learned."""
     tokens, targets = document.tokens, document.targets
-    raw = bool(targets[1:].all())
-    last = len(tokens) - 1 if raw else 1
-    for start in range(0, last, length - 1):
+    if len(tokens) <= length:
+        if targets[1:].any():
+            yield document
+        return
+    if not targets[1:].all():
+        raise ValueError(f"an example of {len(tokens)} tokens does not fit {length}, and only raw text may be cut")
+    for start in range(0, len(tokens) - 1, length - 1):
         piece = slice(start, start + length)
-        learned = targets[piece].copy()
-        learned[0] = False
-        if learned.any():
-            yield Encoded(tokens[piece], learned)
+        yield Encoded(tokens[piece], np.arange(len(tokens[piece])) > 0)
 
 
-def _best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Which documents lie in each row."""
+def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """Which sequences lie in each row, by their numbers.
+
+    The longest come first, of equal ones the earlier; each goes into the row with the least room that still holds it.
+    (Best fit decreasing: Johnson et al. 1974, doi:10.1137/0203025: at most 11/9 of the fewest rows possible, and 4.)
+
+    Args:
+      sizes: tokens of each sequence, at most `length`.
+      length: tokens of a row.
+    """
     rows: list[list[int]] = []
     rooms: list[int] = []  # the amounts of room that some row has, ascending
     with_room: dict[int, list[int]] = {}  # the rows that have it

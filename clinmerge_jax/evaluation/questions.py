@@ -25,7 +25,7 @@ from clinmerge_jax.evaluation.metrics import (
 )
 from clinmerge_jax.evaluation.metrics import named as metrics_named
 from clinmerge_jax.evaluation.tasks.items import items
-from clinmerge_jax.evaluation.tasks.leakage import Leakage, leakage
+from clinmerge_jax.evaluation.tasks.leakage import Leakage, leakage, without_asked
 from clinmerge_jax.evaluation.tasks.made import MADE
 from clinmerge_jax.evaluation.tasks.own import own_task
 from clinmerge_jax.evaluation.tasks.table import named
@@ -106,7 +106,7 @@ def read_questions(config: ConfigDict) -> list[Questions]:
         task, read = own_task(config.own)
         files = {split: path for split, path in (("test", config.own.test), ("train", config.own.train)) if path}
         rows = {split: read(split) for split in files}
-        known = {pathlib.Path(path).name: sha256(pathlib.Path(path).expanduser()) for path in files.values()}
+        known = {pathlib.Path(path).name: _content(pathlib.Path(path).expanduser()) for path in files.values()}
         asked = rows["test"][: config.limit or None]
         found.append(_questions(task, asked, rows.get("train", []), known, extra))
     names = [one.name for one in found]
@@ -116,6 +116,13 @@ def read_questions(config: ConfigDict) -> list[Questions]:
     if not found and not config.harness_tasks:
         raise BadInput("config.tasks: names no task; give some, or files of your own with config.own.test")
     return found
+
+
+def _content(place: pathlib.Path) -> str | dict[str, str]:
+    """SHA-256 of a file, or of each file of a folder that Hugging Face's datasets saved."""
+    if place.is_file():
+        return sha256(place)
+    return {str(file.relative_to(place)): sha256(file) for file in sorted(place.rglob("*")) if file.is_file()}
 
 
 def read_tasks(
@@ -192,24 +199,3 @@ def _digest(items: Sequence[Item]) -> str:
         for item in items
     ]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-
-
-def without_asked(train: Sequence[Item], asked: Sequence[Item], name: str) -> list[Item]:
-    """The training items that give no answer away: whose source is not asked too, nor nearly, nor of the same cluster.
-
-    Raises:
-      BadInput: nothing is left: train and test are the same.
-    """
-    shared = leakage(asked, train)
-    told = {*shared.sources, *shared.near}
-    clusters = {item.cluster for item in asked if item.cluster}
-    left = [item for item in train if item.id not in told and item.cluster not in clusters]
-    if train and not left:
-        raise BadInput(f"task {name}: every training item is asked too; give another training file than the test's")
-    if len(left) < len(train):
-        logging.warning(
-            "%s: %d training items are asked too, nearly so, or of the same cluster; they are no examples",
-            name,
-            len(train) - len(left),
-        )
-    return left

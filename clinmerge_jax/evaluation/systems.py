@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clinmerge_jax import provenance
@@ -13,8 +13,7 @@ from clinmerge_jax.checkpoint.adapter import Adapter, open_adapter, split_locati
 from clinmerge_jax.checkpoint.card import shown_name
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.reading import check_unicode, numbered_lines
+from clinmerge_jax.data.rows import read_rows
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics.metric import Output
 from clinmerge_jax.evaluation.tasks.task import Item
@@ -117,9 +116,8 @@ def read_stored(system: System, task: str, items: Sequence[Item]) -> list[Output
     """
     path = stored_file(system.stored, task)
     found: dict[str, Output] = {}
-    for number, line in numbered_lines(str(path), FIELD, 'give a line {"id": ..., "answer": ...} for each item'):
-        name = f"{path}:{number}"
-        key, output = _stored(parse_json(line, name), name)
+    for name, _, row in read_rows(str(path), FIELD, 'give a line {"id": ..., "answer": ...} for each item'):
+        key, output = _stored(row, name)
         if key in found:
             raise BadInput(f"{name}: answers an item for the second time; keep one answer for each id")
         found[key] = output
@@ -132,10 +130,9 @@ def read_stored(system: System, task: str, items: Sequence[Item]) -> list[Output
     return [found[item.id] for item in items]
 
 
-def _stored(row: Any, name: str) -> tuple[str, Output]:
-    if not isinstance(row, dict) or not isinstance(row.get("answer"), str) or not isinstance(row.get("id"), (str, int)):
+def _stored(row: Mapping[str, Any], name: str) -> tuple[str, Output]:
+    if not isinstance(row.get("answer"), str) or not isinstance(row.get("id"), (str, int)):
         raise BadInput(f"{name}: lacks 'id' or the text 'answer'; give both")
-    check_unicode(row, name)
     finished, earlier = row.get("finished", True), row.get("earlier", [])
     if not isinstance(finished, bool):
         raise BadInput(f"{name}: 'finished' is neither true nor false; give one of the two, or leave it out")

@@ -16,6 +16,8 @@ from clinmerge_jax.checkpoint.lora import save_lora
 from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.params import load_params, save_params
 from clinmerge_jax.errors import RunFailure
+from clinmerge_jax.evaluation.tasks import learned
+from clinmerge_jax.fine_tuning.learned import list_names
 from clinmerge_jax.fine_tuning.settings import frozen_leaves
 from clinmerge_jax.fine_tuning.source import Sets, Start
 from clinmerge_jax.llama.parameters import Params
@@ -27,7 +29,9 @@ from clinmerge_jax.training.weights import interpolate, join, split
 
 LOG, STEPS = "log", "steps"  # folders
 _SHOTS_FILE = "few_shot.json"
-_NOT_IDENTITY = ("output", "overwrite", "resume", "mesh", "keep_last", "save_every", "model", "data_dir", "offline")
+_NOT_IDENTITY = (
+    "output", "overwrite", "resume", "mesh", "keep_last", "save_every", "model", "data_dir", "cache", "offline",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +59,13 @@ class Result:
             "config": {name: value for name, value in self.config.to_dict().items() if name not in _NOT_IDENTITY},
             "steps": self.settings.steps,
             "computation": [str(self.settings.dtype), self.settings.attention.value],
-            "credentialed": self.start.credentialed,
+            "credentialed": self.credentialed,
         }
+
+    @property
+    def credentialed(self) -> bool:
+        """Whether it is under a use agreement."""
+        return self.start.credentialed or self.sets.credentialed
 
     def folder(self) -> OutputFolder:
         """Where it goes.
@@ -126,32 +135,41 @@ class Result:
           result_of_step: which of them has the weights.
           stopped_early: whether patience ran out.
         """
-        config, credentialed = self.config, self.start.credentialed
+        config, credentialed = self.config, self.credentialed
         training = {
             **{name: value for name, value in config.to_dict().items() if name not in ("output", "overwrite")},
             "steps": steps,
             "result_of_step": result_of_step,
             "stopped_early": stopped_early,
-            "examples": {name: str(one.packed) for name, one in self.sets.named().items()},
+            "examples": {name: str(one) for name, one in self.sets.named().items()},
         }
         record = {
             **provenance.environment(),
             "sha256": {"model": self.start.digests},
             "credentialed": credentialed,
             "training": training,
+            **learned.record(self.sets.learned),
         }
         ids = [document.id for document in self.sets.examples.documents]
         output.write_text(_SHOTS_FILE, json.dumps(ids, indent=0) + "\n")
         name = shown_name(config.model)
         described = {**training, "model": name}
         for field in ("task", "validation"):
-            described[field] = shown_name(config[field])
-        described["replay"] = {**described["replay"], "task": shown_name(config.replay.task)}
-        del described["data_dir"]  # a place of this machine
+            described[field] = _shown(config[field])
+        described["replay"] = {**described["replay"], "task": _shown(config.replay.task)}
+        described["own"] = {**described["own"], **{split: shown_name(config.own[split]) for split in ("train", "test")}}
+        for place in ("data_dir", "cache"):  # of this machine
+            del described[place]
         card = training_card(output.target.name, name, self.start.checkpoint.path, described, credentialed)
         output.write_text("README.md", card)
         shutil.rmtree(output.path(STEPS), ignore_errors=True)
         output.commit(record)
+
+
+def _shown(sets: str) -> str:
+    """The sets that a field lists, without places of this machine."""
+    listed = list_names(sets, "config.task") if sets else []
+    return ",".join(f"{shown_name(name)}={share:g}" if share else shown_name(name) for name, share in listed)
 
 
 @jax.jit

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax.data.loader import steps_of
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.fine_tuning.source import Packing, packing_of
 from clinmerge_jax.llama.attention import Use, resolve
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.lora import LoraSettings, targeted_rows
@@ -20,14 +21,14 @@ from clinmerge_jax.training.weights import frozen_paths
 
 
 def step_settings(
-    config: ConfigDict, llama: LlamaConfig, rows: int, replayed: float, device: jax.Device
+    config: ConfigDict, llama: LlamaConfig, sequences: int, replayed: float, device: jax.Device
 ) -> StepSettings:
     """The settings of the steps, from the config.
 
     Args:
       config: of the job.
       llama: the model.
-      rows: how many rows there are to learn.
+      sequences: how many there are to learn.
       replayed: the share of each step that is not of them.
       device: one of those that compute; on CPUs that is in float32 by default.
 
@@ -39,7 +40,7 @@ def step_settings(
             raise BadInput(f"config.{field}: is {config[field]}; give a number over 0")
     if not config.steps and not config.epochs:
         raise BadInput("config.epochs: is 0, and so is config.steps; give one of the two")
-    steps = steps_of(rows, config.batch_size, config.epochs, config.steps, replayed)
+    steps = steps_of(sequences, config.batch_size, config.epochs, config.steps, replayed)
     if config.warmup_steps >= steps > 1:
         raise BadInput(
             f"config.warmup_steps: {config.warmup_steps} of {steps} steps leave none at the learning rate that is asked"
@@ -82,12 +83,13 @@ def step_settings(
     if computed == "auto":
         computed = "float32" if device.platform == "cpu" else "bfloat16"
     dtype = _dtype(computed, "dtype")
+    packed = packing_of(config) in (Packing.STEP, Packing.SET)
     return StepSettings(
         optimizer=optimizer,
         steps=steps,
         lora=lora,
         dtype=dtype,
-        attention=resolve(config.attention, Use.SEQUENCES, llama, dtype, device, packed=config.packing),
+        attention=resolve(config.attention, Use.SEQUENCES, llama, dtype, device, packed=packed),
         remat=_choice(Remat, config.remat, "remat"),
         kl=config.kl,
         l2=config.l2,

@@ -1,8 +1,9 @@
 """What a run starts from and what it learns: the opened checkpoint, and sets of examples chosen from its task."""
 
 import dataclasses
+import enum
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,14 +12,54 @@ from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.params import llama_config
 from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.data.documents import Document
-from clinmerge_jax.data.examples import Examples, prepare, read
-from clinmerge_jax.data.few_shot import choose
+from clinmerge_jax.data.examples import Examples, assemble
+from clinmerge_jax.data.few_shot import choose, divide
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation.tasks.learned import Learned, read_learned
+from clinmerge_jax.fine_tuning.learned import LETTER, TEXT, LearnedSet, Reader
+from clinmerge_jax.generation.stopping import stop_ids
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.training.run import Rows, name_rows
+from clinmerge_jax.training.rows import Rows
+from clinmerge_jax.training.run import name_rows
 
 _LONGEST = 4096  # tokens of a row, unless more are asked for
+
+
+class Packing(enum.Enum):
+    """What shares a row."""
+
+    AUTO = "auto"  # as step, or where the attention knows no rows of several examples as none
+    STEP = "step"  # the examples of a step, side by side in few rows
+    NONE = "none"  # each example has a row of its own
+    SET = "set"  # the set is made into full rows once, and a step takes `batch_size` rows
+
+
+def packing_of(config: ConfigDict) -> Packing:
+    """What `config.packing` asks for.
+
+    Raises:
+      BadInput: it is unknown.
+    """
+    try:
+        return Packing(config.packing)
+    except ValueError as error:
+        names = ", ".join(one.value for one in Packing)
+        raise BadInput(f"config.packing: {config.packing!r} is unknown; give one of {names}") from error
+
+
+def row_length(config: ConfigDict, llama: LlamaConfig) -> int:
+    """Tokens that a row may have.
+
+    Raises:
+      BadInput: the model's context is shorter.
+    """
+    context = llama.max_position_embeddings
+    length = config.length or min(context, _LONGEST)
+    if not 1 < length <= context:
+        raise BadInput(f"config.length: is {config.length}; give 2 or more, up to the model's context of {context}")
+    return length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,31 +107,41 @@ class Sets:
       examples: what is learned.
       validation: what the validation loss is of.
       replay: what is mixed in.
+      learned: the tasks among what is learned and mixed in, for the record.
+      credentialed: whether some of what is learned and mixed in is under a use agreement.
     """
 
     examples: Examples
     validation: Examples | None = None
     replay: Examples | None = None
+    learned: Sequence[Learned] = ()
+    credentialed: bool = False
 
     def named(self) -> dict[str, Examples]:
         """Those that there are."""
         sets = {"examples": self.examples, "validation": self.validation, "replay": self.replay}
         return {name: one for name, one in sets.items() if one is not None}
 
-    def rows(self, config: ConfigDict) -> Rows:
+    def rows(self, config: ConfigDict, llama: LlamaConfig) -> Rows:
         """How a step takes them.
 
         Raises:
           BadInput: as `Rows`.
         """
         replay = self.replay
-        share = config.replay.share if replay else 0.0
-        return Rows(config.batch_size, config.micro_batch, replay.rows if replay else None, share)
+        return Rows(
+            config.batch_size,
+            config.micro_batch,
+            replay.sequences if replay else None,
+            config.replay.share if replay else 0.0,
+            length=row_length(config, llama),
+            alone=packing_of(config) is Packing.NONE,
+        )
 
-    def name_rows(self) -> Callable[[np.ndarray], str]:
-        """A function that gives rows of tokens, [K, T], the ids of the documents in them."""
+    def name_rows(self) -> Callable[[Batch], str]:
+        """A function that gives rows, [K, T], the ids of the documents in them."""
         learned = [one for one in (self.examples, self.replay) if one is not None]
-        return name_rows([one.rows for one in learned], [ids for one in learned for ids in one.ids_by_row()])
+        return name_rows([one.sequences for one in learned], [one.ids() for one in learned])
 
 
 class Source:
@@ -105,37 +156,39 @@ class Source:
     """
 
     def __init__(self, config: ConfigDict, start: Start):
-        context = start.llama.max_position_embeddings
-        self._length = config.length or min(context, _LONGEST)
-        if not 1 < self._length <= context:
-            raise BadInput(f"config.length: is {config.length}; give 2 or more, up to the model's context of {context}")
+        self._length = row_length(config, start.llama)
+        self._full_rows = packing_of(config) is Packing.SET
         if not config.task:
-            raise BadInput("config.task: is empty; name a file of examples")
+            raise BadInput("config.task: is empty; name a file of examples, or a task")
+        if config.answer not in (LETTER, TEXT):
+            raise BadInput(f"config.answer: {config.answer!r} is unknown; give {LETTER} or {TEXT}")
+        if config.too_long not in ("cut", "refuse"):
+            raise BadInput(f"config.too_long: {config.too_long!r} is unknown; give cut or refuse")
         self._config = config
         self._vocabulary = start.llama.vocab_size
-        self._tokenizer = load_tokenizer(start.checkpoint.path, "config.model")
-        self._documents = self._read(config.task, "config.task")
-        self._validation, self._replay = (
-            self._prepare(self._read(task, field)) if task else None
-            for task, field in (
+        tokenizer = load_tokenizer(start.checkpoint.path, "config.model")
+        reader = Reader(config, tokenizer, stop_ids(start.checkpoint), self._length)
+        self._sets = reader.read(config.task, "config.task")
+        validated, replayed = (
+            reader.read(names, field) if names else []
+            for names, field in (
                 (config.validation, "config.validation"),
                 (config.replay.task, "config.replay.task"),
             )
         )
+        self._validation = self._whole(validated)
+        self._replay = self._whole(replayed)
+        self._replayed = replayed
+        self._before = read_learned(start.checkpoint.path)
 
-    def _read(self, task: str, field: str) -> list[Document]:
-        learned = field == "config.task"  # of the others no subset is chosen, so their rows need no class
-        return read(task, field, self._config.label * learned, self._config.data_dir)
+    def _whole(self, sets: Sequence[LearnedSet]) -> Examples | None:
+        return self._assemble([(one, one.documents) for one in sets]) if sets else None
 
-    def _prepare(self, documents: list[Document]) -> Examples:
-        return prepare(
-            documents,
-            self._tokenizer,
-            self._vocabulary,
-            self._length,
-            chat=self._config.chat_template,
-            packing=self._config.packing,
-            field="config.model",
+    def _assemble(self, parts: Sequence[tuple[LearnedSet, Sequence[Document]]]) -> Examples:
+        documents = [document for _, chosen in parts for document in chosen]
+        encoded = [one.encode(document) for one, chosen in parts for document in chosen]
+        return assemble(
+            documents, encoded, self._vocabulary, self._length, full_rows=self._full_rows, field="config.model"
         )
 
     def sets(self, shots: int, seed: int) -> Sets:
@@ -148,7 +201,12 @@ class Source:
         Raises:
           BadInput: there are fewer, or some of them are validation documents too.
         """
-        examples = self._prepare(choose(self._documents, shots, seed))
+        if len(self._sets) == 1:
+            parts = [(self._sets[0], choose(self._sets[0].documents, shots, seed))]
+        else:
+            given = divide(shots, [len(one.documents) for one in self._sets], [one.share for one in self._sets])
+            parts = [(one, choose(one.documents, count, seed)) for one, count in zip(self._sets, given) if count]
+        examples = self._assemble(parts)
         if self._validation is not None:
             learned = [*examples.documents, *(self._replay.documents if self._replay else ())]
             digests = {document.digest for document in learned}
@@ -158,4 +216,7 @@ class Source:
                     f"config.validation: the words of {len(shared)} of its documents are among the examples too,"
                     f" {shared[0].id} the first; take them out"
                 )
-        return Sets(examples, self._validation, self._replay)
+        taken = [*parts, *((one, one.documents) for one in self._replayed)]
+        tasks = [task for one, chosen in taken if (task := one.learned(chosen)) is not None]
+        credentialed = any(one.credentialed for one, _ in taken)
+        return Sets(examples, self._validation, self._replay, (*self._before, *tasks), credentialed)

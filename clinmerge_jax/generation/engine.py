@@ -1,8 +1,9 @@
 """The decode engine: a fixed number of slots, refilled from the queue as rows finish.
 
-Prompts are read in chunks of a few fixed lengths; tokens are decoded by one compiled loop that comes back when enough
-rows have finished. Lengths, limits, stop ids and sampling settings are traced, so nothing is compiled for another
-request. S slots, P prompts read together, C tokens of a chunk, T positions of the cache, V vocabulary.
+Prompts are read in chunks of a few fixed lengths, S at a time where all slots are free and P at a time where some are
+refilled; tokens are decoded by one compiled loop that comes back when enough rows have finished. Lengths, limits, stop
+ids and sampling settings are traced, so nothing is compiled for another request. S slots, P prompts that a refill reads
+together, C tokens of a chunk, T positions of the cache, V vocabulary.
 """
 
 import copy
@@ -29,6 +30,8 @@ CHUNKS = (32, 64, 128, 256, 512)  # tokens of every prompt that are read at once
 _STOP_IDS = 16  # at most
 _LOOP_STEPS = 64  # after which the loop comes back in any case, so that progress shows
 _SHARED = 16  # tokens from which a prefix that all prompts share is read once
+_TEMPORARIES = 2**28  # the most numbers that reading S prompts together may hold for a layer: 1 GB in float32
+_PADDING = 1.25  # the most tokens, padding included, that S prompts together may take of what P at a time take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +216,12 @@ class Engine:
             free = [slot for slot in range(self.slots) if slot not in running]
             fill = self._refill or not running
             while fill and queue and free:
-                chosen = [(free.pop(0), queue.pop(0)) for _ in range(min(len(free), len(queue), self._together))]
+                first = [len(requests[index].tokens) for index in queue[: self.slots]]
+                whole = len(free) == self.slots and self._together_at_once(first, len(prefix))
+                count = min(len(free), len(queue), self._rows(whole))
+                chosen = [(free.pop(0), queue.pop(0)) for _ in range(count)]
                 state = self._admit(
-                    state, [(slot, requests[index]) for slot, index in chosen], shared, len(prefix), kind
+                    state, [(slot, requests[index]) for slot, index in chosen], whole, shared, len(prefix), kind
                 )
                 running |= dict(chosen)
             watched = any(requests[index].stopped for index in running.values())
@@ -266,9 +272,10 @@ class Engine:
         cache = empty_state(self.layout, self.slots, self.length, self._cache_dtype, Kind()).cache
         for start in range(0, len(groups), self.slots):
             batch = groups[start : start + self.slots]
-            for first in range(0, len(batch), self._together):
-                rows = range(first, min(first + self._together, len(batch)))
-                cache, _ = self._read(cache, [(row, pairs[batch[row][0]][0][:-1], 0) for row in rows])
+            contexts = [(row, pairs[group[0]][0][:-1], 0) for row, group in enumerate(batch)]
+            whole = self._together_at_once([len(tokens) for _, tokens, _ in contexts], 0)
+            for first in range(0, len(batch), self._rows(whole)):
+                cache, _ = self._read(cache, contexts[first : first + self._rows(whole)], whole)
             work = [(row, index) for row, group in enumerate(batch) for index in group if len(pairs[index][1])]
             for index in (index for group in batch for index in group):
                 results[index] = (np.zeros(0, np.float32), np.zeros(0, bool))
@@ -282,7 +289,7 @@ class Engine:
     def _score_some(self, cache: Cache, pairs, some: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
         longest = max(len(pairs[index][1]) for _, index in some)
         width = next((chunk for chunk in self._chunks if chunk >= longest), self.length)
-        slots, tokens, positions = self._blank(width)
+        slots, tokens, positions = self._blank(self._together, width)
         targets = np.zeros_like(tokens)
         for row, (slot, index) in enumerate(some):
             context, continuation = pairs[index]
@@ -320,52 +327,99 @@ class Engine:
     def _stops(self) -> np.ndarray:
         return np.array([*self._stop_ids, *[-1] * (_STOP_IDS - len(self._stop_ids))], np.int32)
 
-    def _blank(self, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Slots, tokens and positions of P rows that leave no trace."""
-        slots = np.full(self._together, self.slots, np.int32)
-        tokens = np.zeros((self._together, width), np.int32)
-        return slots, tokens, np.full((self._together, width), self.length, np.int32)
+    def _widths(self, count: int) -> list[int]:
+        """The lengths of the chunks in which so many tokens are read."""
+        widths: list[int] = []
+        while count > 0:
+            widths.append(next((chunk for chunk in self._chunks if chunk >= count), self._chunks[-1]))
+            count -= widths[-1]
+        return widths
 
-    def _read(self, cache: Cache, rows: Sequence[tuple[int, np.ndarray, int]]) -> tuple[Cache, jax.Array]:
+    def _rows(self, whole: bool) -> int:
+        """Of the programs that read: S for all slots, else P."""
+        return self.slots if whole else self._together
+
+    def _together_at_once(self, lengths: Sequence[int], start: int) -> bool:
+        """Whether the first S prompts of a queue are read into free slots at once; otherwise P at a time.
+
+        They are if they fill all slots, if they are of much the same length, as all are padded to the longest, and if
+        what a layer holds for S x C tokens stays under `_TEMPORARIES`: the three arrays of the MLP, and the attention's
+        scores over the chunk or, from the second chunk on, over T positions. Many slots with long prompts exceed it;
+        there P x C tokens are enough to keep the processor busy.
+
+        Args:
+          lengths: of the prompts, the longest first.
+          start: the tokens of each that were read before.
+        """
+        if self._together == self.slots:
+            return True
+        if len(lengths) < self.slots:
+            return False
+        config, widths = self.layout.config, self._widths(lengths[0] - start)
+        for index, width in enumerate(widths):
+            seen = self.length if index or start else width
+            if self.slots * width * (3 * config.intermediate_size + config.num_attention_heads * seen) > _TEMPORARIES:
+                return False
+        apart = sum(sum(self._widths(longest - start)) for longest in lengths[:: self._together])
+        return self.slots * sum(widths) <= _PADDING * self._together * apart
+
+    def _blank(self, rows: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Slots, tokens and positions of rows that leave no trace."""
+        slots = np.full(rows, self.slots, np.int32)
+        tokens = np.zeros((rows, width), np.int32)
+        return slots, tokens, np.full((rows, width), self.length, np.int32)
+
+    def _read(
+        self, cache: Cache, rows: Sequence[tuple[int, np.ndarray, int]], whole: bool = False
+    ) -> tuple[Cache, jax.Array]:
         """Reads tokens into slots, chunk by chunk.
 
         Args:
           cache: of all slots.
-          rows: slot, tokens, and from which of them on; at most P.
+          rows: slot, tokens, and from which of them on, the same for all; at most S if `whole`, else P.
+          whole: whether row i goes to slot i and all other slots are free.
 
         Returns:
-          The cache, and what the last layer gives for every row's last token, [P, D].
+          The cache, and what the last layer gives for every row's last token, [S, D] or [P, D].
         """
-        last = jnp.zeros((self._together, self.layout.config.hidden_size), self._dtype)
-        done = [start for _, _, start in rows]
-        ends = np.full(self._together, -1, np.int32)
+        together = self._rows(whole)
+        last = jnp.zeros((together, self.layout.config.hidden_size), self._dtype)
+        done = start = rows[0][2]
+        ends = np.full(together, -1, np.int32)
         ends[: len(rows)] = [len(tokens) - 1 for _, tokens, _ in rows]
-        while rest := max(len(tokens) - so_far for (_, tokens, _), so_far in zip(rows, done)):
-            width = next((chunk for chunk in self._chunks if chunk >= rest), self._chunks[-1])
-            slots, chunk, positions = self._blank(width)
+        for width in self._widths(max(len(tokens) for _, tokens, _ in rows) - start):
+            slots, chunk, positions = self._blank(together, width)
             for row, (slot, tokens, _) in enumerate(rows):
-                piece = tokens[done[row] : done[row] + width]
+                piece = tokens[done : done + width]
                 slots[row] = slot
                 chunk[row, : len(piece)] = piece
-                positions[row, : len(piece)] = done[row] + np.arange(len(piece))
-                done[row] += len(piece)
+                positions[row, : len(piece)] = done + np.arange(len(piece))
                 self.counts.prompt_tokens += len(piece)
             cache, last = programs.read_chunk(
-                self._params, cache, last, slots, chunk, positions, ends, layout=self.layout
-            )
+                self._params, cache, last, slots, chunk, positions, ends,
+                layout=self.layout, fresh=done == 0, whole=whole,
+            )  # fmt: skip
+            done += width
         return cache, last
 
     def _admit(
-        self, state: State, chosen: Sequence[tuple[int, Request]], shared: Cache | None, prefix: int, kind: Kind
+        self,
+        state: State,
+        chosen: Sequence[tuple[int, Request]],
+        whole: bool,
+        shared: Cache | None,
+        prefix: int,
+        kind: Kind,
     ) -> State:
-        """Reads some prompts and begins their answers."""
-        slots, _, _ = self._blank(1)
+        """Reads some prompts, into all slots where `whole`, and begins their answers."""
+        rows = self._rows(whole)
+        slots, _, _ = self._blank(rows, 1)
         slots[: len(chosen)] = [slot for slot, _ in chosen]
         cache = state.cache if shared is None else programs.spread(state.cache, shared, slots)
-        cache, last = self._read(cache, [(slot, request.tokens, prefix) for slot, request in chosen])
-        missing = self._together - len(chosen)
+        cache, last = self._read(cache, [(slot, request.tokens, prefix) for slot, request in chosen], whole)
+        missing = rows - len(chosen)
         vocabulary = self.layout.vocab_rows if kind.penalties else 0
-        seen = np.zeros((self._together, vocabulary), bool)
+        seen = np.zeros((rows, vocabulary), bool)
         if kind.penalties:
             for row, (_, request) in enumerate(chosen):
                 seen[row, request.tokens] = True

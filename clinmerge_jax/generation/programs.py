@@ -134,7 +134,7 @@ def unstacked(layout: Layout, quantized: bool = False) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(one, abstract)
 
 
-@functools.partial(jax.jit, static_argnames="layout", donate_argnums=1)
+@functools.partial(jax.jit, static_argnames=("layout", "fresh", "whole"), donate_argnums=1)
 def read_chunk(
     params: Mapping[str, Any],
     cache: Cache,
@@ -145,11 +145,17 @@ def read_chunk(
     ends_P: jax.Array,
     *,
     layout: Layout,
+    fresh: bool = False,
+    whole: bool = False,
 ) -> tuple[Cache, jax.Array]:
-    """Reads one chunk of some prompts into their slots; keeps what the last layer gives for the tokens at `ends_P`."""
-    rows = jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), cache)
-    x_PCD, rows = extend(params, rows, tokens_PC, positions_PC, layout.config, layout.constrain)
-    cache = jax.tree.map(lambda x, row: x.at[slots_P].set(row, mode="drop"), cache, rows)
+    """Reads one chunk of some prompts into their slots; keeps what the last layer gives for the tokens at `ends_P`.
+
+    With `fresh` the prompts begin with this chunk (see `cache.extend`). With `whole` P is S, row i goes to slot i and
+    `slots_P` is not read: the cache is extended in place and no rows of it are copied out and back.
+    """
+    rows = cache if whole else jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), cache)
+    x_PCD, rows = extend(params, rows, tokens_PC, positions_PC, layout.config, layout.constrain, fresh=fresh)
+    cache = rows if whole else jax.tree.map(lambda x, row: x.at[slots_P].set(row, mode="drop"), cache, rows)
     ended_PC = positions_PC == ends_P[:, None]
     here_PD = jnp.take_along_axis(x_PCD, jnp.argmax(ended_PC, axis=1)[:, None, None], axis=1)[:, 0]
     return cache, jnp.where(ended_PC.any(axis=1)[:, None], here_PD, last_PD)

@@ -1,6 +1,7 @@
 """The prompts that a config names, as tokens that its model can read."""
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax.data.prompts import Prompt, encode_prompt, read_prompts
@@ -17,7 +18,7 @@ def prepare(
     """Reads `config.prompts`, the first `config.limit` of them, and makes tokens of them once.
 
     Args:
-      config: has `prompts`, `limit`, `chat_template` and `max_new_tokens`.
+      config: has `prompts`, `fields`, `limit`, `chat_template`, `max_new_tokens` and `too_long`.
       tokenizer: of transformers.
       llama: the model.
       length: the most tokens of a prompt and its answer, from `config.length`; 0 for the model's context.
@@ -29,26 +30,35 @@ def prepare(
         raise BadInput(f"config.limit: is {config.limit}; give how many prompts, or 0 for all")
     if config.max_new_tokens < 1:
         raise BadInput(f"config.max_new_tokens: is {config.max_new_tokens}; give 1 or more")
-    prompts = _read(config.prompts)[: config.limit or None]
-    tokens = [encode_prompt(prompt, tokenizer, config.chat_template) for prompt in prompts]
-    for prompt, ids in zip(prompts, tokens):
+    if config.too_long not in ("refuse", "cut"):
+        raise BadInput(f"config.too_long: {config.too_long!r} is unknown; give refuse or cut")
+    most = length or llama.max_position_embeddings
+    room = most - config.max_new_tokens
+    cut = config.too_long == "cut"
+    if cut and room < 1:
+        raise BadInput(f"config.max_new_tokens: {config.max_new_tokens} leave nothing of {most} tokens; give fewer")
+    prompts = _read(config.prompts, config.fields)[: config.limit or None]
+    found = [encode_prompt(prompt, tokenizer, config.chat_template, room, cut) for prompt in prompts]
+    for prompt, (ids, _) in zip(prompts, found):
         if int(ids.max()) >= llama.vocab_size:
             raise BadInput(
                 f"config.model: the tokenizer gives token id {int(ids.max())}, but vocab_size in its config.json is"
                 f" {llama.vocab_size}; tokenizer and weights belong to different models"
             )
-        most = length or llama.max_position_embeddings
-        if len(ids) + config.max_new_tokens > most:
+        if len(ids) > room:
             raise BadInput(
                 f"{prompt.name}: {len(ids)} tokens and {config.max_new_tokens} new ones are over"
-                f" {'config.length' if length else 'the model context'} of {most}; shorten it, or give fewer with"
-                " config.max_new_tokens"
+                f" {'config.length' if length else 'the model context'} of {most}; shorten it, have it shortened with"
+                " config.too_long=cut, or give fewer with config.max_new_tokens"
             )
-    return prompts, tokens
+    shortened = sum(was_cut for _, was_cut in found)
+    if shortened:
+        logging.warning("%d of %d prompts are shortened to fit", shortened, len(prompts))
+    return prompts, [ids for ids, _ in found]
 
 
-def _read(spec: str) -> list[Prompt]:
+def _read(spec: str, fields: str) -> list[Prompt]:
     if spec != _MINIATURE:
-        return read_prompts(spec, "config.prompts")
+        return read_prompts(spec, "config.prompts", fields)
     conversations = corpus("instruct", 0, _MINIATURE_PROMPTS, held_out=True)
     return [Prompt(one.name, index, messages=one.messages[:-1]) for index, one in enumerate(conversations)]

@@ -3,9 +3,7 @@
 Read outputs, references and ratings, score each output by each metric, and correlate.
 """
 
-import csv
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -13,22 +11,22 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from clinmerge_jax.checkpoint.output import result_path, write_atomically
-from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.reading import numbered_lines
+from clinmerge_jax.data.rows import read_rows
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics import Output, count_items, named
 from clinmerge_jax.evaluation.statistics import Interval
 from clinmerge_jax.report.tables import table
 
 TABLE_FILE = "correlations.json"
+_MEND = "give a CSV, TSV or Parquet file, JSON lines or a JSON array"
 _FEWEST = 10  # items of which a correlation says anything
 
 
 def run(config: ConfigDict) -> None:
     """Correlates what the config describes; see configs/evaluate.py:correlate for its fields."""
     metrics = named(config.metrics)
-    rows = _read(config.outputs, "config.outputs")
-    rated = _read(config.ratings, "config.ratings") if config.ratings else rows
+    rows = list(read_rows(config.outputs, "config.outputs", _MEND))
+    rated = list(read_rows(config.ratings, "config.ratings", _MEND)) if config.ratings else rows
     if len(rated) != len(rows):
         raise BadInput(
             f"config.ratings: {config.ratings} has {len(rated)} rows and {config.outputs} {len(rows)}; give one for"
@@ -37,12 +35,12 @@ def run(config: ConfigDict) -> None:
     if len(rows) < _FEWEST:
         raise BadInput(f"config.outputs: {config.outputs} has {len(rows)} rows; give {_FEWEST} or more")
     columns = [column.strip() for column in config.columns.split(",")]
-    ratings = {column: np.array([_number(row, column, name) for name, row in rated]) for column in columns}
+    ratings = {column: np.array([_number(row, column, name) for name, _, row in rated]) for column in columns}
     for column, values in ratings.items():
         if not np.ptp(values):
             raise BadInput(f"config.columns: {column} is the same in every row; nothing can correlate with it")
-    outputs = [Output(_text(row, config.output_column, name)) for name, row in rows]
-    references = [_text(row, config.reference_column, name) for name, row in rows]
+    outputs = [Output(_text(row, config.output_column, name)) for name, _, row in rows]
+    references = [_text(row, config.reference_column, name) for name, _, row in rows]
     counts = count_items(metrics, outputs, references)
     found = []
     for metric in metrics:
@@ -79,15 +77,6 @@ def _pearson(scores: np.ndarray, ratings: np.ndarray) -> Interval:
     found = stats.pearsonr(scores, ratings)
     ends = found.confidence_interval(0.95)
     return Interval(float(found.statistic), float(ends.low), float(ends.high))
-
-
-def _read(path: str, field: str) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of a CSV or JSON-lines file with the names that stand for them."""
-    lines = numbered_lines(path, field, "give a CSV file with a header, or JSON lines")
-    if pathlib.PurePath(path).suffix in (".jsonl", ".json"):
-        return [(f"{path}:{number}", parse_json(line, f"{path}:{number}")) for number, line in lines]
-    with pathlib.Path(path).expanduser().open(encoding="utf-8-sig", newline="") as file:
-        return [(f"{path} row {number}", row) for number, row in enumerate(csv.DictReader(file), start=1)]
 
 
 def _text(row: dict[str, Any], column: str, name: str) -> str:

@@ -29,6 +29,7 @@ from clinmerge_jax.evaluation.questions import Questions, read_questions
 from clinmerge_jax.evaluation.results import COMPUTED, RESULTS_FILE, Cell, Result, ResultsFolder, key_of, read_results
 from clinmerge_jax.evaluation.summary import write_summary
 from clinmerge_jax.evaluation.systems import System, parse_systems, read_stored, stored_row
+from clinmerge_jax.evaluation.tasks.learned import read_learned, remarks
 from clinmerge_jax.evaluation.tasks.task import Kind
 
 
@@ -53,6 +54,8 @@ def run(config: ConfigDict) -> None:
         todo = [one for one in planned if one.key in prompts]
         print(f"{len(planned)} cells: {len(systems)} models, {len(questions)} tasks; {len(planned) - len(todo)} are"
               f" there already, {len(todo)} to do.")  # fmt: skip
+        for line in _learned(planned):
+            print(line)
         for one in questions:
             _floors(config, one, folder)
         for system in systems:
@@ -80,6 +83,16 @@ def _refuse(output: str, system: System, questions: Sequence[Questions]) -> None
     if system.stored is not None:
         for one in questions:
             read_stored(system, one.name, one.items)
+
+
+def _learned(planned: Sequence[Planned]) -> list[str]:
+    """What the models were fine-tuned on of what they are asked, each once."""
+    lines = []
+    for one in planned:
+        known = [entry for part in one.system.parts for entry in read_learned(part.path)]
+        task = one.questions.task
+        lines += remarks(one.cell.system, known, task.name, task.form, one.cell.chat, one.questions.items)
+    return list(dict.fromkeys(lines))
 
 
 def _asked(one: Planned, respondents: dict[System, Respondent]) -> Asked | None:

@@ -29,7 +29,8 @@ from clinmerge_jax.miniature.tokenizer import EOT, train_tokenizer
 from clinmerge_jax.parallel.layout import one_device
 from clinmerge_jax.training.loop import LoopSettings, train
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.run import Rows, Run
+from clinmerge_jax.training.rows import Rows
+from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
 
 _TOKENIZER_DOCUMENTS = 4000  # of each kind; more do not change the merges much
@@ -83,9 +84,9 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
         logging.info("%s: %d parameters, %d documents", name, count_parameters(llama), stage.documents)
         examples = prepare(
             corpus(name, config.seed, stage.documents), tokenizer, llama.vocab_size, config.length,
-            chat=False, packing=True, field="config.output",
+            chat=False, full_rows=True, field="config.output",
         )  # fmt: skip
-        steps = steps_of(examples.packed.rows, config.batch_size, stage.epochs)
+        steps = steps_of(len(examples.sequences), config.batch_size, stage.epochs)
         optimizer = OptimizerSettings(
             learning_rate=stage.learning_rate,
             final_share=stage.final_share,
@@ -97,8 +98,8 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
         training = Run(
             one_device(llama),
             StepSettings(optimizer, steps, dtype=jnp.float32),
-            examples.rows,
-            Rows(config.batch_size),
+            examples.sequences,
+            Rows(config.batch_size, length=config.length),
             config.seed,
         )
         state = training.begin(params)

@@ -1,6 +1,6 @@
 """Fine-tunes a checkpoint on few examples, or continues its pretraining.
 
-Read the config, choose and pack the examples, check everything, train with checkpoints on the way, and put the finished
+Read the config, choose the examples, check everything, train with checkpoints on the way, and put the finished
 folder in place: a checkpoint, or a LoRA adapter in the layout of PEFT. A killed run goes on after the last step that
 was kept.
 """
@@ -38,11 +38,11 @@ def run(config: ConfigDict) -> None:
     start = open_start(config)
     sets = Source(config, start).sets(config.shots, config.seed)
     layout = make_layout(start.llama, MeshShape(**config.mesh))
-    rows = sets.rows(config)
-    settings = step_settings(config, start.llama, len(sets.examples.rows.tokens), rows.replay_share, layout.device)
+    rows = sets.rows(config, start.llama)
+    settings = step_settings(config, start.llama, len(sets.examples.sequences), rows.replay_share, layout.device)
     frozen = frozen_leaves(config, start.llama)
     loop = loop_settings(config, settings.steps, sets.validation is not None)
-    training = Run(layout, settings, sets.examples.rows, rows, config.seed)
+    training = Run(layout, settings, sets.examples.sequences, rows, config.seed)
     result = Result(config, start, sets, settings)
     distributed.refuse_difference("the examples", result.identity()["rows"])
     with result.folder() as output:
@@ -56,8 +56,10 @@ def run(config: ConfigDict) -> None:
             for name in (STEPS, LOG):
                 shutil.rmtree(output.path(name), ignore_errors=True)
         distributed.barrier("the folder")
-        logging.info("%s", sets.examples.packed)
-        logging.info("%d steps of %d rows into %s", settings.steps, config.batch_size, output.target)
+        for name, one in sets.named().items():
+            logging.info("%s: %s", name, one)
+        logging.info("%d steps of %d sequences into %s", settings.steps, config.batch_size, output.target)
+        logging.info("%s", training.planned)
         dtype = settings.dtype if settings.lora else jnp.float32
         _, params = load_params(start.checkpoint, dtype, mesh=layout.mesh)
         begun = training.begin(params, frozen, config.seed)
@@ -108,7 +110,7 @@ def _train(
             loop,
             checkpoints,
             open_log,
-            validate=training.loss(sets.validation.rows) if sets.validation else None,
+            validate=training.loss(sets.validation.sequences) if sets.validation else None,
             measures=training.measures,
             name_rows=sets.name_rows(),
             progress=progress,
@@ -131,13 +133,16 @@ def _report(
         print(f"Stopped early: {config.patience} validations without a new least loss.")
     what = "adapter" if adapter else "checkpoint"
     print(f"The {what} of step {step} is {output.target}; its log is in {output.target / LOG}.")
+    trained = f"{config.model}+{output.target}" if adapter else output.target
+    print(
+        "Next: compare it with its start on what it has learned,"
+        f" --config=configs/evaluate.py --config.model=start={config.model},trained={trained}"
+        f" --config.chat_template={config.chat_template} --config.tasks=TASK"
+    )
     if adapter:
         print(
-            f"Next: name {config.model}+{output.target} as a model of a recipe (--config.recipe=FILE), or get the"
-            " whole model with --config.merge_adapter=True, into another --config.output."
+            f"Or name {trained} as a model of a recipe (--config.recipe=FILE), or get the whole model with"
+            " --config.merge_adapter=True, into another --config.output."
         )
     else:
-        print(
-            f"Next: merge it with --config=configs/merge.py --config.clinical={output.target} --config.instruct=DIR,"
-            f" or ask it with --config=configs/generate.py --config.model={output.target}"
-        )
+        print(f"Or merge it: --config=configs/merge.py --config.clinical={trained} --config.instruct=DIR")

@@ -43,15 +43,17 @@ def run(config: ConfigDict) -> None:
     start = open_start(config)
     layout = replicas(start.llama, config.mesh.data)
     results = _results(configs, start, layout)
+    members = {name: _member(name, result) for name, result in results.items()}
     grid = Grid(
         layout,
         next(iter(results.values())).settings,
-        next(iter(results.values())).sets.rows(config),
+        next(iter(results.values())).sets.rows(config, start.llama),
         config.grid.at_once or pick_slots(len(results), layout.mesh.size),
+        list(members.values()),
     )
     frozen = frozen_leaves(config, start.llama)
     left = {name: result for name, result in results.items() if result.folder().finished() is None}
-    failures = _train(grid, left, frozen) if left else []
+    failures = _train(grid, left, members, frozen) if left else []
     print(_table(root, {name: result for name, result in results.items() if name not in failures}))
     if not left:
         print(f"All {len(results)} runs are finished already: same start, examples and settings, nothing to do.")
@@ -67,13 +69,22 @@ def _results(configs: dict[str, ConfigDict], start: Start, layout: Layout) -> di
     found = {}
     for name, one in configs.items():
         sets = source.sets(one.shots, one.seed)
-        rows = sets.rows(one)
-        settings = step_settings(one, start.llama, len(sets.examples.rows.tokens), rows.replay_share, layout.device)
+        rows = sets.rows(one, start.llama)
+        settings = step_settings(one, start.llama, len(sets.examples.sequences), rows.replay_share, layout.device)
         found[name] = Result(one, start, sets, settings)
     return found
 
 
-def _train(grid: Grid, results: dict[str, Result], frozen: frozenset[tuple[str, ...]]) -> dict[str, str]:
+def _member(name: str, result: Result) -> Member:
+    config, sets = result.config, result.sets
+    return Member(
+        name, sets.examples.sequences, result.settings.steps, config.seed, config.learning_rate, sets.name_rows()
+    )
+
+
+def _train(
+    grid: Grid, results: dict[str, Result], members: dict[str, Member], frozen: frozenset[tuple[str, ...]]
+) -> dict[str, str]:
     """Trains runs and writes their folders; gives what failed."""
     start = next(iter(results.values())).start
     lengths = [result.settings.steps for result in results.values()]
@@ -81,6 +92,7 @@ def _train(grid: Grid, results: dict[str, Result], frozen: frozenset[tuple[str, 
         "%d runs of %d to %d steps, %d at a time on %d devices",
         len(results), min(lengths), max(lengths), grid.slots, grid.layout.mesh.size,
     )  # fmt: skip
+    logging.info("%s", grid.planned)
     dtype = grid.settings.dtype if grid.settings.lora else jnp.float32
     grid.begin(load_params(start.checkpoint, dtype, mesh=grid.layout.mesh)[1], frozen)
 
@@ -94,18 +106,7 @@ def _train(grid: Grid, results: dict[str, Result], frozen: frozenset[tuple[str, 
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update(steps)
 
-        members = [
-            Member(
-                name,
-                result.sets.examples.rows,
-                result.settings.steps,
-                result.config.seed,
-                result.config.learning_rate,
-                result.sets.name_rows(),
-            )
-            for name, result in results.items()
-        ]
-        return grid.train(members, finish, progress)
+        return grid.train([members[name] for name in results], finish, progress)
 
 
 def _write(result: Result, grid: Grid, trained: Params, rows: list[dict[str, float]]) -> None:
@@ -130,7 +131,7 @@ def _write_folder(result: Result, grid: Grid, trained: Params, rows: list[dict[s
         for row in rows:
             log.add(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
         if result.sets.validation is not None:
-            log.add(result.settings.steps, {"validation_loss": grid.loss(trained, result.sets.validation.rows)})
+            log.add(result.settings.steps, {"validation_loss": grid.loss(trained, result.sets.validation.sequences)})
         log.close()
         result.write_weights(trained, one_device(grid.layout.config), output)
         result.commit(output, result.settings.steps, result.settings.steps)

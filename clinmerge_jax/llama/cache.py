@@ -22,6 +22,7 @@ from clinmerge_jax.llama.model import abstract_block
 from clinmerge_jax.llama.parameters import Params
 
 _LARGEST = 127  # of int8, the same on both sides of 0
+_KEYS_STEP = 64  # a chunk's keys are padded to a multiple: XLA for CPUs then rounds scores the same for any C
 
 
 @functools.partial(
@@ -156,6 +157,7 @@ def extend(
     config: LlamaConfig,
     constrain: Callable[..., jax.Array] = lambda x, *axes: x,
     over_cache: Callable[..., jax.Array] = attend_cache,
+    fresh: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Reads further tokens of every row.
 
@@ -167,6 +169,10 @@ def extend(
       config: the architecture.
       constrain: as in `model.forward`.
       over_cache: computes attention as `attend_cache` does (`attention.over_cache`).
+      fresh: whether every row starts here: token c of a row stands at position c, or is padding after the row's last
+        token. Then tokens attend to the C new keys alone instead of all T, and these are written as one slice. Keys and
+        values of the padding are written too, at positions that no token sees before they are written again. The rows'
+        former contents do not matter. Static under jit.
 
     Returns:
       What the last layer gives, [B, C, D], for `model.logits`; and the cache with the new keys and values.
@@ -183,6 +189,13 @@ def extend(
     def put(kind: str, index: int, new_BCGx: jax.Array) -> jax.Array:
         layer = grown[kind][index]
         last = cache.positions_last and layer.ndim == 4
+        if fresh:
+            new_BGCx = new_BCGx.swapaxes(1, 2).astype(layer.dtype)
+            start = (0,) * layer.ndim
+            written = new_BGCx.swapaxes(2, 3) if last else new_BGCx
+            grown[kind][index] = jax.lax.dynamic_update_slice(layer, written, start)
+            more = -new_BGCx.shape[2] % _KEYS_STEP
+            return jnp.pad(new_BGCx, [(0, more if axis == 2 else 0) for axis in range(layer.ndim)])
         if cache.positions_last:
             at = (rows_B1, *[slice(None)] * (layer.ndim - 2), positions_BC)
         else:  # heads by index too: XLA for TPUs would lay a slice of them next to H, and copy the cache in every step

@@ -94,23 +94,47 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q_BTNH, k_BTGH, v_BTGH) -> y_BTNH
 
 
+_BLOCK = 128  # queries that are looked at together
+_BLOCKS = 8  # of them at most: longer sequences have larger ones
+
+
 def attend_causally(
     q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array, segments_BT: jax.Array | None = None
 ) -> jax.Array:
     """Every position to itself and what precedes it in its row, or if there are segments in its segment.
 
     Scores and softmax are computed in float32 at least. (jax.nn.dot_product_attention rounds float64 to float32, and
-    its bfloat16 gradient asks for implicit promotion.) J queries share a key; S is T.
+    its bfloat16 gradient asks for implicit promotion.) Long rows are cut into blocks of queries that see no key behind
+    them: half the products, and memory for the scores of one block, which the backward pass computes again. J queries
+    share a key; C queries and S keys of a block.
     """
-    heads_BTGJH = q_BTNH.reshape(*k_BTGH.shape[:3], -1, q_BTNH.shape[3])
-    wide = np.promote_types(q_BTNH.dtype, np.float32)
-    scores_BGJTS = jnp.einsum("btgjh,bsgh->bgjts", heads_BTGJH, k_BTGH, preferred_element_type=wide)
-    seen_BTS = jnp.tril(jnp.ones((1, *scores_BGJTS.shape[-2:]), bool))
-    if segments_BT is not None:
-        seen_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
-    scores_BGJTS = jnp.where(seen_BTS[:, None, None], scores_BGJTS * q_BTNH.shape[3] ** -0.5, -jnp.inf)
-    weights_BGJTS = jax.nn.softmax(scores_BGJTS, axis=-1).astype(v_BTGH.dtype)
-    return jnp.einsum("bgjts,bsgh->btgjh", weights_BGJTS, v_BTGH).reshape(q_BTNH.shape)
+    B, T, G, H = k_BTGH.shape
+    size = max(_BLOCK, -(-T // _BLOCKS))
+    # Head before position: XLA for CPUs is slow at products whose batch axes lie apart.
+    q_BGJTH = q_BTNH.reshape(B, T, G, -1, H).transpose(0, 2, 3, 1, 4)
+    k_BGTH, v_BGTH = k_BTGH.transpose(0, 2, 1, 3), v_BTGH.transpose(0, 2, 1, 3)
+    positions_1T = jnp.arange(T)[None]
+    attend = _attend_block if T <= size else jax.checkpoint(_attend_block, prevent_cse=False)
+    blocks = []
+    for start in range(0, T, size):
+        end = min(start + size, T)
+        seen_BCS = positions_1T[:, start:end, None] >= positions_1T[:, None, :end]
+        if segments_BT is not None:
+            seen_BCS &= segments_BT[:, start:end, None] == segments_BT[:, None, :end]
+        blocks.append(attend(q_BGJTH[:, :, :, start:end], k_BGTH[:, :, :end], v_BGTH[:, :, :end], seen_BCS))
+    return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+
+
+def _attend_block(q_BGJCH: jax.Array, k_BGSH: jax.Array, v_BGSH: jax.Array, seen_BCS: jax.Array) -> jax.Array:
+    B, G, J, C, H = q_BGJCH.shape
+    wide = np.promote_types(q_BGJCH.dtype, np.float32)
+    q_BGMH = q_BGJCH.reshape(B, G, J * C, H)
+    scores_BGMS = jnp.einsum("bgmh,bgsh->bgms", q_BGMH, k_BGSH, preferred_element_type=wide) * H**-0.5
+    scores_BGJCS = scores_BGMS.reshape(B, G, J, C, -1)
+    scores_BGJCS = jnp.where(seen_BCS[:, None, None], scores_BGJCS, -jnp.inf)
+    weights_BGJCS = jax.nn.softmax(scores_BGJCS, axis=-1).astype(v_BGSH.dtype)
+    y_BGMH = jnp.einsum("bgms,bgsh->bgmh", weights_BGJCS.reshape(B, G, J * C, -1), v_BGSH)
+    return y_BGMH.reshape(B, G, J, C, H)
 
 
 class Attention(nnx.Module):

@@ -19,7 +19,9 @@ _PEAKS = {
 }
 
 
-def step_flops(config: LlamaConfig, tokens: int, attended: int, *, frozen: bool) -> float:
+def step_flops(
+    config: LlamaConfig, tokens: int, attended: int, *, frozen: bool, predicted: int | None = None
+) -> float:
     """Operations that forward and backward pass need; recomputation is not counted, nor what masks leave out.
 
     Each token takes two for every weight that multiplies it, and so does the gradient of what goes into the weight; the
@@ -31,12 +33,13 @@ def step_flops(config: LlamaConfig, tokens: int, attended: int, *, frozen: bool)
       tokens: of the batch, padding left out.
       attended: pairs of a token and one that it attends to, summed over the batch.
       frozen: whether the weights are not trained themselves.
+      predicted: how many of the tokens are learned, which alone need the product with the vocabulary; None: all.
     """
-    weights = count_parameters(config)
-    if not config.tie_word_embeddings:
-        weights -= config.vocab_size * config.hidden_size  # looked up, not multiplied
+    head = config.vocab_size * config.hidden_size
+    weights = count_parameters(config) - (1 if config.tie_word_embeddings else 2) * head
     pairs = config.num_hidden_layers * config.num_attention_heads * config.head_dim * attended
-    return (4 if frozen else 6) * weights * tokens + 12 * pairs
+    multiplied = weights * tokens + head * (tokens if predicted is None else predicted)
+    return (4 if frozen else 6) * multiplied + 12 * pairs
 
 
 def peak_flops(device: jax.Device) -> float | None:

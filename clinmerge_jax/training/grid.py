@@ -2,8 +2,9 @@
 
 There are S slots with a run in each. The longest runs come first, and one that is done makes room for the next: so one
 program is compiled whatever the runs' lengths, memory does not grow with their number, and steps are wasted only at the
-very end, when no run is left to fill a slot. A run's numbers depend on S but not on the runs beside it, so it does not
-matter which were finished by an earlier process.
+very end, when no run is left to fill a slot. All batches have one shape, which follows from all runs of the grid, the
+finished ones too. So a run's numbers depend on S and that shape but not on the runs beside it, and it does not matter
+which were finished by an earlier process.
 
 A micro-batches, B rows of each, T tokens.
 """
@@ -23,13 +24,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.data.loader import load
+from clinmerge_jax.data.sequences import Sequences
 from clinmerge_jax.errors import BadInput, RunFailure
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout, one_device
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
 from clinmerge_jax.training.loop import not_finite, numbers
-from clinmerge_jax.training.run import Rows, divide, first_state, mean_loss, measures
+from clinmerge_jax.training.rows import Rows, course, plan_courses
+from clinmerge_jax.training.run import batches_of, divide, first_state, mean_loss, measures
 from clinmerge_jax.training.step import Metrics, StepSettings, TrainState, step
 
 _EACH = 8  # slots of a device where nothing is said
@@ -42,19 +45,19 @@ class Member:
 
     Attributes:
       name: what to call it.
-      data: what it learns, [N, T].
+      data: what it learns.
       steps: how many it takes.
       seed: of its order, its adapter's start and its dropout.
       learning_rate: the highest.
-      name_rows: what to call rows of its tokens, [K, T], in a message.
+      name_rows: what to call rows of its batches, [K, T], in a message.
     """
 
     name: str
-    data: Batch
+    data: Sequences
     steps: int
     seed: int
     learning_rate: float
-    name_rows: Callable[[np.ndarray], str] = lambda tokens: f"{len(tokens)} rows"
+    name_rows: Callable[[Batch], str] = lambda rows: f"{len(rows.tokens)} rows"
 
 
 @dataclasses.dataclass
@@ -94,14 +97,18 @@ class Grid:
     Args:
       layout: from `replicas`.
       settings: of every run's steps; the number of steps and the learning rate in them are not used.
-      rows: how a step takes its rows.
+      rows: how a step takes its sequences.
       slots: S, how many runs go on at a time.
+      members: all that the grid has; which of them are trained is `train`'s.
+
+    Attributes:
+      planned: a line about the shape of the batches.
 
     Raises:
       BadInput: the devices cannot share the slots evenly.
     """
 
-    def __init__(self, layout: Layout, settings: StepSettings, rows: Rows, slots: int):
+    def __init__(self, layout: Layout, settings: StepSettings, rows: Rows, slots: int, members: Sequence[Member]):
         if slots < 1 or slots % layout.mesh.size:
             raise BadInput(
                 f"config.grid.at_once: {slots} runs cannot be shared by {layout.mesh.size} devices; give a multiple, or"
@@ -112,6 +119,8 @@ class Grid:
         self.slots = slots
         self._rows = rows
         self._alone = one_device(layout.config)
+        courses = [course(member.data, rows, member.steps, member.seed) for member in members]
+        self._plan, self.planned = plan_courses(courses, rows, self._alone, settings, together=True)
         self._given: Params = {}
         self._frozen: Params = {}
         self._start: Params | None = None
@@ -166,7 +175,8 @@ class Grid:
                 try:
                     if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
                         raise RunFailure(not_finite(number, own, batch, run.member.name_rows))
-                    run.log.append({"step": number, **values, **measures(batch, seconds, self.settings, self.layout)})
+                    found = measures(own, seconds, self.settings, self.layout)
+                    run.log.append({"step": number, **values, **found})
                     if slot in done:
                         finish(run.member, done[slot], run.log)
                 except RunFailure as error:
@@ -205,22 +215,15 @@ class Grid:
             settle(*pending)
         return failures
 
-    def loss(self, trained: Params, data: Batch) -> float:
-        """The mean loss of a finished run in nats on the target tokens of rows, [N, T]."""
+    def loss(self, trained: Params, data: Sequences) -> float:
+        """The mean loss of a finished run in nats on the target tokens of sequences."""
         frozen = jax.device_put(self._frozen, self._alone.named())
-        return mean_loss(trained, frozen, data, self._rows.at_a_time, self.settings, self._alone)
+        batches = batches_of(data, self._rows, self.settings, self._alone)
+        return mean_loss(trained, frozen, batches, self.settings, self._alone)
 
     def _enter(self, member: Member, states: TrainState, slot: int) -> tuple[_Going, TrainState]:
-        at_a_time = self._rows.at_a_time
-        batches = load(
-            member.data,
-            member.steps,
-            at_a_time,
-            self._rows.batch_size // at_a_time,
-            member.seed,
-            replay=self._rows.replay,
-            replay_share=self._rows.replay_share,
-        )
+        one = course(member.data, self._rows, member.steps, member.seed)
+        batches = load(one.sequences, one.numbers, self._plan, one.steps, one.batch_size)
         states = _enter(
             states, self._given, np.int32(slot), np.uint32(member.seed), np.int32(member.steps),
             np.float32(member.learning_rate), config=self.layout.config, settings=self.settings,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -97,8 +98,8 @@ def train(
     log: Callable[[int], TrainingLog | None] = lambda after: None,
     *,
     validate: Callable[[TrainState], float] | None = None,
-    measures: Callable[[Batch, float], dict[str, float]] = lambda batch, seconds: {},
-    name_rows: Callable[[np.ndarray], str] = lambda tokens: f"{len(tokens)} rows",
+    measures: Callable[[Metrics, float], dict[str, float]] = lambda metrics, seconds: {},
+    name_rows: Callable[[Batch], str] = lambda rows: f"{len(rows.tokens)} rows",
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Outcome:
     """Trains from the last state that was kept, or from the start, to the last step.
@@ -113,8 +114,8 @@ def train(
       checkpoints: of this run; None keeps nothing on the way.
       log: opens the log, to go on after a step; gives None where there is to be none.
       validate: gives the loss on development data.
-      measures: further numbers for the log, from a batch and the seconds that it took.
-      name_rows: what to call rows of tokens, [K, T], in a message.
+      measures: further numbers for the log, from a step's metrics and the seconds that it took.
+      name_rows: what to call rows, [K, T], in a message.
       progress: called with each finished step and its loss.
 
     Raises:
@@ -141,7 +142,7 @@ def train(
         seconds, clock = time.monotonic() - clock, time.monotonic()
         if not math.isfinite(values[_LOSS]) or not math.isfinite(values["gradient_norm"]):
             raise RunFailure(not_finite(number, metrics, batch, name_rows))
-        note(number, {**values, **measures(batch, seconds)})
+        note(number, {**values, **measures(metrics, seconds)})
         progress(number, values[_LOSS])
         if clock - said > _LOG_SECONDS or number == settings.steps:
             logging.info("step %d of %d, loss %.4f", number, settings.steps, values[_LOSS])
@@ -221,21 +222,22 @@ def numbers(metrics: Metrics) -> dict[str, float]:
     return {name: float(getattr(metrics, name)) for name in (_LOSS, "targets", "gradient_norm", "learning_rate", "kl")}
 
 
-def not_finite(number: int, metrics: Metrics, batch: Batch, name_rows: Callable[[np.ndarray], str]) -> str:
+def not_finite(number: int, metrics: Metrics, batch: Batch, name_rows: Callable[[Batch], str]) -> str:
     """What to say of a step whose loss or gradient is not finite.
 
     Args:
       number: of the step.
       metrics: of it.
       batch: this process's part of its batch.
-      name_rows: what to call rows of tokens, [K, T].
+      name_rows: what to call rows, [K, T].
     """
     losses = np.asarray(multihost_utils.process_allgather(metrics.rows.cross_entropy, tiled=True)).reshape(-1)
-    tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1])
+    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), batch)
     where = "the gradient is not finite though every row's loss is"
     if not np.isfinite(losses).all():
         found = ~np.isfinite(losses)
-        named = name_rows(tokens[found]) if len(tokens) == len(losses) else f"{found.sum()} rows"
+        whole = len(rows.tokens) == len(losses)
+        named = name_rows(jax.tree.map(lambda leaf: leaf[found], rows)) if whole else f"{found.sum()} rows"
         where = f"the loss of {named} is not finite"
     return f"step {number}: {where}; lower config.learning_rate, or leave these rows out"
 

@@ -1,6 +1,6 @@
 """Cross-entropy of target tokens and divergence from a starting model, without the logits of a whole batch.
 
-B rows, T tokens, C chunks of S tokens, P parts of R rows, D hidden, V vocabulary.
+B rows, T tokens, P parts of M positions, C chunks of S of them, D hidden, V vocabulary.
 """
 
 import dataclasses
@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal
 
 from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import logits
 
-CHUNK = 512  # tokens of each row whose logits are in memory at a time
+CHUNK = 256  # target tokens of each part whose logits are in memory at a time, at least
+_CHUNKS = 16  # of a part, at most
 
 
 @functools.partial(
@@ -42,21 +44,23 @@ def head_params(params: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any
     return {name: params[name] for name in ("norm", "embed_tokens" if config.tie_word_embeddings else "lm_head")}
 
 
-def row_losses(
+def losses(
     head: Mapping[str, Any],
     x_BTD: jax.Array,
     batch: Batch,
     config: LlamaConfig,
     *,
+    kl: float = 0.0,
     start: tuple[Mapping[str, Any], jax.Array] | None = None,
     chunk: int = CHUNK,
     parts: int = 1,
     constrain: Callable[..., jax.Array] = lambda x, *axes: x,
-) -> RowLosses:
-    """The losses of a batch: token i is predicted from the state at i - 1 of its row, where `targets[i]`.
+) -> tuple[jax.Array, RowLosses]:
+    """The loss of a batch: token i is predicted from the state at i - 1 of its row, where `targets[i]`.
 
-    Logits are made for `chunk` tokens of each row at a time, in float32 at least, and where rows are longer once more
-    in the backward pass.
+    States that nothing is predicted from are left out: the others are brought together first, and logits made for some
+    of them at a time, in float32 at least. A chunk's gradient follows its logits at once, so neither is kept or made
+    twice (as in Hsu et al. 2024, arXiv 2410.10989).
     Each part of the batch has a copy of the head, whose gradients are summed in float32 over the chunks and only then
     over the parts: with a part on each device that is one exchange for a batch instead of one for a chunk.
 
@@ -65,20 +69,32 @@ def row_losses(
       x_BTD: from `llama.model.last_states`.
       batch: arrays of [B, T].
       config: the architecture.
+      kl: the weight of the divergence.
       start: head and states of the model to stay near; None: the divergence is not computed.
-      chunk: S; the last chunk is filled up.
+      chunk: the least for S.
       parts: into how many a mesh cuts the rows.
       constrain: as in `llama.model.forward`; the vocabulary may be cut over a mesh.
+
+    Returns:
+      The sum over the batch of cross-entropy and `kl` times divergence, which has a gradient; and the sums of each row,
+      which have none.
     """
     rows, length = batch.tokens.shape
-    size = min(chunk, length)
-    labels_BT = jnp.roll(batch.tokens, -1, axis=1)
+    positions = rows // parts * length
+    size = min(max(chunk, -(-positions // _CHUNKS)), positions)
     learned_BT = jnp.roll(batch.targets, -1, axis=1).at[:, -1].set(False)
+    learned_PM = learned_BT.reshape(parts, positions)
+    order_PM = jnp.argsort(~learned_PM, axis=1, stable=True)  # learned ones first
     wide = np.promote_types(x_BTD.dtype, np.float32)
 
     def cut(values: jax.Array) -> jax.Array:
-        filled = jnp.pad(values, [(0, 0), (0, -length % size)] + [(0, 0)] * (values.ndim - 2))
-        return jnp.moveaxis(filled.reshape(parts, rows // parts, -1, size, *values.shape[2:]), 2, 0)
+        """Of an array [B, T, ...] the chunks, [C, P, S, ...]."""
+        values = constrain(values.reshape(parts, positions, *values.shape[2:]), "batch", *[None] * (values.ndim - 1))
+        found = jax.vmap(lambda one, order: one.at[order].get(unique_indices=True, mode="promise_in_bounds"))(
+            values, order_PM
+        )
+        found = jnp.pad(found, [(0, 0), (0, -positions % size)] + [(0, 0)] * (found.ndim - 2))
+        return jnp.moveaxis(found.reshape(parts, -1, size, *found.shape[2:]), 1, 0)
 
     def spread(head: Mapping[str, Any]) -> Mapping[str, Any]:
         def copies(leaf: jax.Array) -> jax.Array:
@@ -87,36 +103,99 @@ def row_losses(
 
         return jax.tree.map(copies, head)
 
-    def log_probabilities(head_P: Mapping[str, Any], x_PRSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        narrow_P = jax.tree.map(lambda leaf: leaf.astype(x_PRSD.dtype), head_P)
-        logits_PRSV = jax.vmap(lambda head, x_RSD: logits(head, x_RSD, config, dtype=wide))(narrow_P, x_PRSD)
-        logits_PRSV = constrain(logits_PRSV, "batch", None, None, "vocab")
-        return logits_PRSV, jax.nn.logsumexp(logits_PRSV, axis=-1, keepdims=True)
+    def log_probabilities(head_P: Mapping[str, Any], x_PSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        narrow_P = jax.tree.map(lambda leaf: leaf.astype(x_PSD.dtype), head_P)
+        logits_PSV = jax.vmap(lambda head, x_SD: logits(head, x_SD, config, dtype=wide))(narrow_P, x_PSD)
+        logits_PSV = constrain(logits_PSV, "batch", None, "vocab")
+        return logits_PSV, jax.nn.logsumexp(logits_PSV, axis=-1, keepdims=True)
 
-    head_P = spread(head)
-    start_P = None if start is None else jax.lax.stop_gradient(spread(start[0]))
-
-    def add_chunk(sums, chunk):
-        labels_PRS, learned_PRS, x_PRSD, start_PRSD = chunk
-        logits_PRSV, total_PRS1 = log_probabilities(head_P, x_PRSD)
+    def of_chunk(head_P: Mapping[str, Any], x_PSD: jax.Array, chunk: Any) -> tuple[jax.Array, Any]:
+        labels_PS, learned_PS, start_PSD = chunk
+        logits_PSV, total_PS1 = log_probabilities(head_P, x_PSD)
         # A comparison that is fused into the sum: no one-hot array, and a cut vocabulary needs no gather.
-        is_label_PRSV = jax.lax.broadcasted_iota(jnp.int32, logits_PRSV.shape, 3) == labels_PRS[..., None]
-        label_PRS = jnp.sum(logits_PRSV, axis=-1, where=is_label_PRSV)
-        cross_entropy_PR = jnp.sum(total_PRS1[..., 0] - label_PRS, axis=-1, where=learned_PRS)
-        divergence_PR = jnp.zeros_like(cross_entropy_PR)
+        is_label_PSV = jax.lax.broadcasted_iota(jnp.int32, logits_PSV.shape, 2) == labels_PS[..., None]
+        label_PS = jnp.sum(logits_PSV, axis=-1, where=is_label_PSV)
+        cross_entropy_PS = jnp.where(learned_PS, total_PS1[..., 0] - label_PS, 0)
+        divergence_PS = jnp.zeros_like(cross_entropy_PS)
         if start is not None:
-            start_PRSV, start_total_PRS1 = jax.lax.stop_gradient(log_probabilities(start_P, start_PRSD))
-            probability_PRSV = jnp.exp(start_PRSV - start_total_PRS1)
-            ratio_PRSV = (start_PRSV - start_total_PRS1) - (logits_PRSV - total_PRS1)
-            divergence_PRS = jnp.sum(probability_PRSV * ratio_PRSV, axis=-1, where=probability_PRSV > 0)
-            divergence_PR = jnp.sum(divergence_PRS, axis=-1, where=learned_PRS)
-        return jax.tree.map(jnp.add, sums, (cross_entropy_PR, divergence_PR)), None
+            start_PSV, start_total_PS1 = jax.lax.stop_gradient(log_probabilities(start_P, start_PSD))
+            probability_PSV = jnp.exp(start_PSV - start_total_PS1)
+            ratio_PSV = (start_PSV - start_total_PS1) - (logits_PSV - total_PS1)
+            divergence_PS = jnp.sum(probability_PSV * ratio_PSV, axis=-1, where=probability_PSV > 0)
+            divergence_PS = jnp.where(learned_PS, divergence_PS, 0)
+        return jnp.sum(cross_entropy_PS) + kl * jnp.sum(divergence_PS), (cross_entropy_PS, divergence_PS)
 
-    zeros_PR = jnp.zeros((parts, rows // parts), wide)
-    start_BTD = None if start is None else start[1]
-    chunks = jax.tree.map(cut, (labels_BT, learned_BT, x_BTD, start_BTD))
-    # The backward pass of a single chunk follows its forward pass at once: to compute it again would save nothing.
-    add = add_chunk if length == size else jax.checkpoint(add_chunk)
-    (cross_entropy_PR, divergence_PR), _ = jax.lax.scan(add, (zeros_PR, zeros_PR), chunks)
-    targets_B = jnp.sum(learned_BT, axis=1, dtype=jnp.int32)
-    return RowLosses(cross_entropy_PR.reshape(rows), targets_B, divergence_PR.reshape(rows))
+    start_P = None if start is None else jax.lax.stop_gradient(spread(start[0]))
+    labels_BT = jnp.roll(batch.tokens, -1, axis=1)
+    rest = jax.tree.map(cut, (labels_BT, learned_BT, None if start is None else start[1]))
+    total, found = _in_chunks(of_chunk, spread(head), cut(x_BTD), rest)
+    inverse_PM = jnp.argsort(order_PM, axis=1)
+
+    def of_rows(values_CPS: jax.Array) -> jax.Array:
+        values_PM = jnp.moveaxis(values_CPS, 0, 1).reshape(parts, -1)[:, :positions]
+        return jnp.sum(jnp.take_along_axis(values_PM, inverse_PM, axis=1).reshape(rows, length), axis=1)
+
+    cross_entropy_B, divergence_B = map(of_rows, jax.lax.stop_gradient(found))
+    return total, RowLosses(cross_entropy_B, jnp.sum(learned_BT, axis=1, dtype=jnp.int32), divergence_B)
+
+
+def _is_primal(leaf: Any) -> bool:
+    return isinstance(leaf, CustomVJPPrimal)
+
+
+def _in_chunks(of_chunk: Callable[..., Any], head_P: Any, x_CPSD: jax.Array, rest: Any) -> tuple[jax.Array, Any]:
+    """The sum of `of_chunk` over chunks, and what else it gives of each; chunks without a target are skipped.
+
+    Args:
+      of_chunk: from head, states and rest of a chunk to a number, which is differentiated, and arrays [P, S].
+      head_P: with gradients.
+      x_CPSD: states of all chunks, with gradients.
+      rest: labels, which of them are learned, and more, [C, P, S, ...], without.
+    """
+
+    def scan(head_P: Any, x_CPSD: jax.Array, rest: Any, add: Callable[..., Any], zero: Any) -> Any:
+        def body(sums: Any, chunk: Any) -> Any:
+            x_PSD, rest = chunk
+
+            def skip() -> Any:
+                each = jax.eval_shape(add, sums, head_P, x_PSD, rest)[1]
+                return sums, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), each)
+
+            if len(x_CPSD) == 1:
+                return add(sums, head_P, x_PSD, rest)
+            return jax.lax.cond(jnp.any(rest[1]), lambda: add(sums, head_P, x_PSD, rest), skip)
+
+        return jax.lax.scan(body, zero, (x_CPSD, rest))
+
+    zero = jnp.zeros((), jax.tree.leaves(head_P)[0].dtype)
+
+    @jax.custom_vjp
+    def total(head_P: Any, x_CPSD: jax.Array, rest: Any) -> Any:
+        def add(sum_so_far: jax.Array, *chunk: Any) -> Any:
+            more, found = of_chunk(*chunk)
+            return sum_so_far + more, found
+
+        return scan(head_P, x_CPSD, rest, add, zero)
+
+    def forward(head_P: Any, x_CPSD: Any, rest: Any) -> Any:
+        trained = any(leaf.perturbed for leaf in jax.tree.leaves(head_P, is_leaf=_is_primal))
+        head_P, x_CPSD, rest = jax.tree.map(lambda leaf: leaf.value, (head_P, x_CPSD, rest), is_leaf=_is_primal)
+
+        def add(sums: Any, head_P: Any, x_PSD: jax.Array, rest: Any) -> Any:
+            sum_so_far, slope_P = sums
+            argnums = (0, 1) if trained else (1,)
+            (more, found), slopes = jax.value_and_grad(of_chunk, argnums, has_aux=True)(head_P, x_PSD, rest)
+            if trained:
+                slope_P = jax.tree.map(jnp.add, slope_P, slopes[0])
+            return (sum_so_far + more, slope_P), (found, slopes[-1])
+
+        none = jax.tree.map(jnp.zeros_like, head_P) if trained else None
+        (sum_of_all, slope_P), (found, slope_CPSD) = scan(head_P, x_CPSD, rest, add, (zero, none))
+        return (sum_of_all, found), (slope_P, slope_CPSD)
+
+    def backward(slopes: Any, cotangents: Any) -> Any:
+        slope_P, slope_CPSD = jax.tree.map(lambda leaf: leaf * cotangents[0].astype(leaf.dtype), slopes)
+        return slope_P, slope_CPSD, None
+
+    total.defvjp(forward, backward, symbolic_zeros=True)
+    return total(head_P, x_CPSD, rest)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,52 +12,17 @@ import numpy as np
 
 from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.data.loader import load, local_rows
-from clinmerge_jax.errors import BadInput
+from clinmerge_jax.data.sequences import Sequences
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.training.flops import peak_flops, step_flops
 from clinmerge_jax.training.lora import init_adapter
 from clinmerge_jax.training.optimizer import adamw
+from clinmerge_jax.training.rows import Rows, course, plan_courses, plan_groups
 from clinmerge_jax.training.sharding import state_shardings
 from clinmerge_jax.training.step import Metrics, StepSettings, TrainState, evaluate_step, init_state, train_step
 from clinmerge_jax.training.weights import split
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """How a step's rows are taken.
-
-    Attributes:
-      batch_size: rows of a step, over all processes.
-      micro_batch: rows at a time; 0 for all.
-      replay: further rows that are mixed in, [M, T].
-      replay_share: how much of each step they are.
-
-    Raises:
-      BadInput: a number is out of its range.
-    """
-
-    batch_size: int
-    micro_batch: int = 0
-    replay: Batch | None = None
-    replay_share: float = 0.0
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise BadInput(f"config.batch_size: is {self.batch_size}; give 1 or more")
-        if self.micro_batch < 0 or (self.micro_batch and self.batch_size % self.micro_batch):
-            raise BadInput(
-                f"config.micro_batch: {self.micro_batch} does not divide config.batch_size ({self.batch_size}); give a"
-                " divisor, or 0 for all rows at a time"
-            )
-        if self.replay is not None and not 0 < self.replay_share < 1:
-            raise BadInput(f"config.replay.share: is {self.replay_share}; give a share between 0 and 1")
-
-    @property
-    def at_a_time(self) -> int:
-        """Rows of a micro-batch."""
-        return self.micro_batch or self.batch_size
 
 
 class Run:
@@ -66,26 +31,24 @@ class Run:
     Args:
       layout: how the model lies.
       settings: of the steps.
-      data: what is learned, [N, T].
-      rows: how a step takes them.
+      data: what is learned.
+      rows: how a step takes it.
       seed: of the order.
+
+    Attributes:
+      plan: the shapes of the batches.
+      planned: a line about them.
 
     Raises:
       BadInput: the mesh does not cut the rows evenly.
     """
 
-    def __init__(self, layout: Layout, settings: StepSettings, data: Batch, rows: Rows, seed: int = 0):
-        parts = layout.parts("batch")
-        if rows.at_a_time % parts:
-            field = "micro_batch" if rows.micro_batch else "batch_size"
-            raise BadInput(
-                f"config.{field}: {rows.at_a_time} rows cannot be cut into the mesh's {parts} parts; give a multiple"
-            )
+    def __init__(self, layout: Layout, settings: StepSettings, data: Sequences, rows: Rows, seed: int = 0):
         self.layout = layout
         self.settings = settings
         self._rows = rows
-        self._data = data
-        self._seed = seed
+        self._course = course(data, rows, settings.steps, seed)
+        self.plan, self.planned = plan_courses([self._course], rows, layout, settings)
         self._frozen: Params = {}
         self._start: Params | None = None
 
@@ -109,45 +72,43 @@ class Run:
 
     def loader(self) -> Any:
         """This process's batches, from the first step on; see `data.loader.load`."""
-        at_a_time = self._rows.at_a_time
+        one = self._course
         return load(
-            self._data,
-            self.settings.steps,
-            at_a_time,
-            self._rows.batch_size // at_a_time,
-            self._seed,
-            local_rows(self.layout.named("batch"), at_a_time),
-            self._rows.replay,
-            self._rows.replay_share,
+            one.sequences,
+            one.numbers,
+            self.plan,
+            one.steps,
+            one.batch_size,
+            functools.partial(local_rows, self.layout.named("batch")),
         )
 
     def take(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step."""
-        placed = self._place(batch, self._rows.at_a_time)
         return train_step(
-            state, self._frozen, placed, self._start,
+            state, self._frozen, self._place(batch), self._start,
             settings=self.settings, config=self.layout.config, layout=self.layout,
         )  # fmt: skip
 
-    def _place(self, batch: Batch, rows: int) -> Batch:
+    def _place(self, batch: Batch) -> Batch:
         """A process's part of a batch, [A, B, T], as a global one."""
-        sharding = self.layout.named(None, "batch", None)
+        sharding, parts = self.layout.named(None, "batch", None), self.layout.parts("batch")
+        held = local_rows(self.layout.named("batch"), parts)
 
         def place(local: np.ndarray) -> jax.Array:
-            shape = (local.shape[0], rows, local.shape[2])
+            micro_batches, rows, tokens = local.shape
+            shape = (micro_batches, rows * parts // (held.stop - held.start), tokens)
             return jax.make_array_from_process_local_data(sharding, local, shape)
 
         return jax.tree.map(place, batch)
 
-    def loss(self, data: Batch) -> Callable[[TrainState], float]:
-        """A function that gives the mean loss of a state in nats on the target tokens of rows, [N, T]."""
-        return lambda state: mean_loss(
-            state.trained, self._frozen, data, self._rows.at_a_time, self.settings, self.layout
-        )
+    def loss(self, data: Sequences) -> Callable[[TrainState], float]:
+        """A function that gives the mean loss of a state in nats on the target tokens of sequences."""
+        batches = batches_of(data, self._rows, self.settings, self.layout)
+        return lambda state: mean_loss(state.trained, self._frozen, batches, self.settings, self.layout)
 
-    def measures(self, batch: Batch, seconds: float) -> dict[str, float]:
-        """Of a step with this process's part of a batch: tokens and operations a second, and memory in bytes."""
-        return measures(batch, seconds, self.settings, self.layout)
+    def measures(self, metrics: Metrics, seconds: float) -> dict[str, float]:
+        """What a step's time amounts to; see `measures`."""
+        return measures(metrics, seconds, self.settings, self.layout)
 
 
 def divide(
@@ -196,43 +157,51 @@ def _begin(given: Params, seed: jax.Array, steps: jax.Array, *, settings: StepSe
     return jax.lax.with_sharding_constraint(state, state_shardings(state, adamw(settings.optimizer), layout))
 
 
-def mean_loss(trained: Params, frozen: Params, data: Batch, size: int, settings: StepSettings, layout: Layout) -> float:
-    """The mean loss in nats on the target tokens of rows, [N, T].
+def batches_of(data: Sequences, rows: Rows, settings: StepSettings, layout: Layout) -> list[Batch]:
+    """Batches of [A, B, T] that hold every sequence once, in a few shapes."""
+    plan, groups = plan_groups(data, rows, layout, settings)
+    return [plan.batch(data, group) for group in groups]
+
+
+def mean_loss(
+    trained: Params, frozen: Params, batches: Sequence[Batch], settings: StepSettings, layout: Layout
+) -> float:
+    """The mean loss in nats on the target tokens of batches.
 
     Args:
       trained, frozen: of the model.
-      data: the rows.
-      size: how many are taken at a time.
+      batches: from `batches_of`.
       settings, layout: of the model's runs.
     """
-
-    def pieces() -> Iterator[Batch]:
-        for start in range(0, len(data.tokens), size):
-            piece = jax.tree.map(lambda leaf: leaf[start : start + size], data)  # noqa: B023
-            missing = size - len(piece.tokens)
-            yield jax.tree.map(lambda leaf: np.pad(leaf, ((0, missing), (0, 0))), piece)  # noqa: B023
-
     total = count = 0.0
-    for piece in pieces():
-        placed = jax.tree.map(lambda leaf: layout.put(leaf, "batch", None), piece)
-        found = evaluate_step(trained, frozen, placed, settings=settings, config=layout.config, layout=layout)
-        total += float(jnp.sum(found.cross_entropy))
-        count += float(jnp.sum(found.targets))
+    for batch in batches:
+        for index in np.flatnonzero(batch.segments.any(axis=(1, 2))):
+            placed = jax.tree.map(lambda leaf: layout.put(leaf[index], "batch", None), batch)  # noqa: B023
+            found = evaluate_step(trained, frozen, placed, settings=settings, config=layout.config, layout=layout)
+            total += float(jnp.sum(found.cross_entropy))
+            count += float(jnp.sum(found.targets))
     return total / count
 
 
-def measures(batch: Batch, seconds: float, settings: StepSettings, layout: Layout) -> dict[str, float]:
-    """Of a step with this process's part of a batch: tokens and operations a second, and memory in bytes.
+def measures(metrics: Metrics, seconds: float, settings: StepSettings, layout: Layout) -> dict[str, float]:
+    """What a step's time amounts to.
 
-    The other parts are taken to be as full as this one.
+    Args:
+      metrics: of the step.
+      seconds: that the step took.
+      settings, layout: of the run.
+
+    Returns:
+      Tokens a second that are not padding, and their share of those that are computed; operations a second that they
+      need, and where that is known their share of what the devices could; memory in bytes.
     """
-    inside = batch.segments > 0
-    held = local_rows(layout.named("batch"), layout.parts("batch"))
-    shares = layout.parts("batch") / (held.stop - held.start)
-    tokens = int(inside.sum()) * shares
-    attended = int((batch.positions[inside] + 1).sum()) * shares
-    flops = step_flops(layout.config, tokens, attended, frozen=settings.lora is not None) / seconds
-    found = {"tokens_per_second": tokens / seconds, "flops_per_second": flops}
+    tokens, needed = int(metrics.tokens), {"frozen": settings.lora is not None, "predicted": int(metrics.targets)}
+    flops = step_flops(layout.config, tokens, int(metrics.attended), **needed) / seconds
+    found = {
+        "tokens_per_second": tokens / seconds,
+        "not_padding": tokens / int(metrics.computed),
+        "flops_per_second": flops,
+    }
     peak = peak_flops(layout.device)
     if peak is not None:
         found["mfu"] = flops / (peak * layout.mesh.size)
@@ -245,17 +214,24 @@ def _resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def name_rows(data: Sequence[Batch], contents: Sequence[Sequence[str]]) -> Callable[[np.ndarray], str]:
-    """A function that gives rows of tokens, [K, T], the ids of the documents in them.
+def name_rows(data: Sequence[Sequences], ids: Sequence[Sequence[str]]) -> Callable[[Batch], str]:
+    """A function that gives rows, [K, T], the ids of the documents in them.
 
     Args:
-      data: the sets that rows come from, [N, T] each.
-      contents: the ids in each row, of all sets one after the other.
+      data: the sets that rows come from.
+      ids: of each set, the id behind every segment of every sequence.
     """
 
-    def name(tokens: np.ndarray) -> str:
-        everything = np.concatenate([one.tokens for one in data])
-        found = [int(np.flatnonzero((everything == row).all(axis=1))[0]) for row in tokens]
-        return "the rows with " + "; ".join(", ".join(contents[row]) for row in found)
+    @functools.cache
+    def known() -> dict[bytes, str]:
+        pairs = (zip(one.split(), names, strict=True) for one, names in zip(data, ids, strict=True))
+        return {tokens.tobytes(): name for some in pairs for tokens, name in some}
+
+    def name(rows: Batch) -> str:
+        found = []
+        for tokens, segments in zip(rows.tokens, rows.segments):
+            inside = [tokens[segments == segment] for segment in range(1, segments.max(initial=0) + 1)]
+            found.append(", ".join(dict.fromkeys(known()[one.tobytes()] for one in inside)))
+        return "the rows with " + "; ".join(found)
 
     return name

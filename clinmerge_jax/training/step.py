@@ -20,7 +20,7 @@ from clinmerge_jax.llama.model import Remat, last_states
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.training.lora import dropout_keys, squared_change
-from clinmerge_jax.training.loss import CHUNK, RowLosses, head_params, row_losses
+from clinmerge_jax.training.loss import CHUNK, RowLosses, head_params, losses
 from clinmerge_jax.training.optimizer import OptimizerSettings, adamw, rate_share
 from clinmerge_jax.training.sharding import cut
 from clinmerge_jax.training.weights import join
@@ -40,7 +40,7 @@ class StepSettings:
       attention: the kernel, from `llama.attention.resolve`; cuDNN's takes each row for one document.
       kl: times KL(start || model) for each target token is added to the loss.
       l2: times half the squared distance to the start is added (L2-SP, Li et al. 2018, arXiv 1802.01483).
-      chunk: tokens of each row whose logits are in memory at a time.
+      chunk: target tokens of each part whose logits are in memory at a time, at least.
 
     Raises:
       BadInput: a number is out of its range.
@@ -90,7 +90,7 @@ class TrainState:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["loss", "targets", "gradient_norm", "learning_rate", "kl", "rows"],
+    data_fields=["loss", "targets", "gradient_norm", "learning_rate", "kl", "tokens", "computed", "attended", "rows"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +103,9 @@ class Metrics:
       gradient_norm: of the mean loss with its penalties, before clipping.
       learning_rate: that the step was taken with.
       kl: mean KL(start || model) of the target tokens in nats; 0 where it is not part of the loss.
+      tokens: how many were not padding.
+      computed: how many the micro-batches had, padding included, that were not empty.
+      attended: pairs of a token and one that it attends to, float32, as there may be very many.
       rows: the sums of each row, [A, B]: where a loss is not finite they name the rows.
     """
 
@@ -111,6 +114,9 @@ class Metrics:
     gradient_norm: jax.Array
     learning_rate: jax.Array
     kl: jax.Array
+    tokens: jax.Array
+    computed: jax.Array
+    attended: jax.Array
     rows: RowLosses
 
 
@@ -127,7 +133,7 @@ def init_state(trained: Params, settings: StepSettings, seed: int | jax.Array = 
     )
 
 
-def _rows(
+def _losses(
     trained: Params,
     frozen: Params,
     batch: Batch,
@@ -136,8 +142,8 @@ def _rows(
     layout: Layout | None,
     keys: Params | None = None,
     start: Params | None = None,
-) -> RowLosses:
-    """The losses of a batch [B, T]. With `start` and its frozen leaves, another model, the divergence from it too."""
+) -> tuple[jax.Array, RowLosses]:
+    """The loss of a batch [B, T], summed, and its rows' sums; with `start`, another model, the divergence too."""
     constrain, parts = ({}, 1) if layout is None else ({"constrain": layout.constrain}, layout.parts("batch"))
     shards = () if layout is None else (layout.map_shards,)
     attend = over_sequences(settings.attention, *shards)
@@ -166,11 +172,12 @@ def _rows(
     if start is not None:
         reference = jax.lax.stop_gradient((head_params(start, config), states(start, None)))
     params = join(trained, frozen)
-    return row_losses(
+    return losses(
         head_params(params, config),
         states(params, lora),
         batch,
         config,
+        kl=settings.kl,
         start=reference,
         chunk=settings.chunk,
         parts=parts,
@@ -193,7 +200,8 @@ def step(
     Args:
       state: before the step.
       frozen: the other leaves of Params (all of them with an adapter), at best in the dtype to compute in.
-      batch: arrays of [A, B, T]; one micro-batch after the other, their gradients summed in the weights' dtype.
+      batch: arrays of [A, B, T]; one micro-batch after the other, their gradients summed in the weights' dtype. Empty
+        ones are skipped (not where the step is mapped over runs: there all are computed).
       start: the trained leaves as they began, in any dtype: for `kl` and `l2` without an adapter. With one, the
         start is the model without it.
       settings, config: what to do with which model (static under jit).
@@ -211,17 +219,25 @@ def step(
 
     def summed(trained: Params, micro_batch: Batch, rows_B: jax.Array) -> tuple[jax.Array, RowLosses]:
         keys = dropout_keys(config, settings.lora, key, rows_B) if drops else None
-        losses = _rows(trained, frozen, micro_batch, settings, config, layout, keys, start_params)
-        return jnp.sum(losses.cross_entropy) + settings.kl * jnp.sum(losses.divergence), losses
+        return _losses(trained, frozen, micro_batch, settings, config, layout, keys, start_params)
+
+    def add(gradients: Params, part: tuple[Batch, jax.Array]) -> tuple[Params, RowLosses]:
+        more, rows = jax.grad(summed, has_aux=True)(state.trained, *part)
+        return cut(jax.tree.map(jnp.add, gradients, more), layout), rows
+
+    def skip(gradients: Params, part: tuple[Batch, jax.Array]) -> tuple[Params, RowLosses]:
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(add, gradients, part)[1])
+        return gradients, nothing
 
     def accumulate(gradients: Params, part: tuple[Batch, jax.Array]) -> tuple[Params, RowLosses]:
-        more, losses = jax.grad(summed, has_aux=True)(state.trained, *part)
-        return cut(jax.tree.map(jnp.add, gradients, more), layout), losses
+        if micro_batches == 1:
+            return add(gradients, part)
+        return jax.lax.cond(jnp.any(part[0].segments), add, skip, gradients, part)
 
     zeros = cut(jax.tree.map(jnp.zeros_like, state.trained), layout)
     numbers_AB = jnp.arange(micro_batches * rows).reshape(micro_batches, rows)
-    gradients, losses = jax.lax.scan(accumulate, zeros, (batch, numbers_AB))
-    targets = jnp.sum(losses.targets, dtype=jnp.int32)
+    gradients, found = jax.lax.scan(accumulate, zeros, (batch, numbers_AB))
+    targets = jnp.sum(found.targets, dtype=jnp.int32)
     count = jnp.maximum(targets, 1)
     gradients = jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), gradients)
     if settings.l2:
@@ -233,14 +249,17 @@ def step(
         rate = rate * share(state.step.astype(rate.dtype)).astype(rate.dtype)
         changes, opt_state = adamw(settings.optimizer).update(gradients, state.opt_state, state.trained)
     trained = jax.tree.map(lambda leaf, change: leaf - rate.astype(leaf.dtype) * change, state.trained, changes)
-    divisor = count.astype(losses.cross_entropy.dtype)
+    divisor = count.astype(found.cross_entropy.dtype)
     metrics = Metrics(
-        loss=jnp.sum(losses.cross_entropy) / divisor,
+        loss=jnp.sum(found.cross_entropy) / divisor,
         targets=targets,
         gradient_norm=optax.tree.norm(gradients),
         learning_rate=rate,
-        kl=jnp.sum(losses.divergence) / divisor,
-        rows=losses,
+        kl=jnp.sum(found.divergence) / divisor,
+        tokens=jnp.sum(batch.segments > 0, dtype=jnp.int32),
+        computed=jnp.sum(jnp.any(batch.segments, axis=(1, 2)), dtype=jnp.int32) * batch.tokens[0].size,
+        attended=jnp.sum(batch.positions + 1, where=batch.segments > 0, dtype=jnp.float32),
+        rows=found,
     )
     return dataclasses.replace(state, step=state.step + 1, trained=cut(trained, layout), opt_state=opt_state), metrics
 
@@ -262,7 +281,7 @@ def evaluate(
     layout: Layout | None = None,
 ) -> RowLosses:
     """The sums of each row of a batch [B, T] without dropout; arguments as in `step`."""
-    return _rows(trained, frozen, batch, settings, config, layout)
+    return _losses(trained, frozen, batch, settings, config, layout)[1]
 
 
 _STATIC = ("settings", "config", "layout")

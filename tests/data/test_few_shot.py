@@ -6,7 +6,7 @@ import random
 import pytest
 
 from clinmerge_jax.data.documents import Document
-from clinmerge_jax.data.few_shot import choose
+from clinmerge_jax.data.few_shot import choose, divide
 from clinmerge_jax.errors import BadInput
 
 
@@ -66,3 +66,24 @@ def test_more_shots_than_documents_are_refused_with_the_count(shots):
         BadInput, match=f"config.shots: {shots} of 67 documents cannot be chosen; give a number from 1 to 67"
     ):
         choose(_documents({None: 67}), shots, seed=0)
+
+
+def test_sets_give_shots_by_their_shares_and_fewer_shots_never_more_of_one():
+    assert divide(64, [100, 100], [0, 0]) == [32, 32]
+    assert divide(64, [100, 100, 100], [2, 1, 1]) == [32, 16, 16]
+    before = [0, 0, 0]
+    for shots in range(1, 60):
+        given = divide(shots, [100, 100, 100], [5, 3, 1.5])
+        assert sum(given) == shots and all(one >= other for one, other in zip(given, before))
+        before = given
+
+
+def test_without_shots_sets_give_all_they_have_or_as_much_as_shares_allow():
+    assert divide(0, [70, 40], [0, 0]) == [70, 40]
+    assert divide(0, [70, 40], [1, 1]) == [40, 40]
+    assert divide(0, [70, 40], [3, 1]) == [70, 23]
+
+
+def test_a_set_with_fewer_examples_than_its_share_is_refused():
+    with pytest.raises(BadInput, match="config.shots: 64 take 32 from set 2 of config.task, which has 20"):
+        divide(64, [100, 20], [0, 0])

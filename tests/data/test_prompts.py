@@ -42,16 +42,31 @@ def test_json_lines_and_text_are_read(tmp_path):
     assert [prompt.text for prompt in read_prompts(path, "f")] == ["the patient", '{"prompt": "raw"}']
 
 
+def test_tables_are_read_by_their_column_and_sharegpt_up_to_the_answer(tmp_path):
+    path = _write(tmp_path / "a.csv", "id,prompt,ward", "q1,the patient,A", 'q2,"has, a\nfever",B', ",cough,C")
+    assert read_prompts(path, "f") == [
+        Prompt(f"{path} row 1", "q1", text="the patient"),
+        Prompt(f"{path} row 2", "q2", text="has, a\nfever"),
+        Prompt(f"{path} row 3", 2, text="cough"),
+    ]
+    turns = [{"from": "human", "value": "fever"}, {"from": "gpt", "value": "cough"}]
+    path = _write(tmp_path / "b.json", [{"conversations": turns[:1]}])
+    assert read_prompts(path, "f") == [Prompt(f"{path} row 1", 0, messages=[{"role": "user", "content": "fever"}])]
+    path = _write(tmp_path / "b.json", [{"conversations": turns}])
+    with pytest.raises(BadInput, match="row 1: its conversation ends with an answer; leave out"):
+        read_prompts(path, "f")
+
+
 def test_the_template_is_applied_once_and_there_is_one_bos(tokenizer):
     expected = _ids("<s>", "user", "fever", "assistant")
     chat = Prompt("f:1", 0, messages=[{"role": "user", "content": "fever"}])
-    np.testing.assert_array_equal(encode_prompt(chat, tokenizer), expected)
+    np.testing.assert_array_equal(encode_prompt(chat, tokenizer)[0], expected)
     raw = Prompt("f:1", 0, text="fever")
-    np.testing.assert_array_equal(encode_prompt(raw, tokenizer, chat=True), expected)
-    np.testing.assert_array_equal(encode_prompt(raw, tokenizer), _ids("fever"))
+    np.testing.assert_array_equal(encode_prompt(raw, tokenizer, chat=True)[0], expected)
+    np.testing.assert_array_equal(encode_prompt(raw, tokenizer)[0], _ids("fever"))
     rendered = Prompt("f:1", 0, text="<s> <s> user fever assistant")
-    np.testing.assert_array_equal(encode_prompt(rendered, tokenizer), expected)
-    assert encode_prompt(raw, tokenizer).dtype == np.int32
+    np.testing.assert_array_equal(encode_prompt(rendered, tokenizer)[0], expected)
+    assert encode_prompt(raw, tokenizer)[0].dtype == np.int32
 
 
 def test_a_tokenizer_that_adds_a_bos_adds_no_second(tmp_path):
@@ -66,13 +81,29 @@ def test_a_tokenizer_that_adds_a_bos_adds_no_second(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     adds = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in ("the patient", "<s> the patient"):
-        np.testing.assert_array_equal(encode_prompt(Prompt("f", 0, text=text), adds), _ids("<s>", "the", "patient"))
+        np.testing.assert_array_equal(encode_prompt(Prompt("f", 0, text=text), adds)[0], _ids("<s>", "the", "patient"))
+
+
+def test_what_is_too_long_is_shortened_only_where_that_is_asked(tokenizer):
+    raw = Prompt("f:3", 0, text="the patient has a fever")
+    chat = Prompt("f:4", 1, messages=[{"role": "user", "content": raw.text}])
+    whole = encode_prompt(raw, tokenizer)[0]
+    assert encode_prompt(raw, tokenizer, most=3)[0].tolist() == whole.tolist()
+    assert encode_prompt(raw, tokenizer, most=9, cut=True)[1] is False
+    tokens, shortened = encode_prompt(raw, tokenizer, most=3, cut=True)
+    assert shortened and tokens.tolist() == whole[:3].tolist()
+    full = encode_prompt(chat, tokenizer)[0]
+    tokens, shortened = encode_prompt(chat, tokenizer, most=len(full) - 2, cut=True)
+    assert shortened and len(tokens) == len(full) - 2 and tokens[-1] == full[-1]
+    with pytest.raises(BadInput, match="f:4: 2 tokens fit beside the answer"):
+        encode_prompt(chat, tokenizer, most=2, cut=True)
 
 
 def test_chat_without_a_template_is_refused(tmp_path):
     support.write_tokenizer(tmp_path)
     bare = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for prompt, chat in ((Prompt("f:3", 0, text="fever"), True), (Prompt("f:3", 0, messages=[{}]), None)):
+    conversation = Prompt("f:3", 0, messages=[{"role": "user", "content": "a"}])
+    for prompt, chat in ((Prompt("f:3", 0, text="fever"), True), (conversation, None)):
         with pytest.raises(BadInput, match="f:3: is a conversation, but the tokenizer has no chat template"):
             encode_prompt(prompt, bare, chat)
 
@@ -80,8 +111,8 @@ def test_chat_without_a_template_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"text": "secret"}, "has neither of 'prompt' and 'messages'"),
-        ({"prompt": "secret", "messages": []}, "has both of 'prompt' and 'messages'"),
+        ({"text": "secret"}, "has none of 'prompt', 'messages' and 'conversations'; its columns are 'text'; give one"),
+        ({"prompt": "secret", "messages": []}, "has more than one of 'prompt', 'messages'"),
         ({"prompt": ["secret"]}, "'prompt' is no text"),
         ({"prompt": ""}, "'prompt' is no text"),
         ({"messages": []}, "'messages' is no list of messages"),
@@ -89,7 +120,7 @@ def test_chat_without_a_template_is_refused(tmp_path):
         ({"prompt": "secret", "id": 1.5}, "'id' is neither text nor a whole number"),
         ({"prompt": "secret \ud800"}, "half of a surrogate pair"),
         ("{secret", "is not valid JSON"),
-        ('["secret"]', "has neither"),
+        ('["secret"]', "is no JSON object"),
     ],
 )
 def test_bad_rows_are_refused_by_line_and_not_quoted(tmp_path, row, problem):

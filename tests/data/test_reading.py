@@ -85,7 +85,7 @@ def test_the_class_is_read_from_the_field_that_is_named(tmp_path):
     ("row", "problem"),
     [
         ({"text": "secret", "messages": CONVERSATION}, "has more than one of 'text', 'messages'"),
-        ({"prompt": "secret"}, "has none of 'text', 'messages', 'prompt' and 'completion'"),
+        ({"prompt": "secret"}, "has none of 'text', 'messages', .*; its columns are 'prompt'; give one"),
         ({"completion": "secret"}, "'prompt' is no text or empty"),
         ({"prompt": "secret", "completion": " "}, "'completion' is no text or empty"),
         ({"prompt": ["secret"], "completion": "secret"}, "'prompt' is no text or empty"),

@@ -8,7 +8,7 @@ from clinmerge_jax.data.sets.gsm8k import final_number
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation import scoring
 from clinmerge_jax.evaluation.metrics import METRICS, Output
-from clinmerge_jax.evaluation.questions import without_asked
+from clinmerge_jax.evaluation.tasks.leakage import without_asked
 from clinmerge_jax.evaluation.tasks.table import TASKS
 from clinmerge_jax.evaluation.tasks.task import Item
 

@@ -1,13 +1,12 @@
 """The decode engine against transformers: the same greedy tokens and log-likelihoods, whatever slots and mesh."""
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import support
 import torch
 import transformers
 from support import TINY, llama_tensors, write_llama
@@ -341,17 +340,15 @@ def test_the_miniature_says_what_transformers_says(figures):
     checkpoint = open_checkpoint("miniature:instruct", "model")
     tokenizer = load_tokenizer(checkpoint.path, "model")
     conversations = corpus("instruct", 3, 24, held_out=True)
-    prompts = [encode_prompt(Prompt(one.name, 0, messages=one.messages[:-1]), tokenizer) for one in conversations]
+    prompts = [encode_prompt(Prompt(one.name, 0, messages=one.messages[:-1]), tokenizer)[0] for one in conversations]
     _same_as_transformers(checkpoint.path, prompts, 32, figures, "miniature")
 
 
-def test_stories260k_tells_what_transformers_tells(shared, repository, tmp_path, figures):
+def test_stories260k_tells_what_transformers_tells(shared, tmp_path, figures):
     weights = shared / "weights"
     if not (weights / "stories260K.bin").is_file():
         pytest.skip("the shared data lacks weights/stories260K.bin")
-    command = [sys.executable, str(repository / "third_party" / "llama2c.py"), "--output", str(tmp_path / "stories")]
-    files = ["--checkpoint", str(weights / "stories260K.bin"), "--tokenizer", str(weights / "tok512.bin")]
-    subprocess.run([*command, *files], check=True, capture_output=True)
+    support.convert(weights / "stories260K.bin", tmp_path / "stories", tokenizer=str(weights / "tok512.bin"))
     rng = np.random.default_rng(0)
     prompts = [np.concatenate([[1], rng.integers(3, 512, length)]) for length in rng.integers(0, 60, 12)]
     _same_as_transformers(tmp_path / "stories", prompts, 100, figures, "stories260K")
@@ -371,7 +368,7 @@ def test_int8_changes_log_likelihoods_little(what, figures):
     tokenizer = load_tokenizer(checkpoint.path, "model")
     pairs = []
     for one in corpus("instruct", 4, 32, held_out=True):
-        context = encode_prompt(Prompt(one.name, 0, messages=one.messages[:-1]), tokenizer)
+        context = encode_prompt(Prompt(one.name, 0, messages=one.messages[:-1]), tokenizer)[0]
         pairs.append((context, np.array(tokenizer(one.messages[-1]["content"])["input_ids"])))
     length = max(len(context) + len(answer) for context, answer in pairs)
     layout = one_device(load_params(checkpoint)[0])

@@ -74,6 +74,15 @@ def test_a_checkpoint_goes_onto_eight_devices_and_back(repository, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["load.json"]
 
 
+def test_a_checkpoint_goes_through_orbax_onto_eight_devices(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)  # as the launch scripts do
+    assert run_command(*_small("orbax", tmp_path, "--config.model.vocab_size=1003")) == 0
+    result = json.loads((tmp_path / "orbax.json").read_text())
+    assert result["mesh"] == {"data": 1, "fsdp": 1, "tensor": 8} and result["bytes"] > 0
+    assert all(runs[0]["peak_bytes"] > 10**7 for name, runs in result["measured"].items() if "floor" not in name)
+    assert [path.name for path in tmp_path.iterdir()] == ["orbax.json"]
+
+
 def test_a_copy_that_differs_in_one_bit_is_noticed(tmp_path):
     raw = {**benchmark.get_config().model.to_dict(), **SMALL}
     for name in ("one", "two"):

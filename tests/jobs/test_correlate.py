@@ -41,7 +41,7 @@ def test_a_metric_that_follows_the_ratings_is_told_from_one_that_does_not(files,
         ("--config.columns=Truth", "ratings.csv row 1: has no number 'Truth'; name columns"),
         ("--config.output_column=Summary", "outputs.csv row 1: has no text 'Summary'; name the column"),
         ("--config.ratings={outputs}", "outputs.csv row 1: has no number 'FactualF1'"),
-        ("--config.outputs=none.csv", "config.outputs: none.csv is not a file; give a CSV file"),
+        ("--config.outputs=none.csv", "config.outputs: none.csv is not a file; give a CSV, TSV"),
         ("--config.metrics=rouge9", "metrics: 'rouge9' is unknown"),
     ],
 )

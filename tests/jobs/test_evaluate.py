@@ -263,3 +263,24 @@ def test_one_model_may_be_asked_by_chat_and_raw_and_compared(folder, capfd):
     with (output / "contrasts.csv").open() as file:
         pairs = {(row["system"], row["other"]) for row in csv.DictReader(file)}
     assert pairs == {("one (raw)", "one (chat)"), ("two (raw)", "one (chat)"), ("two (raw)", "one (raw)")}
+
+
+def test_a_model_that_was_fine_tuned_on_the_task_is_named_and_another_form_warned_of(folder, tmp_path, capfd):
+    adapter = tmp_path / "adapter"
+    own = [one for one in _arguments(folder, tmp_path / "out") if ".own." in one]
+    learn = [
+        "--config=configs/sft.py", f"--config.model={folder / 'one'}", "--config.task=starts",
+        f"--config.output={adapter}",
+        "--config.length=64", "--config.steps=1", "--config.batch_size=4", "--config.shots=2",
+        "--config.own.target=output", *own,
+    ]  # fmt: skip
+    assert support.run_command(*learn) == 0
+    learned = json.loads((adapter / "provenance.json").read_text())["learned"]
+    assert learned[0]["task"] == "starts" and len(learned[0]["ids"]) == 2 and learned[0]["chat"] is True
+    assert [f"starts/{id}" for id in learned[0]["ids"]] == json.loads((adapter / "few_shot.json").read_text())
+    arguments = _arguments(folder, tmp_path / "out", "--config.limit=2")
+    arguments[1] = f"--config.model=tuned={folder / 'one'}+{adapter}"
+    assert support.run_command(*arguments) == 0
+    said = capfd.readouterr().out
+    assert "tuned was fine-tuned on 2 examples of starts@train, through the chat template" in said
+    assert "WARNING: starts is asked as raw text" in said

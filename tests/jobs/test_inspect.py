@@ -4,12 +4,11 @@ import hashlib
 import json
 import logging
 import pathlib
-import subprocess
-import sys
 
 import matplotlib.image
 import numpy as np
 import pytest
+import support
 from ml_collections import ConfigDict
 from support import TINY, WORDS, llama_tensors, write_llama, write_tokenizer
 
@@ -213,14 +212,12 @@ def test_damaged_weights_are_refused_and_leave_nothing(family, tmp_path):
     assert list(runs.iterdir()) == []
 
 
-def test_a_trained_public_model_and_a_random_one_are_told_apart(repository, shared, tmp_path, no_pictures):
+def test_a_trained_public_model_and_a_random_one_are_told_apart(shared, tmp_path, no_pictures):
     weights = shared / "weights"
     if not (weights / "stories260K.bin").is_file():
         pytest.skip("the shared data lacks weights/stories260K.bin")
     folder = tmp_path / "stories"
-    command = [sys.executable, str(repository / "third_party" / "llama2c.py"), "--output", str(folder)]
-    files = ["--checkpoint", str(weights / "stories260K.bin"), "--tokenizer", str(weights / "tok512.bin")]
-    subprocess.run([*command, *files], check=True, capture_output=True)
+    support.convert(weights / "stories260K.bin", folder, tokenizer=str(weights / "tok512.bin"))
     settings = json.loads((folder / "config.json").read_text())
     write_llama(tmp_path / "random", 3, np.float32, **settings)
     inspect_job.run(config(tmp_path / "out", instruct=folder, clinical=tmp_path / "random"))

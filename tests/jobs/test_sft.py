@@ -4,11 +4,13 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,6 @@ def _arguments(repository, model, rows, output, *more: str) -> tuple[str, ...]:
         f"--config.output={output}",
         "--config.length=64",
         "--config.batch_size=4",
-        "--config.packing=False",
         "--config.warmup_steps=1",
         "--config.learning_rate=3e-3",
         *more,
@@ -147,9 +148,19 @@ def test_frozen_tensors_stay_and_wise_ft_lies_between(repository, small_miniatur
     np.testing.assert_allclose(part, 0.75 * begun + 0.25 * whole, atol=2**-8)  # both were rounded to bfloat16
 
 
-def _launch(repository: pathlib.Path, arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "clinmerge_jax.main", *arguments]
-    return subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+# The job with short rows and programs that cost nothing, so that a small run goes through batches of several shapes.
+_SEVERAL_SHAPES = """
+from absl import app
+from clinmerge_jax import command_line, main
+from clinmerge_jax.training import rows
+rows._CPU = rows._Device(unit=16, at_a_time=64, compiling=0.0)
+app.run(main.main, flags_parser=command_line.parse_flags)
+"""
+
+
+def _launch(repository: pathlib.Path, arguments, said: int | IO[str] = subprocess.DEVNULL) -> subprocess.Popen:
+    command = [sys.executable, "-c", _SEVERAL_SHAPES, *arguments]
+    return subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def _steps_done(output: pathlib.Path) -> int:
@@ -173,8 +184,11 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(repository, small
         "--config.replay.task=miniature:clinical", "--config.merge_adapter=True",
     )  # fmt: skip
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    process = _launch(repository, _arguments(repository, small_miniature, rows, undisturbed, *more))
-    assert process.wait() == 0
+    with (tmp_path / "said").open("w") as said:
+        process = _launch(repository, _arguments(repository, small_miniature, rows, undisturbed, *more), said)
+        assert process.wait() == 0
+    (plan,) = re.findall(r"rows x tokens \(steps\): (.*);", (tmp_path / "said").read_text())
+    assert 2 <= plan.count("tokens") <= 4
     arguments = _arguments(repository, small_miniature, rows, killed, *more)
     draw = random.Random(0)
     happened = 0
@@ -208,7 +222,8 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(repository, small
         ("--config.length=100000", "config.length"),
         ("--config.length=1", "config.length"),
         ("--config.batch_size=0", "config.batch_size"),
-        ("--config.micro_batch=3", "config.micro_batch"),
+        ("--config.micro_batch=-1", "config.micro_batch"),
+        ("--config.packing=True", "config.packing"),
         ("--config.steps=-3", "config.steps"),
         ("--config.epochs=inf", "config.epochs"),
         ("--config.epochs=0", "config.epochs"),
@@ -249,8 +264,8 @@ def test_every_variant_fits_the_miniature_as_it_stands(variant):
     config = configs.sft.get_config(variant)
     start = open_start(config)
     sets = Source(config, start).sets(config.shots, config.seed)
-    settings = step_settings(config, start.llama, len(sets.examples.rows.tokens), 0.0, jax.devices()[0])
-    assert settings.steps > 0 and sets.examples.packed.dropped == 0
+    settings = step_settings(config, start.llama, len(sets.examples.sequences), 0.0, jax.devices()[0])
+    assert settings.steps > 0 and len(sets.examples.sequences) == sets.examples.packed.sequences > 0
 
 
 def test_weights_that_diverge_end_the_run_with_a_line_that_names_rows(

@@ -15,7 +15,7 @@ from support import tiny_config
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation import programs
 from clinmerge_jax.generation.sampling import Kind
-from clinmerge_jax.llama import attention
+from clinmerge_jax.llama import attention, model
 from clinmerge_jax.llama.attention import Backend, Use, over_cache, over_sequences, resolve
 from clinmerge_jax.llama.cache import Cache, attend_cache, unstack
 from clinmerge_jax.llama.model import attend_causally
@@ -66,6 +66,24 @@ def test_the_reference_is_causal_attention_within_documents(packed):
     want = naive(*qkv, np.asarray(segments_BT) if packed else np.zeros((2, 9)))
     for attend in (attend_causally, over_sequences(Backend.REFERENCE)):
         np.testing.assert_allclose(attend(*qkv, segments_BT if packed else None), want, atol=F32_NOISE)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_of_queries_change_neither_result_nor_gradient(packed, monkeypatch):
+    *qkv, segments_BT = sequences(2, 21, 6)
+    segments_BT = segments_BT if packed else None
+
+    def total(*qkv):
+        return jnp.sum(jnp.sin(attend_causally(*qkv, segments_BT)))
+
+    want = jax.value_and_grad(total, (0, 1, 2))(*qkv)
+    monkeypatch.setattr(model, "_BLOCK", 4)
+    program = jax.make_jaxpr(total)(*qkv)
+    assert "2,2,8,21" not in str(program) and "2,2,8,20" in str(program)  # no scores of all queries at once
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=F32_NOISE), jax.grad(total, (0, 1, 2))(*qkv), want[1]
+    )
+    np.testing.assert_allclose(total(*qkv), want[0], rtol=1e-5)
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """A published model from end to end: stories260K tells, greedily, the story its author printed."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import support
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -36,13 +35,9 @@ def published(weights) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(weights, repository, tmp_path_factory):
-    spec = importlib.util.spec_from_file_location("llama2c", repository / "third_party" / "llama2c.py")
-    llama2c = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(llama2c)
+def folder(weights, tmp_path_factory):
     output = tmp_path_factory.mktemp("stories260k") / "model"
-    llama2c.convert(weights / "stories260K.bin", weights / "tok512.bin", output)
-    return output
+    return support.convert(weights / "stories260K.bin", output, tokenizer=str(weights / "tok512.bin"))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def _start(repository, folder, output, processes, devices):
     for index in range(processes):
         command = [
             sys.executable, "-m", "clinmerge_jax.main", "--config=configs/sft.py:full", "--config.shots=32",
-            "--config.length=128", f"--config.steps={STEPS}", "--config.batch_size=8", "--config.micro_batch=4",
+            "--config.length=256", f"--config.steps={STEPS}", "--config.batch_size=8", "--config.micro_batch=4",
             "--config.warmup_steps=1", "--config.mesh.data=2", "--config.mesh.fsdp=1", "--config.mesh.tensor=1",
             f"--config.output={output}",
         ]  # fmt: skip

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from support import tiny_config
 
-from clinmerge_jax.data.batch import Batch
+from clinmerge_jax.data.documents import Encoded
+from clinmerge_jax.data.sequences import Sequences, sequences_of
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.parameters import init_params
@@ -17,7 +18,8 @@ from clinmerge_jax.training.grid import Grid, Member, pick_slots, replicas
 from clinmerge_jax.training.log import TrainingLog
 from clinmerge_jax.training.loop import LoopSettings, train
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.run import Rows, Run, name_rows
+from clinmerge_jax.training.rows import Rows
+from clinmerge_jax.training.run import Run, name_rows
 from clinmerge_jax.training.step import StepSettings
 
 CONFIG = tiny_config(tie_word_embeddings=True)
@@ -27,13 +29,13 @@ SETTINGS = {
     "full": StepSettings(OPTIMIZER, 1, dtype=jnp.float32, l2=0.01),
     "lora": StepSettings(OPTIMIZER, 1, dtype=jnp.float32, lora=LORA),
 }
-ROWS = Rows(4, 2)
+ROWS = Rows(4, 2, length=16)
 
 
-def _data(count: int, seed: int, length: int = 12) -> Batch:
-    tokens = np.random.default_rng(seed).integers(2, CONFIG.vocab_size, (count, length)).astype(np.int32)
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    return Batch(tokens, positions > 0, positions, np.ones_like(tokens))
+def _data(count: int, seed: int, longest: int = 12) -> Sequences:
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(2, CONFIG.vocab_size, size).astype(np.int32) for size in rng.integers(4, longest + 1, count)]
+    return sequences_of([[Encoded(row, np.arange(len(row)) > 0)] for row in rows])
 
 
 # Two seeds of two lengths, one of another rate, and more than there are slots; no two learn the same rows.
@@ -51,7 +53,7 @@ def _params():
 
 def _grid(kind: str, slots: int, devices: int, members=MEMBERS):
     """The grid, what each member has trained and the log of its steps, and what failed."""
-    grid, found = Grid(replicas(CONFIG, devices), SETTINGS[kind], ROWS, slots), {}
+    grid, found = Grid(replicas(CONFIG, devices), SETTINGS[kind], ROWS, slots, MEMBERS), {}
 
     def finish(member, trained, log):
         found[member.name] = jax.tree.map(np.asarray, trained), log
@@ -125,8 +127,8 @@ def test_the_loss_of_a_finished_run_is_that_of_its_weights(kind, together):
 
 
 def test_a_run_that_fails_is_named_with_its_documents_and_the_others_go_on(kind, together):
-    ids = [[f"note-{row}"] for row in range(12)]
-    poisoned = dataclasses.replace(MEMBERS[1], learning_rate=np.inf, name_rows=name_rows([MEMBERS[1].data], ids))
+    ids = [f"note-{row}" for row in range(12)]
+    poisoned = dataclasses.replace(MEMBERS[1], learning_rate=np.inf, name_rows=name_rows([MEMBERS[1].data], [ids]))
     _, found, failures = _grid(kind, 8, 8, [MEMBERS[0], poisoned, *MEMBERS[2:]])
     (line,) = failures.values()
     assert line.startswith("6 steps, seed 0: step 2: the loss of the rows with note-") and "is not finite" in line
@@ -142,6 +144,6 @@ def test_slots_are_a_multiple_of_the_devices(runs, devices, slots):
 
 def test_slots_that_devices_cannot_share_are_refused():
     with pytest.raises(BadInput, match=r"config.grid.at_once: 3 runs"):
-        Grid(replicas(CONFIG, 2), SETTINGS["full"], ROWS, 3)
+        Grid(replicas(CONFIG, 2), SETTINGS["full"], ROWS, 3, MEMBERS)
     with pytest.raises(BadInput, match=r"config.mesh.data: is 9 with 8 devices"):
         replicas(CONFIG, 9)

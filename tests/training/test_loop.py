@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 from support import tiny_config
 
-from clinmerge_jax.data.batch import Batch
+from clinmerge_jax.data.documents import Encoded
+from clinmerge_jax.data.sequences import Sequences, sequences_of
 from clinmerge_jax.errors import BadInput, RunFailure
 from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.parallel.layout import make_layout, one_device
 from clinmerge_jax.parallel.mesh import MeshShape
+from clinmerge_jax.training import rows
 from clinmerge_jax.training.checkpoints import Checkpoints
 from clinmerge_jax.training.log import TrainingLog
 from clinmerge_jax.training.loop import Interrupted, LoopSettings, train
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.run import Rows, Run, name_rows
+from clinmerge_jax.training.rows import Rows
+from clinmerge_jax.training.run import Run, name_rows
 from clinmerge_jax.training.step import StepSettings
 
 CONFIG = tiny_config(tie_word_embeddings=True)
@@ -28,18 +31,27 @@ STEPS = 6
 SETTINGS = StepSettings(OptimizerSettings(1e-2, warmup_steps=2), STEPS, dtype=jnp.float32)
 
 
-def _data(count: int = 10, length: int = 12) -> Batch:
-    """Rows of one document each, of several lengths, that count upwards in ones or twos."""
+def _data(count: int = 10, longest: int = 12) -> Sequences:
+    """Examples of several lengths that count upwards in ones or twos."""
     rng = np.random.default_rng(0)
-    tokens = np.cumsum(rng.integers(1, 3, (count, length)), axis=1).astype(np.int32) % CONFIG.vocab_size
-    inside = np.arange(length) < rng.integers(4, length + 1, count)[:, None]
-    targets = inside & (np.arange(length) > 1)
-    positions = np.where(inside, np.arange(length), 0).astype(np.int32)
-    return Batch(np.where(inside, tokens, 0), targets, positions, inside.astype(np.int32))
+    found = []
+    for size in rng.integers(4, longest + 1, count):
+        tokens = np.cumsum(rng.integers(1, 3, size)).astype(np.int32) % CONFIG.vocab_size
+        found.append([Encoded(tokens, np.arange(size) > 1)])
+    return sequences_of(found)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def several_shapes():
+    """Programs that cost nothing, so that the runs here go through batches of several shapes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_CPU", rows._Device(unit=4, at_a_time=24, compiling=0.0))
+        assert len({batch.tokens.shape for batch in _run().loader()}) > 1
+        yield
 
 
 def _run(settings=SETTINGS, layout=None) -> Run:
-    return Run(layout or one_device(CONFIG), settings, _data(), Rows(4, 2), seed=3)
+    return Run(layout or one_device(CONFIG), settings, _data(), Rows(4, length=24), seed=3)
 
 
 def _begin(run: Run):
@@ -52,7 +64,7 @@ def _same(one, other) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed():
+def undisturbed(several_shapes):
     run = _run()
     return train(_begin(run), run.take, run.loader(), LoopSettings(STEPS)).state
 
@@ -120,11 +132,11 @@ def test_patience_ends_training_and_the_best_step_is_known(tmp_path):
 def test_a_loss_that_is_not_finite_names_the_documents(tmp_path):
     run = _run()
     params = init_params(CONFIG, jax.random.key(1))
-    ids = [[f"note-{row}"] for row in range(10)]
-    poisoned = int(_data().tokens[7][1])  # whoever reads this token gets a loss that is no number
+    ids = [f"note-{row}" for row in range(10)]
+    poisoned = int(_data().split()[7][1])  # whoever reads this token gets a loss that is no number
     params["embed_tokens"]["weight"] = params["embed_tokens"]["weight"].at[poisoned].set(jnp.nan)
     with pytest.raises(RunFailure, match=r"step 1: the loss of the rows with note-\d") as error:
-        train(run.begin(params), run.take, run.loader(), LoopSettings(STEPS), name_rows=name_rows([_data()], ids))
+        train(run.begin(params), run.take, run.loader(), LoopSettings(STEPS), name_rows=name_rows([_data()], [ids]))
     assert "is not finite" in str(error.value)
 
 
@@ -153,8 +165,8 @@ def test_an_adapter_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize(
-    "rows, named", [((0,), "batch_size"), ((4, 3), "micro_batch"), ((4, -1), "micro_batch"), ((3,), "batch_size")]
+    "given, named", [((0,), "batch_size"), ((4, -1), "micro_batch"), ((4, 3), "micro_batch"), ((16, 12), "micro_batch")]
 )
-def test_rows_that_do_not_divide_are_refused(rows, named):
+def test_rows_that_cannot_be_taken_are_refused(given, named):
     with pytest.raises(BadInput, match=f"config.{named}: "):
-        Run(make_layout(CONFIG, MeshShape(8, 1, 1)), SETTINGS, _data(), Rows(*rows))
+        Run(make_layout(CONFIG, MeshShape(8, 1, 1)), SETTINGS, _data(), Rows(*given))

@@ -13,7 +13,7 @@ from training_batches import draw_documents, make_batch
 
 from clinmerge_jax.llama.model import last_states, logits
 from clinmerge_jax.llama.parameters import init_params
-from clinmerge_jax.training.loss import head_params, row_losses
+from clinmerge_jax.training.loss import head_params, losses
 
 CONFIG = tiny_config(initializer_range=0.3)
 LENGTH = 12
@@ -53,20 +53,19 @@ def test_sums_and_gradients_are_those_of_whole_logits(params, batch, chunk, part
     x_BTD, start = states(params, batch), (head_params(other, CONFIG), states(other, batch))
 
     def chunked(head, x_BTD):
-        losses = row_losses(head, x_BTD, batch, CONFIG, start=start, chunk=chunk, parts=parts)
-        return jnp.sum(losses.cross_entropy + 0.5 * losses.divergence), losses
+        return losses(head, x_BTD, batch, CONFIG, kl=0.5, start=start, chunk=chunk, parts=parts)
 
     def plain(head, x_BTD):
         cross_entropy_B, divergence_B = plain_losses(head, x_BTD, batch, start)
         return jnp.sum(cross_entropy_B + 0.5 * divergence_B), (cross_entropy_B, divergence_B)
 
     grad = functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
-    ours, losses = jax.jit(grad(chunked))(head_params(params, CONFIG), x_BTD)
+    ours, found = jax.jit(grad(chunked))(head_params(params, CONFIG), x_BTD)
     theirs, (cross_entropy_B, divergence_B) = jax.jit(grad(plain))(head_params(params, CONFIG), x_BTD)
-    np.testing.assert_allclose(losses.cross_entropy, cross_entropy_B, rtol=1e-5)
-    np.testing.assert_allclose(losses.divergence, divergence_B, rtol=1e-4)
-    assert losses.targets.tolist() == batch.targets.sum(axis=1).tolist() and losses.targets[-1] == 0
-    assert losses.cross_entropy[-1] == 0
+    np.testing.assert_allclose(found.cross_entropy, cross_entropy_B, rtol=1e-5)
+    np.testing.assert_allclose(found.divergence, divergence_B, rtol=1e-4)
+    assert found.targets.tolist() == batch.targets.sum(axis=1).tolist() and found.targets[-1] == 0
+    assert found.cross_entropy[-1] == 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), ours, theirs)
 
 
@@ -74,11 +73,11 @@ def test_no_array_holds_the_logits_of_the_whole_batch(params, batch):
     head = head_params(params, CONFIG)
 
     def loss(head, x_BTD):
-        return jnp.sum(row_losses(head, x_BTD, batch, CONFIG, chunk=3).cross_entropy)
+        return losses(head, x_BTD, batch, CONFIG, chunk=3)[0]
 
     program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(head, states(params, batch)).as_text()
     sizes = {math.prod(map(int, shape.split("x")[:-1])) for shape in re.findall(r"tensor<((?:\d+x)+)f32>", program)}
-    assert batch.tokens.shape[0] * 3 * CONFIG.vocab_size in sizes  # of a chunk
+    assert 3 * CONFIG.vocab_size in sizes  # of a chunk
     assert max(sizes) < batch.tokens.size * CONFIG.vocab_size
 
 
@@ -87,15 +86,15 @@ def test_padded_rows_of_the_vocabulary_have_no_part(params, batch):
     padded["lm_head"] = {"weight": jnp.pad(params["lm_head"]["weight"], ((0, 3), (0, 0)), constant_values=9.0)}
     x_BTD = states(params, batch)
     start = (head_params(padded, CONFIG), x_BTD[..., ::-1])
-    more = row_losses(start[0], x_BTD, batch, CONFIG, start=start)
+    _, more = losses(start[0], x_BTD, batch, CONFIG, start=start)
     whole = head_params(params, CONFIG)
-    same = row_losses(whole, x_BTD, batch, CONFIG, start=(whole, start[1]))
+    _, same = losses(whole, x_BTD, batch, CONFIG, start=(whole, start[1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), more, same)
 
 
 def test_bfloat16_states_have_float32_losses(params, batch):
     x_BTD = states(params, batch).astype(jnp.bfloat16)
-    losses = row_losses(head_params(params, CONFIG), x_BTD, batch, CONFIG)
+    _, found = losses(head_params(params, CONFIG), x_BTD, batch, CONFIG)
     wide, _ = plain_losses(params, x_BTD.astype(jnp.float32), batch)
-    assert losses.cross_entropy.dtype == jnp.float32
-    np.testing.assert_allclose(losses.cross_entropy, wide, rtol=1e-2)
+    assert found.cross_entropy.dtype == jnp.float32
+    np.testing.assert_allclose(found.cross_entropy, wide, rtol=1e-2)

@@ -81,6 +81,11 @@ class DataSet:
     home: str
     left_out: str = "none"
 
+    @property
+    def credentialed(self) -> bool:
+        """Whether its rows are under a use agreement, which what is trained on them inherits."""
+        return "Credentialed" in self.licence
+
 
 def github(folder: str, repository: str, commit: str, path: str, sha256: str, name: str = "") -> File:
     """A file of a public repository.

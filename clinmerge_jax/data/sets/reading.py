@@ -13,7 +13,7 @@ import openpyxl
 from openpyxl.utils.exceptions import InvalidFileException
 
 from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.reading import check_unicode
+from clinmerge_jax.data.rows import check_unicode
 from clinmerge_jax.errors import BadInput
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

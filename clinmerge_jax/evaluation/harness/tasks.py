@@ -7,8 +7,7 @@ from typing import Any
 
 from absl import logging
 
-from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.reading import numbered_lines
+from clinmerge_jax.data.rows import read_rows
 from clinmerge_jax.errors import BadInput
 
 _FIELD = "config.harness_tasks"
@@ -102,8 +101,7 @@ def local_task(name: str, data_dir: str) -> dict[str, Any]:
         raise BadInput(f"{_FIELD}: there is no local task {name!r}; there are {', '.join(LOCAL_TASKS)}")
     file, config = LOCAL_TASKS[name]
     path = str(pathlib.Path(data_dir) / file)
-    lines = numbered_lines(path, "config.data_dir", f"put {file} into it")
-    rows = [parse_json(line, f"{path}:{number}") for number, line in lines]
+    rows = [row.values for row in read_rows(path, "config.data_dir", f"put {file} into it")]
 
     def dataset(**_: Any) -> dict[str, datasets.Dataset]:
         return {"test": datasets.Dataset.from_list(rows)}

@@ -8,8 +8,7 @@ import collections
 from collections.abc import Mapping
 from typing import Any
 
-from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.reading import check_unicode, numbered_lines
+from clinmerge_jax.data.rows import read_rows
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.instructions.asked import Asked
 from clinmerge_jax.evaluation.instructions.checkers import CHECKERS, Checker, instruction
@@ -57,9 +56,7 @@ def read_ifbench(path: str, field: str) -> tuple[list[Item], Mapping[str, int]]:
 def _rows(path: str, field: str) -> list[tuple[str, dict[str, Any]]]:
     """The rows with their names, each with a key of its own; what lies in `kwargs` is not looked at."""
     rows: dict[str, tuple[str, dict[str, Any]]] = {}
-    for number, line in numbered_lines(path, field, _MEND):
-        name = f"{path}:{number}"
-        row = parse_json(line, name)
+    for name, _, row in read_rows(path, field, _MEND):
         _check(row, name)
         key = str(row["key"])
         if key in rows:
@@ -68,10 +65,7 @@ def _rows(path: str, field: str) -> list[tuple[str, dict[str, Any]]]:
     return list(rows.values())
 
 
-def _check(row: Any, name: str) -> None:
-    check_unicode(row, name)
-    if not isinstance(row, dict):
-        raise BadInput(f"{name}: is no JSON object; {_MEND}")
+def _check(row: Mapping[str, Any], name: str) -> None:
     key, prompt, ids, kwargs = (row.get(part) for part in ("key", "prompt", "instruction_id_list", "kwargs"))
     if isinstance(key, bool) or not isinstance(key, (int, str)) or key == "":
         raise BadInput(f"{name}: 'key' is neither text nor a whole number; give one of the two")

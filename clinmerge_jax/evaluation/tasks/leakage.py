@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+from absl import logging
+
+from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.tasks.task import Item
 
 WORDS = 13  # of a sequence: the length by which Brown et al. (2020) look for test text in training text
@@ -46,6 +49,27 @@ def leakage(train: Sequence[Item], test: Sequence[Item]) -> Leakage:
         near=tuple(item.id for item in test if item.id not in exact and _share(item.source, found) >= NEAR),
         targets=tuple(item.id for item in test if (answer := _answer(item)) and _plain(answer) in targets),
     )
+
+
+def without_asked(train: Sequence[Item], asked: Sequence[Item], name: str) -> list[Item]:
+    """The training items that give no answer away: whose source is not asked too, nor nearly, nor of the same cluster.
+
+    Raises:
+      BadInput: nothing is left: train and test are the same.
+    """
+    shared = leakage(asked, train)
+    told = {*shared.sources, *shared.near}
+    clusters = {item.cluster for item in asked if item.cluster}
+    left = [item for item in train if item.id not in told and item.cluster not in clusters]
+    if train and not left:
+        raise BadInput(f"task {name}: every training item is asked too; give another training file than the test's")
+    if len(left) < len(train):
+        logging.warning(
+            "%s: %d training items are asked too, nearly so, or of the same cluster; they are no examples",
+            name,
+            len(train) - len(left),
+        )
+    return left
 
 
 def _answer(item: Item) -> str:

@@ -1,15 +1,15 @@
-"""A user's own task, from JSON lines and a config alone."""
+"""A user's own task, from files of rows and a config alone."""
 
 import re
-import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.reading import check_unicode, numbered_lines
+from clinmerge_jax.data.fields import is_plain, places, shown
+from clinmerge_jax.data.rows import Row, read_rows
 from clinmerge_jax.data.sets.reading import LETTERS
+from clinmerge_jax.data.tfds_source import PREFIX
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.metrics import METRICS, Metric, composite, named
 from clinmerge_jax.evaluation.tasks.items import option_lines
@@ -19,7 +19,7 @@ from clinmerge_jax.evaluation.tasks.task import Form, Item, Kind, Task
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*", re.ASCII)
 _OF_CHOICES = ("accuracy", "exact_match")
 _UNBOUNDED = FORM.split(",")  # no scores that go up to 100
-_MEND = "give JSON lines, an object a line"
+_MEND = "give JSON lines, a JSON array, CSV, TSV or Parquet"
 
 
 def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
@@ -42,13 +42,13 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
     if own.kind not in kinds:
         raise BadInput(f"config.own.kind: {own.kind!r} is unknown; choose of {', '.join(kinds)}")
     kind = kinds[own.kind]
-    if not own.test:
-        raise BadInput("config.own.test: is empty; name the JSON lines that are scored")
+    if not (own.test or own.train):
+        raise BadInput("config.own.test: is empty; name what is scored, or with config.own.train what is learned")
     if own.max_new_tokens < 1:
         raise BadInput(f"config.own.max_new_tokens: is {own.max_new_tokens}; give 1 or more")
     default = f"{{{own.source}}}" if kind is Kind.GENERATION else f"Question: {{{own.source}}}\n{{choices}}\nAnswer:"
     form = Form(own.question or default, own.instruction)
-    places = _places(form.question)
+    asked = places(form.question, "config.own.question")
     task = Task(
         own.name,
         kind,
@@ -64,11 +64,13 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
     def read(split: str) -> list[Item]:
         files = {"test": own.test, "train": own.train}
         if not files.get(split):
-            raise BadInput(f"config.own: {own.name} has no split {split!r}; name its file with config.own.train")
+            raise BadInput(f"config.own: {own.name} has no split {split!r}; name its file with config.own.{split}")
+        if files[split].startswith(PREFIX):
+            raise BadInput(f"config.own.{split}: {files[split]} is no file; save its rows in one, {_MEND}")
         found: dict[str, Item] = {}
-        for number, line in numbered_lines(files[split], f"config.own.{split}", _MEND):
-            item = _item(line, f"{files[split]}:{number}", f"{split}-{number}", split, own, kind)
-            lacking = [place for place in places if place not in item.fields]
+        for row in read_rows(files[split], f"config.own.{split}", _MEND):
+            item = _item(row, split, own, kind)
+            lacking = [place for place in asked if place not in item.fields]
             if lacking:
                 raise BadInput(
                     f"{item.name}: has no text {lacking[0]!r}, which config.own.question names; name one of its fields"
@@ -81,18 +83,6 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
         return list(found.values())
 
     return task, read
-
-
-def _places(template: str) -> list[str]:
-    """The fields that a template names."""
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise BadInput(f"config.own.question: {error}; write field names in braces, other braces twice") from error
-    for name in names:
-        if not name or re.search(r"[.\[\]!:]", name):
-            raise BadInput(f"config.own.question: {{{name}}} is no plain name of a field; give such names in braces")
-    return names
 
 
 def _metrics(own: ConfigDict, kind: Kind) -> tuple[Metric, ...]:
@@ -119,12 +109,9 @@ def _metrics(own: ConfigDict, kind: Kind) -> tuple[Metric, ...]:
     return composite(name, chosen), *metrics
 
 
-def _item(line: str, name: str, number: str, split: str, own: ConfigDict, kind: Kind) -> Item:
-    row = parse_json(line, name)
-    if not isinstance(row, dict):
-        raise BadInput(f"{name}: is no JSON object; {_MEND}")
-    check_unicode(row, name)
-    fields = {key: str(value) for key, value in row.items() if _is_plain(value)}
+def _item(given: Row, split: str, own: ConfigDict, kind: Kind) -> Item:
+    name, row = given.name, given.values
+    fields = {key: str(value) for key, value in row.items() if is_plain(value)}
     choices: tuple[str, ...] = ()
     if kind is Kind.GENERATION:
         target = _text(row, own.target, name, "target")
@@ -134,7 +121,7 @@ def _item(line: str, name: str, number: str, split: str, own: ConfigDict, kind: 
         target = _right(row, own.target, options, name)
         fields["choices"] = option_lines(choices)
     return Item(
-        id=_text(row, own.id, name, "id") if row.get(own.id) is not None else number,
+        id=_text(row, own.id, name, "id") if row.get(own.id) is not None else f"{split}-{given.number}",
         name=name,
         fields=fields,
         source=_text(row, own.source, name, "source"),
@@ -151,14 +138,10 @@ def _cluster(row: Mapping[str, Any], key: str, name: str, split: str) -> str:
     return _text(row, key, name, "cluster") if known else ""
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
-
-
 def _text(row: Mapping[str, Any], key: str, name: str, field: str) -> str:
     if key not in row:
-        raise BadInput(f"{name}: has no {key!r}; name the right column with config.own.{field}")
-    if not _is_plain(row[key]) or not str(row[key]).strip():
+        raise BadInput(f"{name}: has no {key!r}; name one of {shown(row)} with config.own.{field}")
+    if not is_plain(row[key]) or not str(row[key]).strip():
         raise BadInput(f"{name}: {key!r} is empty or no text; give some to every row")
     return str(row[key])
 
@@ -168,6 +151,8 @@ def _options(row: Mapping[str, Any], key: str, name: str) -> dict[str, str]:
     given = row.get(key)
     if isinstance(given, list):
         given = dict(zip(LETTERS, given)) if len(given) <= len(LETTERS) else None
+    if isinstance(given, dict):  # Parquet gives every row each letter that one of them has
+        given = {letter: text for letter, text in given.items() if text is not None}
     if not isinstance(given, dict) or not 2 <= len(given) <= len(LETTERS):
         raise BadInput(f"{name}: {key!r} is no list of 2 to {len(LETTERS)} options; name it with config.own.choices")
     return {letter: _text(given, letter, name, "choices") for letter in given}

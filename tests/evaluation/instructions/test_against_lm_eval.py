@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+import support
 from instruction_responses import responses
 
 from clinmerge_jax.evaluation.instructions.checkers import CHECKERS
@@ -144,7 +145,7 @@ def _generated(model, rows, folder, new, **settings):
 
 
 @pytest.fixture(scope="module")
-def cases(shared, repository, tmp_path_factory):
+def cases(shared, tmp_path_factory):
     """IFEval's prompts with responses made by rules, by the miniature and by stories260K."""
     data, weights = shared / "data/ifeval/input_data.jsonl", shared / "weights"
     if not data.is_file() or not (weights / "stories260K.bin").is_file():
@@ -153,9 +154,7 @@ def cases(shared, repository, tmp_path_factory):
     items = read_prompts(str(data), "prompts")
     folders = {name: tmp_path_factory.mktemp(name) for name in ("stories", "miniature")}
     stories = folders["stories"] / "model"
-    command = [sys.executable, str(repository / "third_party/llama2c.py"), "--output", str(stories)]
-    files = ["--checkpoint", str(weights / "stories260K.bin"), "--tokenizer", str(weights / "tok512.bin")]
-    subprocess.run([*command, *files], check=True, capture_output=True)
+    support.convert(weights / "stories260K.bin", stories, tokenizer=str(weights / "tok512.bin"))
     made = _rule_made(rows, items, 6)
     for name, model, new, settings in (
         ("stories", str(stories), 200, {}),

@@ -1,7 +1,11 @@
 """A user's own task, from JSON lines and a config alone."""
 
+import dataclasses
 import json
 
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
 
@@ -120,10 +124,11 @@ def test_rows_that_are_wrong_are_named_by_file_line_and_field(tmp_path, change, 
 
 def test_a_missing_column_is_named_with_the_config_field_that_names_it(tmp_path):
     path = tmp_path / "rows.jsonl"
-    assert "rows.jsonl:1: has no 'summary'; name the right column with config.own.target" in _refusal(
+    columns = "name one of 'id', 'input', 'output', 'ward', 'visit'"
+    assert f"rows.jsonl:1: has no 'summary'; {columns} with config.own.target" in _refusal(
         _own(path, ROWS, target="summary")
     )
-    assert "rows.jsonl:1: has no 'patient'; name the right column with config.own.cluster" in _refusal(
+    assert f"rows.jsonl:1: has no 'patient'; {columns} with config.own.cluster" in _refusal(
         _own(path, ROWS, cluster="patient")
     )
     assert "rows.jsonl:1: has no text 'bed', which config.own.question names" in _refusal(
@@ -131,11 +136,31 @@ def test_a_missing_column_is_named_with_the_config_field_that_names_it(tmp_path)
     )
 
 
+def test_tables_arrays_and_parquet_make_the_same_items_as_json_lines(tmp_path):
+    wanted = own_task(_own(tmp_path / "rows.jsonl", ROWS, id="", cluster="visit"))[1]("test")
+    frame = pa.Table.from_pylist(ROWS)
+    pq.write_table(frame, tmp_path / "rows.parquet")
+    pacsv.write_csv(frame, tmp_path / "rows.csv")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    for name in ("rows.parquet", "rows.csv", "rows.json"):
+        own = _own(tmp_path / "rows.jsonl", ROWS, id="", cluster="visit")
+        own.test = str(tmp_path / name)
+        found = own_task(own)[1]("test")
+        assert [item.name for item in found] == [f"{own.test} row 1", f"{own.test} row 2"]
+        assert [dataclasses.replace(item, name=old.name) for item, old in zip(found, wanted)] == wanted
+    pq.write_table(pa.Table.from_pylist([CHOICE, CHOICE | {"id": "b", "output": "A"}]), tmp_path / "rows.parquet")
+    own = _own(tmp_path / "rows.jsonl", ROWS, kind="choice")
+    own.test = str(tmp_path / "rows.parquet")
+    assert [item.target for item in own_task(own)[1]("test")] == ["B", "A"]
+    own.test = "tfds:notes"
+    assert "config.own.test: tfds:notes is no file" in _refusal(own)
+
+
 def test_another_encoding_an_empty_file_and_none_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     own = _own(path, ROWS)
     path.write_bytes(f'{{"input": "{SECRET} 37\xb0"}}'.encode("latin-1"))
-    assert "rows.jsonl: is not UTF-8 at byte" in _refusal(own)
+    assert "rows.jsonl:1: is not UTF-8 at byte" in _refusal(own)
     path.write_text("[1]\n")
     assert "rows.jsonl:1: is no JSON object" in _refusal(own)
     path.write_text("\n")

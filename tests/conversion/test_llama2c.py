@@ -1,22 +1,17 @@
-"""Tests of third_party/llama2c.py on small checkpoints that the tests write themselves."""
+"""llama2.c checkpoints on small ones that the tests write themselves."""
 
-import importlib.util
 import json
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import support
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-SCRIPT = Path(__file__).resolve().parents[2] / "third_party" / "llama2c.py"
-_spec = importlib.util.spec_from_file_location("llama2c", SCRIPT)
-llama2c = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(llama2c)
+from clinmerge_jax.conversion import llama2c
+from clinmerge_jax.errors import BadInput
 
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, SEQ = 16, 20, 2, 4, 2, 6
 HEAD = DIM // HEADS
@@ -103,18 +98,15 @@ def write_checkpoint(path, shared=True):
     return weights
 
 
-def run_script(checkpoint, tokenizer, output):
-    command = [sys.executable, SCRIPT, "--checkpoint", checkpoint, "--tokenizer", tokenizer, "--output", output]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-
-
-def assert_refused(result, output, *words):
-    """One line on standard error, exit status 2, and no output folder, whole or partial."""
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n")
+def assert_refused(checkpoint, tokenizer, output, *words):
+    """One line, and no output folder, whole or partial."""
+    with pytest.raises(BadInput) as refusal:
+        support.convert(checkpoint, output, tokenizer=str(tokenizer))
+    said = str(refusal.value)
+    assert "\n" not in said and "; " in said
     for word in words:
-        assert word in result.stderr
-    assert list(output.parent.iterdir()) == []
+        assert word in said
+    assert not output.exists() and not output.with_name(f".{output.name}.partial").exists()
 
 
 def rotate(vectors_SC, pairs):
@@ -163,13 +155,12 @@ def llama2c_encode(text):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["shared", "unshared"])
 def converted(request, tmp_path_factory):
-    """(source tensors, output folder, shared) of one run of the script."""
+    """(source tensors, output folder, shared) of one conversion."""
     folder = tmp_path_factory.mktemp("llama2c")
     weights = write_checkpoint(folder / "model.bin", shared=request.param)
     tokenizer = write_tokenizer(folder / "tok.bin")
-    result = run_script(folder / "model.bin", tokenizer, folder / "out")
-    assert result.returncode == 0, result.stderr
-    return weights, folder / "out", request.param
+    output = support.convert(folder / "model.bin", folder / "out", tokenizer=str(tokenizer))
+    return weights, output, request.param
 
 
 def test_every_tensor_without_rope_is_copied_exactly(converted):
@@ -255,19 +246,6 @@ def test_configs_follow_the_header(converted):
         assert file.metadata() == {"format": "pt"}
 
 
-def test_output_holds_the_five_files_and_no_partial_folder_is_left(converted):
-    _, output, _ = converted
-    assert {path.name for path in output.iterdir()} == {
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
-    assert {path.name for path in output.parent.iterdir()} == {"model.bin", "tok.bin", "out"}
-    assert len({path.stat().st_mode for path in output.iterdir()}) == 1
-
-
 @pytest.mark.parametrize("text", SENTENCES)
 def test_tokenizer_encodes_as_llama2c_and_decodes_back(converted, text):
     tokenizer = Tokenizer.from_file(str(converted[1] / "tokenizer.json"))
@@ -289,10 +267,8 @@ def test_checkpoint_of_the_wrong_size_is_refused(tmp_path, change, word):
     raw = (tmp_path / "whole.bin").read_bytes()
     checkpoint = tmp_path / "model.bin"
     checkpoint.write_bytes(raw[:change] if change < 0 else raw + bytes(change))
-    output = tmp_path / "empty" / "out"
-    output.parent.mkdir()
-    result = run_script(checkpoint, write_tokenizer(tmp_path / "tok.bin"), output)
-    assert_refused(result, output, "model.bin", word, str(len(raw)), str(len(raw) + change))
+    tokenizer = write_tokenizer(tmp_path / "tok.bin")
+    assert_refused(checkpoint, tokenizer, tmp_path / "out", "model.bin", word, str(len(raw)), str(len(raw) + change))
 
 
 @pytest.mark.parametrize(
@@ -307,17 +283,22 @@ def test_checkpoint_of_the_wrong_size_is_refused(tmp_path, change, word):
 )
 def test_invalid_headers_are_refused_by_name(tmp_path, header, word):
     (tmp_path / "model.bin").write_bytes(header)
-    with pytest.raises(llama2c.ConversionError, match=word):
-        llama2c.read_checkpoint(tmp_path / "model.bin")
+    with pytest.raises(BadInput, match=word):
+        llama2c.read_header(tmp_path / "model.bin")
 
 
 def test_truncated_tokenizer_is_refused(tmp_path):
     write_checkpoint(tmp_path / "model.bin")
     tokenizer = write_tokenizer(tmp_path / "tok.bin")
     tokenizer.write_bytes(tokenizer.read_bytes()[:-1])
-    output = tmp_path / "empty" / "out"
-    output.parent.mkdir()
-    assert_refused(run_script(tmp_path / "model.bin", tokenizer, output), output, "tok.bin", "truncated")
+    assert_refused(tmp_path / "model.bin", tokenizer, tmp_path / "out", "tok.bin", "truncated")
+
+
+def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path):
+    write_checkpoint(tmp_path / "model.bin")
+    assert_refused(
+        tmp_path / "model.bin", "", tmp_path / "out", "model.bin is a file but no GGUF", "--config.tokenizer"
+    )
 
 
 @pytest.mark.parametrize(
@@ -330,28 +311,5 @@ def test_truncated_tokenizer_is_refused(tmp_path):
     ],
 )
 def test_invalid_tokenizers_are_refused_by_name(tmp_path, tokens, word):
-    with pytest.raises(llama2c.ConversionError, match=word):
+    with pytest.raises(BadInput, match=word):
         llama2c.read_tokenizer(write_tokenizer(tmp_path / "tok.bin", tokens), VOCAB)
-
-
-def test_existing_output_is_refused_and_kept(tmp_path):
-    write_checkpoint(tmp_path / "model.bin")
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "notes.txt").write_text("keep")
-    result = run_script(tmp_path / "model.bin", write_tokenizer(tmp_path / "tok.bin"), output)
-    assert result.returncode == 2 and "exists already" in result.stderr
-    assert [path.name for path in output.iterdir()] == ["notes.txt"]
-
-
-def test_a_failing_write_leaves_nothing(tmp_path, monkeypatch):
-    write_checkpoint(tmp_path / "model.bin")
-    write_tokenizer(tmp_path / "tok.bin")
-
-    def disk_full(*args, **kwargs):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(llama2c, "save_file", disk_full)
-    with pytest.raises(OSError, match="no space"):
-        llama2c.convert(tmp_path / "model.bin", tmp_path / "tok.bin", tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"model.bin", "tok.bin"}

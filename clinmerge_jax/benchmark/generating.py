@@ -1,0 +1,99 @@
+"""Times generation with random weights: the engine, and transformers' `generate` on the same prompts.
+
+B prompts of C tokens each.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from clinmerge_jax.generation.engine import Engine, Request
+from clinmerge_jax.llama.attention import Backend
+from clinmerge_jax.llama.parameters import Params
+from clinmerge_jax.parallel.layout import Layout
+
+Generate = Callable[[int], float]  # reads all prompts, generates so many tokens after each, and returns the seconds
+
+
+def ours(
+    layout: Layout, params: Params, prompts: np.ndarray, new: int, attention: str | Backend = Backend.AUTO
+) -> Generate:
+    """The engine, with a slot for every prompt.
+
+    Args:
+      layout: how the parameters lie.
+      params: the model's. The engine has a copy of its own: they may be freed.
+      prompts: token ids, [B, C].
+      new: the most tokens that are generated after each.
+      attention: of the decode steps.
+
+    Raises:
+      BadInput: as `Engine`.
+    """
+    engine = Engine(
+        layout, params, slots=len(prompts), length=prompts.shape[1] + new, share_prefix=False, attention=attention
+    )
+
+    def generate(new: int) -> float:
+        start = time.perf_counter()
+        answers = list(engine.generate([Request(prompt, new) for prompt in prompts]))
+        if not all(len(answer.tokens) == new for _, answer in answers):
+            raise RuntimeError("an answer has not the length that was asked for")
+        return time.perf_counter() - start
+
+    return generate
+
+
+def peer_model(raw: Mapping[str, Any], dtype: str) -> Any:
+    """transformers' Llama of random weights, made on the GPU if there is one.
+
+    Args:
+      raw: as in config.json.
+      dtype: of the weights.
+
+    Raises:
+      ImportError: torch or transformers is not installed.
+    """
+    import torch
+    import transformers
+
+    settings = transformers.LlamaConfig(**raw)
+    settings.dtype = getattr(torch, dtype)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return transformers.LlamaForCausalLM._from_config(settings).eval()
+
+
+def peer(model: Any, prompts: np.ndarray, **more: Any) -> Generate:
+    """transformers' greedy `generate`.
+
+    Args:
+      model: from `peer_model`.
+      prompts: token ids, [B, C].
+      **more: for `generate`.
+    """
+    import torch
+
+    tokens = torch.tensor(prompts, device=model.device)
+
+    def generate(new: int) -> float:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            answer = model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                **more,
+            )
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        if answer.shape[1] != prompts.shape[1] + new:
+            raise RuntimeError("an answer of the peer has not the length that was asked for")
+        return time.perf_counter() - start
+
+    return generate

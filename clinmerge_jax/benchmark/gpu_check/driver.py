@@ -1,0 +1,148 @@
+"""Runs parts one after another, each in a process of its own with a time limit, within a budget for all of them.
+
+While a part measures, the next one's process imports what it needs and then waits for a line on its standard input, so
+that the budget pays for imports once.
+"""
+
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from clinmerge_jax.benchmark.gpu_check.parts import Part
+from clinmerge_jax.benchmark.gpu_check.record import Record
+
+FAILED = ("failed", "timed out")
+_START_UP = 2.0  # seconds of the budget that ending and beginning a process may take
+_GO = b"go\n"
+
+
+class Processes:
+    """Those that were started: each leads a process group, so that what it starts ends with it.
+
+    Args:
+      command: of a part.
+      environment: of all.
+      logs: folder for what they print.
+    """
+
+    def __init__(self, command: Callable[[Part], Sequence[str]], environment: Mapping[str, str], logs: pathlib.Path):
+        self._command = command
+        self._environment = environment
+        self._logs = logs
+        self._started: dict[str, subprocess.Popen] = {}
+
+    def log(self, part: Part) -> pathlib.Path:
+        """What a part prints."""
+        return self._logs / f"{part.name}.log"
+
+    def start(self, part: Part) -> subprocess.Popen:
+        """The part's process; it waits until a line is written to its standard input."""
+        if part.name not in self._started:
+            with self.log(part).open("wb") as log:
+                self._started[part.name] = subprocess.Popen(
+                    list(self._command(part)),
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=dict(self._environment),
+                    start_new_session=True,
+                )
+        return self._started[part.name]
+
+    def end(self, part: Part) -> None:
+        """Ends a part's process and its children, if there are any left."""
+        process = self._started.get(part.name)
+        if process is None:
+            return
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all of them have ended
+        process.wait()
+        process.stdin.close()
+
+    def end_all(self) -> None:
+        """Ends every process that was started."""
+        for name in list(self._started):
+            process = self._started[name]
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def run_parts(
+    parts: Sequence[Part],
+    processes: Processes,
+    record: Record,
+    budget: float,
+    missing: Callable[[Part], str] = lambda part: "",
+    stretch: float = 1.0,
+) -> bool:
+    """Runs the parts in their order; whatever becomes of one, the next has its turn.
+
+    Args:
+      parts: what to run.
+      processes: that run them.
+      record: gets the status of every part.
+      budget: seconds for all of them.
+      missing: why a part cannot run here; "" if it can.
+      stretch: times every part's limit.
+
+    Returns:
+      Whether none failed or ran out of time. Skipped parts do not count.
+    """
+    began = time.monotonic()
+    well = True
+    reasons = {part.name: missing(part) for part in parts}
+    try:
+        for index, part in enumerate(parts):
+            left = budget - (time.monotonic() - began) - _START_UP
+            reason = reasons[part.name]
+            if not reason and left < part.least:
+                reason = f"{max(left, 0):.0f} s of {budget:.0f} are left, and it needs at least {part.least:.0f}"
+            if reason:
+                processes.end(part)
+                record.part(part.name, "skipped", reason=reason)
+                print(f"{part.name}: skipped, {reason}", flush=True)
+                continue
+            well &= _run(part, next((one for one in parts[index + 1 :] if not reasons[one.name]), None), processes,
+                         record, min(part.limit * stretch, left))  # fmt: skip
+    finally:
+        processes.end_all()
+    return well
+
+
+def _run(part: Part, following: Part | None, processes: Processes, record: Record, limit: float) -> bool:
+    """One part, while the following one's process starts."""
+    print(f"{part.name}: at most {limit:.0f} s, {part.gigabytes:.0f} GB: {part.memory}", flush=True)
+    record.part(part.name, "running", limit=limit, gigabytes=part.gigabytes, memory=part.memory)
+    began = time.monotonic()
+    process = processes.start(part)
+    try:
+        process.stdin.write(_GO)
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # it has ended already, and its status says how
+    if following is not None:
+        processes.start(following)
+    try:
+        status = "failed" if process.wait(limit) else "done"
+    except subprocess.TimeoutExpired:
+        status = "timed out"
+    processes.end(part)
+    seconds = time.monotonic() - began
+    facts = {"seconds": seconds, "limit": limit, "gigabytes": part.gigabytes, "memory": part.memory}
+    if status in FAILED:
+        facts["reason"] = last_line(processes.log(part))
+    record.part(part.name, status, **facts)
+    print(": ".join([part.name, f"{status} after {seconds:.0f} s", *filter(None, [facts.get("reason")])]), flush=True)
+    return status == "done"
+
+
+def last_line(log: pathlib.Path) -> str:
+    """The last line with something on it."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it printed nothing")

@@ -1,0 +1,175 @@
+"""The figures of a check, in one JSON file that is whole at any time, and the table that they make."""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clinmerge_jax.report.tables import table
+
+_LEGEND = (
+    "Merges: two or three models read and one written, at the bandwidth of a copy in the same round. Roofline: all weights"
+    " but the embedding, and the keys and values so far, read once a step at the bandwidth of a copy in the same repeat."
+    " MFU: the operations that are needed, recomputation left out, at the speed of a product of two matrices in the same"
+    " process. clinmerge_jax / it: medians of both, each in a process of its own; transformers runs eagerly with SDPA."
+)
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft")
+
+
+class Record:
+    """The JSON file. Only one process writes at a time: the driver between parts, or the part that runs.
+
+    Args:
+      path: of the file; it may not exist yet.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def read(self) -> dict[str, Any]:
+        """`parts` by name, with their status, and the list `figures`."""
+        return json.loads(self.path.read_bytes()) if self.path.is_file() else {"parts": {}, "figures": []}
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        temporary = self.path.with_name(self.path.name + ".part")
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(self.path)
+
+    def start(self) -> None:
+        """Forgets an earlier check."""
+        self._write({"python": platform.python_version(), "versions": versions(), "parts": {}, "figures": []})
+
+    def part(self, name: str, status: str, **facts: Any) -> None:
+        """Notes how far a part is.
+
+        Args:
+          name: of the part.
+          status: running, done, failed, timed out or skipped.
+          **facts: what else is known, such as `seconds` or `reason`.
+        """
+        content = self.read()
+        content["parts"][name] = {"status": status, **facts}
+        self._write(content)
+
+    def figure(self, found: Mapping[str, Any]) -> None:
+        """Adds a figure; one of the same name is replaced, so a value may become better with more repeats."""
+        content = self.read()
+        names = [one["name"] for one in content["figures"]]
+        if found["name"] in names:
+            content["figures"][names.index(found["name"])] = dict(found)
+        else:
+            content["figures"].append(dict(found))
+        self._write(content)
+
+    def values(self, name: str) -> list[float]:
+        """The values of a figure by repeat, empty if it is not there."""
+        return next((one["values"] for one in self.read()["figures"] if one["name"] == name), [])
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that compute; those that are missing are left out."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Reporter:
+    """Writes the figures of one part.
+
+    Attributes:
+      record: where to.
+      part: its name.
+      device: that it computes on.
+      command: that runs it again.
+    """
+
+    record: Record
+    part: str
+    device: str
+    command: str
+
+    def add(
+        self,
+        name: str,
+        values: Sequence[float],
+        unit: str,
+        *,
+        ratios: Sequence[float] = (),
+        ratio_of: str = "",
+        peak_bytes: float | None = None,
+        **facts: Any,
+    ) -> None:
+        """Writes one figure at once.
+
+        Args:
+          name: of what was measured.
+          values: of each repeat; the median is shown.
+          unit: of the values.
+          ratios: to the floor or the peer, of each repeat.
+          ratio_of: what the ratios are.
+          peak_bytes: device memory that was in use at most since the process began.
+          **facts: what else belongs to it, such as the shape.
+        """
+        self.record.figure({
+            "name": name,
+            "value": statistics.median(values),
+            "unit": unit,
+            "ratio": statistics.median(ratios) if ratios else None,
+            "ratio_of": ratio_of if ratios else "",
+            "repeats": len(values),
+            "values": list(values),
+            "ratios": list(ratios),
+            "peak_bytes": peak_bytes,
+            "part": self.part,
+            "device": self.device,
+            "versions": versions(),
+            "command": self.command,
+            **facts,
+        })  # fmt: skip
+
+    def against_ours(self, name: str, values: Sequence[float], unit: str, ours: str, **facts: Any) -> None:
+        """A figure of the peer, with the ratio of ours to it, where that was measured.
+
+        Args:
+          name: of the figure.
+          values: of each repeat, more is better.
+          unit: of the values.
+          ours: the name of our figure.
+          **facts: as of `add`.
+        """
+        median = statistics.median(values)
+        ratios = [one / median for one in self.record.values(ours)]
+        self.add(name, values, unit, ratios=ratios, ratio_of="clinmerge_jax / it", **facts)
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The figures as a table, then the parts that gave none or not all, ready for RESULTS.md."""
+    rows = [
+        [
+            one["name"],
+            f"{one['value']:.4g} {one['unit']}".strip(),
+            f"{one['ratio']:.3g}" if one["ratio"] is not None else "",
+            one["ratio_of"],
+            str(one["repeats"]),
+            f"{one['peak_bytes'] / 1e9:.1f}" if one["peak_bytes"] else "",
+        ]
+        for one in content["figures"]
+    ]
+    lines = [table(["measured", "median", "ratio", "of what", "repeats", "peak GB"], rows)] if rows else []
+    devices = sorted({one["device"] for one in content["figures"]})
+    known = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    lines.append(f"{', '.join(devices) or 'No figures'}; Python {content['python']}, {known}.")
+    lines.append(_LEGEND)
+    states = [[name, one["status"], f"{one.get('seconds', 0):.0f}", one.get("reason", "")]
+              for name, one in content["parts"].items()]  # fmt: skip
+    lines.append(table(["part", "status", "seconds", "reason"], states))
+    return "\n\n".join(lines)

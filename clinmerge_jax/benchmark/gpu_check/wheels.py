@@ -1,0 +1,45 @@
+"""Installs carried wheels beside the machine's packages, and only those that it lacks."""
+
+import importlib.metadata
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from clinmerge_jax.errors import BadInput
+
+
+def install(folder: pathlib.Path, target: pathlib.Path) -> list[str]:
+    """Unpacks wheels into a folder of their own, which is emptied first; never over a package that is there.
+
+    Args:
+      folder: of wheels, with all that they need beyond the machine's packages.
+      target: for PYTHONPATH.
+
+    Returns:
+      The names of what was installed.
+
+    Raises:
+      BadInput: there is no wheel in the folder, or one does not fit this Python.
+    """
+    found = sorted(folder.glob("*.whl"))
+    if not found:
+        raise BadInput(f"--wheels: {folder} holds no wheel; launch/gpu_check.sh tells how to get them")
+    shutil.rmtree(target, ignore_errors=True)
+    lacking = [wheel for wheel in found if not _is_there(wheel.name.split("-")[0])]
+    if lacking:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index",
+                   "--no-deps", "--no-compile", "--target", str(target)]  # fmt: skip
+        process = subprocess.run([*command, *map(str, lacking)], capture_output=True, text=True)
+        if process.returncode:
+            reason = " ".join(process.stderr.strip().splitlines()[-1:])
+            raise BadInput(f"--wheels: {reason or 'pip failed'}; fetch wheels of this Python")
+    return [wheel.name.split("-")[0] for wheel in lacking]
+
+
+def _is_there(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Models of other formats as Hugging Face folders, and the other way."""

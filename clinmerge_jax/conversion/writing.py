@@ -1,0 +1,183 @@
+"""Writes the tensors of a Source, as Hugging Face's weight files or as Params for Orbax, in bounded pieces."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from clinmerge_jax.checkpoint.blocks import ahead
+from clinmerge_jax.checkpoint.orbax_folder import host_device
+from clinmerge_jax.checkpoint.output import OutputFolder, sync
+from clinmerge_jax.checkpoint.safetensors import header_bytes
+from clinmerge_jax.conversion.source import Source, SourceTensor
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.parameters import Params, build_params, parameters
+
+_SYNC_BYTES = 256 << 20  # written data is pushed to the disk this often, so that it does not all wait for the end
+_ALIGNMENT = 64  # bytes; JAX takes such memory over on CPUs instead of copying it
+
+
+@dataclasses.dataclass
+class Rounding:
+    """What a change of dtype did.
+
+    Attributes:
+      values: that were converted.
+      changed: of them, those that are not what they were.
+      largest: relative change of a value that is normal in the new dtype.
+    """
+
+    values: int = 0
+    changed: int = 0
+    largest: float = 0.0
+
+    def add(self, other: "Rounding") -> None:
+        """Takes in another."""
+        self.values += other.values
+        self.changed += other.changed
+        self.largest = max(self.largest, other.largest)
+
+
+def convert(values: np.ndarray, dtype: np.dtype, name: str) -> tuple[np.ndarray, Rounding]:
+    """Values in another dtype, rounded to nearest, ties to even; the same where nothing changes.
+
+    Args:
+      values: of a piece of a tensor.
+      dtype: wanted.
+      name: of the tensor.
+
+    Raises:
+      BadInput: a value does not fit.
+    """
+    rounding = Rounding(values.size)
+    if values.dtype == dtype:
+        return values, rounding
+    with np.errstate(over="ignore"):  # it is refused below
+        result = values.astype(dtype)
+    before, after = (x.astype(np.float32, copy=False) for x in (values, result))
+    if not np.isfinite(after).all() and np.isfinite(before).all():
+        raise BadInput(f"config.dtype: tensor {name} holds values that {dtype} cannot; give float32 or bfloat16")
+    changed = (before != after) & ~np.isnan(before)
+    rounding.changed = int(np.count_nonzero(changed))
+    if rounding.changed:
+        tiny = float(ml_dtypes.finfo(dtype).tiny)
+        normal = changed & (np.abs(before) >= tiny)
+        relative = np.abs(after[normal] - before[normal]) / np.abs(before[normal])
+        rounding.largest = float(relative.max(initial=0.0))
+    return result, rounding
+
+
+def _pieces(tensors: Sequence[SourceTensor], dtypes: Mapping[str, np.dtype], finite: bool) -> Iterator[tuple]:
+    """(tensor, first row) and (values, rounding) of every piece in turn, the next one made while one is used."""
+
+    def make(step: tuple[SourceTensor, int, int]) -> tuple[np.ndarray, Rounding]:
+        tensor, first, rows = step
+        values = tensor.read(first, rows)
+        if finite and not np.isfinite(values.astype(np.float32, copy=False)).all():
+            raise BadInput(
+                f"config.source: tensor {tensor.name} holds values that are not finite; fetch the file again"
+            )
+        return convert(values, dtypes[tensor.name], tensor.name)
+
+    steps = ((tensor, first, rows) for tensor in tensors for first, rows in tensor.pieces())
+    for (tensor, first, _), made in ahead(make, steps, threads=1):
+        yield (tensor, first), made
+
+
+def write_files(
+    source: Source,
+    dtypes: Mapping[str, np.dtype],
+    files: Mapping[str, Sequence[str]],
+    output: OutputFolder,
+    progress: Callable[[int], None],
+) -> Rounding:
+    """Writes Hugging Face weight files; each finished one is entered into the journal and not written again.
+
+    Args:
+      source: what is converted.
+      dtypes: of the result, by tensor.
+      files: tensors by file, from `split_into_shards`.
+      output: an open folder.
+      progress: called with the bytes written since the last call.
+
+    Raises:
+      BadInput: a value is not finite where it was dequantized, or does not fit its new dtype.
+    """
+    journal = output.read_journal()
+    for file_name, names in files.items():
+        if file_name in journal:
+            progress(sum(source.tensors[name].size * dtypes[name].itemsize for name in names))
+            continue
+        tensors = [source.tensors[name] for name in names]
+        total, unsynced = Rounding(), 0
+        part = output.path(file_name + ".part")
+        with part.open("wb", buffering=0) as file:
+            stored = ((source.naming.stored(one.name), dtypes[one.name], one.shape) for one in tensors)
+            file.write(header_bytes(stored))
+            for _, (values, rounding) in _pieces(tensors, dtypes, source.quantized):
+                _write_all(file, values)
+                total.add(rounding)
+                progress(values.nbytes)
+                unsynced += values.nbytes
+                if unsynced >= _SYNC_BYTES:
+                    os.fdatasync(file.fileno())
+                    unsynced = 0
+            os.fsync(file.fileno())
+        part.rename(output.path(file_name))
+        sync(output.partial)  # the journal must not name a file that a power cut could take back
+        journal[file_name] = dataclasses.asdict(total)
+        output.write_journal(journal)
+    result = Rounding()
+    for file_name in files:
+        result.add(Rounding(**journal[file_name]))
+    return result
+
+
+def _write_all(file: Any, values: np.ndarray) -> None:
+    data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    written = 0
+    while written < len(data):
+        written += file.write(data[written:])
+
+
+def read_params(
+    source: Source, config: LlamaConfig, dtypes: Mapping[str, np.dtype], progress: Callable[[int], None]
+) -> tuple[Params, Rounding]:
+    """Params of the whole model in the host's memory.
+
+    Args:
+      source: what is converted.
+      config: its model; its tensors are those of the parameter table.
+      dtypes: of the result, by tensor; all layers of a parameter have one.
+      progress: called with the bytes read since the last call.
+
+    Returns:
+      Params, and what rounding did.
+    """
+    device = host_device()
+    leaves: dict[tuple[str, ...], np.ndarray] = {}
+    places: dict[str, np.ndarray] = {}
+    for row in parameters(config):
+        leaves[row.path] = leaf = _empty(row.stacked_shape(config), dtypes[row.names(config)[0]])
+        places |= {name: leaf[layer] if row.stacked else leaf for layer, name in enumerate(row.names(config))}
+    total = Rounding()
+    tensors = [tensor for name, tensor in source.tensors.items() if name in places]
+    for (tensor, first), (values, rounding) in _pieces(tensors, dtypes, source.quantized):
+        place = places[tensor.name]
+        place.reshape(tensor.rows, -1)[first : first + len(values)] = values
+        total.add(rounding)
+        progress(values.nbytes)
+    return build_params(config, lambda row: jax.device_put(leaves[row.path], device)), total
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)

@@ -1,0 +1,192 @@
+"""Which shapes the batches of a run have: a few, as each is a program to compile, with little padding.
+
+A plan follows from the lengths of the sequences and the order of the steps alone, never from timings: so a run that was
+killed, each of its processes, and each run of a grid have the same batches.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from clinmerge_jax.data.batch import Batch
+from clinmerge_jax.data.packing import best_fit
+from clinmerge_jax.data.sequences import Sequences
+
+PROGRAMS = 4  # shapes of a run, at most
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Shape:
+    """Rows of a batch, in all its micro-batches, and tokens of each."""
+
+    rows: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} x {self.tokens:,}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a batch may look like.
+
+    Attributes:
+      longest: tokens that a row may have.
+      unit: rows have a multiple of so many tokens, but for `longest` itself.
+      parts: into so many a mesh cuts the rows of a micro-batch.
+      micro_batch: rows of a micro-batch, a multiple of the parts; 0 leaves it to the next field.
+      at_a_time: micro-batches of each part have about so many tokens; 0 makes all rows one micro-batch.
+      alone: each sequence has a row of its own.
+      skips: empty micro-batches cost nothing.
+      pair: what attention between two tokens costs, where all else of a token costs 1.
+    """
+
+    longest: int
+    unit: int = 64
+    parts: int = 1
+    micro_batch: int = 0
+    at_a_time: int = 0
+    alone: bool = False
+    skips: bool = True
+    pair: float = 0.0
+
+    def lengths(self, least: int) -> list[int]:
+        """The tokens that rows may have which hold a sequence of `least`, ascending: about eleven to a doubling."""
+        found, tokens = [], self._up(least)
+        while tokens < self.longest:
+            found.append(tokens)
+            tokens = self._up(tokens + max(1, tokens // 16))
+        return [*found, self.longest]
+
+    def _up(self, tokens: int) -> int:
+        return -(-tokens // self.unit) * self.unit
+
+    def rows(self, sizes: Sequence[int], tokens: int) -> list[list[int]] | None:
+        """Which sequences lie in each row of so many tokens; None where the longest is longer."""
+        if max(sizes) > tokens:
+            return None
+        return [[index] for index in range(len(sizes))] if self.alone else best_fit(sizes, tokens)
+
+    def micro_batch_of(self, tokens: int) -> int:
+        """Rows of a micro-batch, of so many tokens each; 0 for all."""
+        return self.micro_batch or (self.at_a_time and max(1, self.at_a_time // tokens) * self.parts)
+
+    def shape(self, rows: int, tokens: int) -> Shape:
+        """The least that has these rows."""
+        multiple = self.micro_batch_of(tokens) or self.parts
+        return Shape(-(-rows // multiple) * multiple, tokens)
+
+    def computed(self, rows: int, shape: Shape) -> Shape:
+        """What is computed of a batch of this shape that has so many rows with something in them."""
+        return self.shape(rows, shape.tokens) if self.skips and self.micro_batch_of(shape.tokens) else shape
+
+    def cost(self, shape: Shape) -> float:
+        """What that costs to compute, in tokens without attention."""
+        return shape.rows * shape.tokens * (1.0 + self.pair * shape.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The shapes of a run.
+
+    Attributes:
+      shapes: a step takes the one that costs it least.
+      rules: what they follow.
+    """
+
+    shapes: tuple[Shape, ...]
+    rules: Rules
+
+    def rows(self, sizes: Sequence[int]) -> tuple[Shape, list[list[int]]]:
+        """The shape of a step whose sequences have these sizes, and which of them lie in each row.
+
+        Raises:
+          ValueError: no shape holds them.
+        """
+        found = [(shape, self.rules.rows(sizes, shape.tokens)) for shape in self.shapes]
+        fitting = [(shape, rows) for shape, rows in found if rows is not None and len(rows) <= shape.rows]
+        if not fitting:
+            raise ValueError(f"none of the planned shapes holds {len(sizes)} sequences of up to {max(sizes)} tokens")
+        return min(fitting, key=lambda pair: self.rules.cost(self.rules.computed(len(pair[1]), pair[0])))
+
+    def batch(self, sequences: Sequences, chosen: np.ndarray) -> Batch:
+        """The batch of a step, [A, B, T], with the empty rows last.
+
+        Args:
+          sequences: of the run.
+          chosen: the numbers of those of the step.
+        """
+        shape, rows = self.rows([int(size) for size in sequences.sizes[chosen]])
+        members = [[int(chosen[index]) for index in row] for row in rows]
+        batch = sequences.batch(members, (shape.rows, shape.tokens))
+        at_a_time = self.rules.micro_batch_of(shape.tokens) or shape.rows
+        arrays = {name: values.reshape(-1, at_a_time, shape.tokens) for name, values in vars(batch).items()}
+        return Batch(**arrays)
+
+    def describe(self, steps: Sequence[Sequence[int]]) -> str:
+        """How many of some steps, given by the sizes of their sequences, have which shape, and how full they are."""
+        taken = [self.rows(sizes) for sizes in steps]
+        counts = collections.Counter(shape for shape, _ in taken)
+        shown = ", ".join(f"{shape} tokens ({counts[shape]:,})" for shape in self.shapes if counts[shape])
+        computed = [self.rules.computed(len(rows), shape) for shape, rows in taken]
+        filled = sum(map(sum, steps)) / sum(shape.rows * shape.tokens for shape in computed)
+        return f"rows x tokens (steps): {shown}; {filled:.1%} of the computed tokens are not padding"
+
+
+def make_plan(
+    steps: Sequence[Sequence[int]],
+    rules: Rules,
+    charge: float,
+    programs: int = PROGRAMS,
+    further: Shape | None = None,
+) -> Plan:
+    """Chooses shapes for which all steps together, and a charge for each program, cost little.
+
+    Starts with the cheapest shape that holds every step, then adds or exchanges one at a time while that pays.
+
+    Args:
+      steps: the sizes of the sequences of each step; at least one.
+      rules: what batches may look like.
+      charge: what another program costs, as `Rules.cost`.
+      programs: how many there may be.
+      further: a shape that is to be among them, as it holds further steps, which are not known.
+    """
+    least = max(map(max, steps))
+    lengths = {*rules.lengths(min(map(max, steps))), rules.lengths(least)[0], *([further.tokens] if further else [])}
+    found: dict[int, np.ndarray] = {}  # rows that each step needs, by tokens of a row
+    for tokens in sorted(lengths):
+        needed = [rules.rows(sizes, tokens) for sizes in steps]
+        found[tokens] = np.array([np.inf if rows is None else len(rows) for rows in needed])
+    shapes = {
+        rules.shape(int(rows), tokens) for tokens, needed in found.items() for rows in set(needed[np.isfinite(needed)])
+    }
+    everything = {rules.shape(int(needed.max()), tokens) for tokens, needed in found.items() if tokens >= least}
+    if further:
+        everything = {further}
+    known = sorted(shapes | everything, key=lambda shape: (rules.cost(shape), shape))
+    costs = np.full((len(known), len(steps)), np.inf)
+    for number, shape in enumerate(known):
+        needed = found[shape.tokens]
+        for rows in set(needed[needed <= shape.rows]):
+            costs[number, needed == rows] = rules.cost(rules.computed(int(rows), shape))
+
+    def total(chosen: list[int]) -> float:
+        return float(costs[chosen].min(axis=0).sum()) + charge * len(chosen)
+
+    required = [known.index(shape) for shape in sorted(everything)]
+    start = min(required, key=lambda index: total([index]))
+    chosen = [start]
+    while True:
+        kept = [start] if further else []
+        offers = [[*chosen, one] for one in range(len(known)) if one not in chosen and len(chosen) < programs]
+        for leaving in chosen:
+            if leaving not in kept:
+                rest = [one for one in chosen if one != leaving]
+                offers += [[*rest, one] for one in range(len(known)) if one not in chosen] + ([rest] if rest else [])
+        best = min(offers, key=total, default=chosen)
+        if total(best) >= total(chosen):
+            break
+        chosen = best
+    return Plan(tuple(known[index] for index in sorted(chosen)), rules)
