@@ -9,8 +9,9 @@
 # Fetch them on a machine with network (5 MB), from the root of this repository:
 #   python3 -m pip download --no-deps --only-binary=:all: --implementation cp --python-version 3.12 \
 #     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-#     --constraint launch/constraints-py312.txt --dest wheels grain array-record portpicker absl-py etils cloudpickle
-# and give --wheels=wheels. Only training needs them (grain). PEFT, if it is there, is the peer of LoRA.
+#     --constraint launch/constraints-py312.txt --dest runs/gpu_check/wheels \
+#     grain array-record portpicker absl-py etils cloudpickle
+# --wheels names another folder. Only training needs them (grain). PEFT, if it is there, is the peer of LoRA.
 #
 # Every part is a process of its own with a time limit. Each figure is in $OUT/gpu_check.json (runs/gpu_check without
 # OUT) as soon as it is there, the table in gpu_check.md, what parts print in NAME.log. Exit status: 1 if a part failed

@@ -47,6 +47,12 @@ def test_fewer_sequences_than_a_batch_takes_are_repeated_in_it(count):
     assert all(sorted(epoch) == list(range(1, count + 1)) for epoch in epochs)
 
 
+def test_a_step_may_take_a_single_sequence():
+    assert sorted(_numbers(_load(3, steps=3, batch_size=1)).reshape(-1)) == [1, 2, 3]
+    replayed = _numbers(_load(3, steps=4, batch_size=1, replayed=2, share=0.5)).reshape(-1)
+    assert (replayed >= 100).sum() == 2
+
+
 def test_the_order_follows_from_the_seed_and_never_changes():
     first, other = (_numbers(_load(8, 2, 4, seed=seed)).reshape(-1) - 1 for seed in (0, 1))
     assert first.tolist() == [0, 2, 1, 5, 4, 3, 6, 7]

@@ -1,7 +1,6 @@
 """The command line of the check; see launch/gpu_check.sh."""
 
 import argparse
-import functools
 import json
 import os
 import pathlib
@@ -9,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from clinmerge_jax.benchmark.gpu_check.driver import Processes, run_parts
 from clinmerge_jax.benchmark.gpu_check.parts import PARTS, Part
@@ -18,6 +18,7 @@ from clinmerge_jax.errors import BadInput
 
 _ROOT = pathlib.Path(__file__).parents[3]
 _PLACE = _ROOT / "runs" / "gpu_check"
+_WHEELS, _PACKAGES = _PLACE / "wheels", _PLACE / "packages"
 _BUDGET = 480.0  # seconds
 _STRETCH = 3.0  # of the limits in a rehearsal: a busy CPU compiles slowly
 
@@ -33,26 +34,27 @@ def main() -> int:
             raise BadInput("nvidia-smi: is not there, so there is no GPU; give --rehearse to try the parts on a CPU")
         if options.model and not (pathlib.Path(options.model) / "config.json").is_file():
             raise BadInput(f"--model: {options.model} has no config.json; give the folder of a Llama")
-        packages = _PLACE / "packages"
-        if options.wheels:
-            install(pathlib.Path(options.wheels), packages)
+        wheels = pathlib.Path(options.wheels) if options.wheels else _WHEELS
+        shutil.rmtree(_PACKAGES, ignore_errors=True)
+        if options.wheels or wheels.is_dir():
+            install(wheels, _PACKAGES)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     record = Record(out / "gpu_check.json")
-    record.start()
-    given = _PLACE / "options.json"
-    given.parent.mkdir(parents=True, exist_ok=True)
+    record.start(keep=bool(options.only))
+    given = out / "options.json"
     settings = {"parity": {"model": str(pathlib.Path(options.model).absolute())}} if options.model else {}
     given.write_text(
         json.dumps({"rehearse": options.rehearse, "command": _command_line(options), "settings": settings})
     )
-    environment = _environment(options.rehearse, packages if options.wheels else None)
+    environment = _environment(options.rehearse)
     command = [sys.executable, "-m", "clinmerge_jax.benchmark.gpu_check.part"]
     processes = Processes(lambda part: [*command, part.name, str(record.path), str(given)], environment, out)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    missing = functools.partial(_missing, environment)
-    well = run_parts(parts, processes, record, options.budget, missing, _STRETCH if options.rehearse else 1.0)
+    lacking = _lacking(environment, parts)
+    stretch = _STRETCH if options.rehearse else 1.0
+    well = run_parts(parts, processes, record, options.budget, lacking=lacking, stretch=stretch)
     text = markdown(record.read())
     (options.markdown or out / "gpu_check.md").write_text(text + "\n")
     print(f"\n{text}\n\nThe figures of every repeat are in {record.path}.")
@@ -63,7 +65,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="launch/gpu_check.sh", description="Checks and measures on one GPU.")
     parser.add_argument("--rehearse", action="store_true", help="small shapes on the CPU: the code, not the figures")
     parser.add_argument("--model", help="folder of a small Llama for the parity; else the embedded miniature")
-    parser.add_argument("--wheels", help="folder of wheels of packages that the machine lacks")
+    parser.add_argument("--wheels", help="folder of wheels of what the machine lacks; else runs/gpu_check/wheels")
     parser.add_argument("--only", help=f"some parts, by comma: {', '.join(part.name for part in PARTS)}")
     parser.add_argument("--budget", type=float, default=_BUDGET, help="seconds for all parts")
     parser.add_argument("--markdown", type=pathlib.Path, help="file for the table; else gpu_check.md beside the JSON")
@@ -91,9 +93,9 @@ def _command_line(options: argparse.Namespace) -> str:
     return " ".join(["launch/gpu_check.sh", *flags])
 
 
-def _environment(rehearse: bool, packages: pathlib.Path | None) -> dict[str, str]:
+def _environment(rehearse: bool) -> dict[str, str]:
     """Of the parts. JAX takes memory as it needs it, so that torch finds some in the part that has both."""
-    folders = [str(_ROOT), *([str(packages)] if packages else []), *filter(None, [os.environ.get("PYTHONPATH")])]
+    folders = [str(_ROOT), str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(folders),
@@ -111,13 +113,12 @@ def _environment(rehearse: bool, packages: pathlib.Path | None) -> dict[str, str
     return {**environment, "JAX_COMPILATION_CACHE_DIR": str(_PLACE / "programs")}
 
 
-def _missing(environment: dict[str, str], part: Part) -> str:
-    """Which package that a part needs is not installed; "" if all are."""
+def _lacking(environment: dict[str, str], parts: Sequence[Part]) -> frozenset[str]:
+    """Packages that the parts need and that are not installed."""
     script = "import importlib.util, sys; print(*(name for name in sys.argv[1:] if not importlib.util.find_spec(name)))"
-    found = subprocess.run(
-        [sys.executable, "-c", script, *part.packages], env=environment, capture_output=True, text=True
-    ).stdout.split()
-    return f"{' and '.join(found)} not installed" if found else ""
+    names = sorted({name for part in parts for name in part.packages})
+    command = [sys.executable, "-c", script, *names]
+    return frozenset(subprocess.run(command, env=environment, capture_output=True, text=True).stdout.split())
 
 
 if __name__ == "__main__":

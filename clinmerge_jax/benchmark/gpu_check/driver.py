@@ -4,12 +4,13 @@ While a part measures, the next one's process imports what it needs and then wai
 that the budget pays for imports once.
 """
 
+import contextlib
 import os
 import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from clinmerge_jax.benchmark.gpu_check.parts import Part
 from clinmerge_jax.benchmark.gpu_check.record import Record
@@ -54,23 +55,14 @@ class Processes:
 
     def end(self, part: Part) -> None:
         """Ends a part's process and its children, if there are any left."""
-        process = self._started.get(part.name)
+        process = self._started.pop(part.name, None)
         if process is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):  # all of them have ended
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # all of them have ended
         process.wait()
-        process.stdin.close()
-
-    def end_all(self) -> None:
-        """Ends every process that was started."""
-        for name in list(self._started):
-            process = self._started[name]
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
 
 
 def run_parts(
@@ -78,7 +70,7 @@ def run_parts(
     processes: Processes,
     record: Record,
     budget: float,
-    missing: Callable[[Part], str] = lambda part: "",
+    lacking: Set[str] = frozenset(),
     stretch: float = 1.0,
 ) -> bool:
     """Runs the parts in their order; whatever becomes of one, the next has its turn.
@@ -88,7 +80,7 @@ def run_parts(
       processes: that run them.
       record: gets the status of every part.
       budget: seconds for all of them.
-      missing: why a part cannot run here; "" if it can.
+      lacking: packages that are not installed; parts that need one are skipped.
       stretch: times every part's limit.
 
     Returns:
@@ -96,22 +88,25 @@ def run_parts(
     """
     began = time.monotonic()
     well = True
-    reasons = {part.name: missing(part) for part in parts}
+    able = [part for part in parts if not lacking.intersection(part.packages)]
     try:
         for index, part in enumerate(parts):
             left = budget - (time.monotonic() - began) - _START_UP
-            reason = reasons[part.name]
-            if not reason and left < part.least:
+            reason = ""
+            if part not in able:
+                reason = f"{' and '.join(sorted(lacking.intersection(part.packages)))} not installed"
+            elif left < part.least:
                 reason = f"{max(left, 0):.0f} s of {budget:.0f} are left, and it needs at least {part.least:.0f}"
             if reason:
                 processes.end(part)
                 record.part(part.name, "skipped", reason=reason)
                 print(f"{part.name}: skipped, {reason}", flush=True)
                 continue
-            well &= _run(part, next((one for one in parts[index + 1 :] if not reasons[one.name]), None), processes,
-                         record, min(part.limit * stretch, left))  # fmt: skip
+            following = next((one for one in parts[index + 1 :] if one in able), None)
+            well &= _run(part, following, processes, record, min(part.limit * stretch, left))
     finally:
-        processes.end_all()
+        for part in parts:
+            processes.end(part)
     return well
 
 
@@ -121,11 +116,9 @@ def _run(part: Part, following: Part | None, processes: Processes, record: Recor
     record.part(part.name, "running", limit=limit, gigabytes=part.gigabytes, memory=part.memory)
     began = time.monotonic()
     process = processes.start(part)
-    try:
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, and its status says how
         process.stdin.write(_GO)
         process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it has ended already, and its status says how
     if following is not None:
         processes.start(following)
     try:

@@ -44,6 +44,7 @@ class Part:
 
 
 _TORCH = ("torch", "transformers")
+_TRAINING = ("jax", "flax", "optax", "grain")
 _DECODE = {"model": LLAMA_8B, "dtype": "bfloat16", "batches": (1, 8, 64, 256), "prompt": 128, "new": 65, "repeats": 3}
 _SMALL_DECODE = {"model": _SMALL, "dtype": "float32", "batches": (1, 2), "prompt": 8, "new": 33, "repeats": 1}
 _PROMPTS = {"model": LLAMA_8B, "dtype": "bfloat16", "batch": 8, "prompt": 2048, "product": 8192, "repeats": 3}
@@ -73,19 +74,20 @@ PARTS = (
         _DECODE, _SMALL_DECODE, _TORCH,
     ),
     Part(
-        "lora", "training:ours", 100, 40, "weights, activations of 4,096 tokens in 32 layers", 50,
-        _LORA, _SMALL_TRAIN, ("jax", "flax", "optax", "grain"),
+        "lora", "training:measure", 100, 40, "weights, activations of 4,096 tokens in 32 layers", 50,
+        _LORA, _SMALL_TRAIN, _TRAINING,
     ),
     Part(
-        "lora_peer", "training:peer", 70, 30, "weights, activations of 4,096 tokens, with checkpoints if need be", 76,
+        "lora_peer", "training_peer:measure", 70, 30, "the same, or layers checkpointed where that does not fit", 76,
         _LORA, _SMALL_TRAIN, (*_TORCH, "peft"),
     ),
     Part(
-        "full", "training:ours", 80, 35, "1.5e9 weights, gradients and moments in float32, activations", 45,
-        _FULL, _SMALL_TRAIN, ("jax", "flax", "optax", "grain"),
+        "full", "training:measure", 80, 35, "1.5e9 weights, gradients and moments in float32, activations", 45,
+        _FULL, _SMALL_TRAIN, _TRAINING,
     ),
     Part(
-        "full_peer", "training:peer", 60, 30, "the same, with checkpoints if need be", 76, _FULL, _SMALL_TRAIN, _TORCH,
+        "full_peer", "training_peer:measure", 60, 30, "the same, or layers checkpointed where that does not fit", 76,
+        _FULL, _SMALL_TRAIN, _TORCH,
     ),
     Part(
         "attention", "attention:measure", 50, 20, "scores of one block of 4,096 tokens in float32", 8,

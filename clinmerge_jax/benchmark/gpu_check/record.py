@@ -12,10 +12,10 @@ from typing import Any
 from clinmerge_jax.report.tables import table
 
 _LEGEND = (
-    "Merges: two or three models read and one written, at the bandwidth of a copy in the same round. Roofline: all weights"
-    " but the embedding, and the keys and values so far, read once a step at the bandwidth of a copy in the same repeat."
-    " MFU: the operations that are needed, recomputation left out, at the speed of a product of two matrices in the same"
-    " process. clinmerge_jax / it: medians of both, each in a process of its own; transformers runs eagerly with SDPA."
+    "Merges: the models read and the one written, at the bandwidth of a copy in the same round. Roofline: all weights"
+    " but the embedding, and the keys and values so far, read once a step at a copy's bandwidth in the same repeat."
+    " MFU: the operations needed, recomputation left out, at the speed of a product of two matrices in this process."
+    " clinmerge_jax / it: medians of both, each in a process of its own; transformers runs eagerly with SDPA."
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft")
 
@@ -39,9 +39,14 @@ class Record:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         temporary.replace(self.path)
 
-    def start(self) -> None:
-        """Forgets an earlier check."""
-        self._write({"python": platform.python_version(), "versions": versions(), "parts": {}, "figures": []})
+    def start(self, keep: bool) -> None:
+        """Begins the file.
+
+        Args:
+          keep: whether what an earlier check found stays.
+        """
+        content = self.read() if keep else {"parts": {}, "figures": []}
+        self._write({"python": platform.python_version(), "versions": versions(), **content})
 
     def part(self, name: str, status: str, **facts: Any) -> None:
         """Notes how far a part is.
