@@ -3,13 +3,13 @@
 Orbax and tensorstore report it as text in exceptions of other types, and print tracebacks from their own threads.
 """
 
-import contextlib
 import errno
+import functools
+import gc
 import logging
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -52,15 +52,23 @@ def require(folder: pathlib.Path, nbytes: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
 
+def end_writers() -> None:
+    """Ends the writers that an error cut off: at the interpreter's end they would print tracebacks."""
+    gc.collect()
+
+
 def _of_threads(record: logging.LogRecord) -> bool:
     """False for what Orbax logs, with a traceback, of a failure that it also raises."""
     raised = record.exc_info[1] if record.exc_info else None
     return "orbax" not in record.pathname or raised is None or cause_of(raised) is None
 
 
-@contextlib.contextmanager
-def said_once() -> Iterator[None]:
-    """Keeps Orbax's and tensorstore's threads from printing a failure that is raised, and reported, anyway."""
+@functools.cache
+def report_once() -> None:
+    """Keeps Orbax's and tensorstore's threads from printing a failure that is raised, and reported, anyway.
+
+    It stays so until the process ends: threads may come late.
+    """
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -68,13 +76,6 @@ def said_once() -> Iterator[None]:
         if str(unraisable.exc_value) != "Event loop is closed":
             before(unraisable)
 
-    loggers = [logging.getLogger(name) for name in ("absl", "orbax")]
     sys.unraisablehook = hook
-    for logger in loggers:
-        logger.addFilter(_of_threads)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        for logger in loggers:
-            logger.removeFilter(_of_threads)
+    for name in ("absl", "orbax"):
+        logging.getLogger(name).addFilter(_of_threads)

@@ -3,10 +3,9 @@
 On several machines, every process runs this same command with --distributed=auto (TPU pods, SLURM, MPI), or with
 --distributed=HOST:PORT --num_processes=N --process_id=I.
 
-Exit status: 0 done; 1 the run failed; 2 bad input, with one line that says what to mend.
+Exit status: 0 done; 1 the run failed, or the disk is full; 2 bad input, with one line that says what to mend.
 """
 
-import gc
 import importlib
 import logging as python_logging
 from collections.abc import Sequence
@@ -49,8 +48,8 @@ def main(_: Sequence[str]) -> None:
         if _DISTRIBUTED.value and config.job in _ONE_PROCESS_JOBS:
             raise BadInput(f"--distributed: {config.job} runs in one process; leave the flag out")
         distributed = importlib.import_module("clinmerge_jax.parallel.distributed")
+        full_disk.report_once()
         with (
-            full_disk.said_once(),
             offline.session(config.get("offline", False)),
             distributed.session(_DISTRIBUTED.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
         ):
@@ -70,7 +69,7 @@ def main(_: Sequence[str]) -> None:
         text = full_disk.message(cause)
         error.__traceback__ = cause.__traceback__ = None
         del error, cause
-        gc.collect()  # writers that were cut off end now, and not as the interpreter does, with tracebacks
+        full_disk.end_writers()
         refuse(text, status=1)
 
 

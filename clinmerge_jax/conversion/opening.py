@@ -76,6 +76,7 @@ def _from_checkpoint(checkpoint: Checkpoint, tokenizer: Mapping[str, pathlib.Pat
         llama=lambda: llama_config(checkpoint),
         inputs=provenance.file_fingerprint(checkpoint.path, large, small_files),
         licence=front_matter(checkpoint.path).get("license"),
+        naming=checkpoint.naming,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from clinmerge_jax.checkpoint.digest import FileDigest, finish_all, sha256
+from clinmerge_jax.checkpoint.names import USUAL, Naming
 from clinmerge_jax.checkpoint.safetensors import read_into
 from clinmerge_jax.llama.config import LlamaConfig
 
@@ -114,6 +115,7 @@ class Source:
       title: of the model, where the source states one.
       licence: likewise.
       facts: further lines for the card.
+      naming: how a Hugging Face folder of it spells the tensors' names.
     """
 
     format: str
@@ -129,6 +131,7 @@ class Source:
     title: str = ""
     licence: Any = None
     facts: tuple[str, ...] = ()
+    naming: Naming = USUAL
 
     def sha256(self) -> dict[str, str]:
         """SHA-256 of the large files, by the names that `inputs` has for them."""

@@ -118,7 +118,8 @@ def write_files(
         total, unsynced = Rounding(), 0
         part = output.path(file_name + ".part")
         with part.open("wb", buffering=0) as file:
-            file.write(header_bytes((tensor.name, dtypes[tensor.name], tensor.shape) for tensor in tensors))
+            stored = ((source.naming.stored(one.name), dtypes[one.name], one.shape) for one in tensors)
+            file.write(header_bytes(stored))
             for _, (values, rounding) in _pieces(tensors, dtypes, source.quantized):
                 _write_all(file, values)
                 total.add(rounding)

@@ -129,7 +129,7 @@ def _write_huggingface(
     sizes = {name: tensor.size * dtypes[name].itemsize for name, tensor in source.tensors.items()}
     files = split_into_shards(list(sizes.items()), int(config.max_shard_gb * 1e9))
     rounding = write_files(source, dtypes, files, output, bar.update)
-    index = index_json(files, sum(sizes.values()))
+    index = index_json(files, sum(sizes.values()), source.naming)
     if index:
         output.write_text(INDEX_FILE, index)
     return rounding

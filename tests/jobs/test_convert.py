@@ -41,6 +41,15 @@ def test_a_folder_comes_out_as_it_went_in_with_other_shards(tmp_path, capsys):
     assert len(record["sha256"]["source"]) == 4 and record["rounded_values"] == 0
 
 
+def test_names_under_a_prefix_are_written_back_as_they_came(tmp_path):
+    tensors = {f"language_model.{name}": values for name, values in support.llama_tensors(TINY, 0).items()}
+    write_llama(tmp_path / "model", tensors=tensors)
+    folder = support.convert(tmp_path / "model", tmp_path / "out", max_shard_gb=5e-7)
+    assert _tensors(folder) == _tensors(tmp_path / "model")
+    usual = support.convert(support.convert(folder, tmp_path / "orbax", format="orbax"), tmp_path / "usual")
+    assert set(_tensors(usual)) == {name.removeprefix("language_model.") for name in tensors}
+
+
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), BF16, np.dtype(np.float16)])
 def test_rounding_is_done_once_to_the_nearest_and_said(tmp_path, capsys, dtype):
     tensors = support.llama_tensors(TINY, 0, np.float32)

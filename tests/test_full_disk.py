@@ -1,0 +1,88 @@
+"""A disk that fills ends a job in one line with status 1, and what is there stays resumable."""
+
+import contextlib
+import errno
+import json
+import resource
+
+import jax.numpy as jnp
+import pytest
+import support
+
+from clinmerge_jax import full_disk
+from clinmerge_jax.training.checkpoints import Checkpoints
+
+LIMIT = 40_000  # bytes of a file
+
+
+@contextlib.contextmanager
+def full_at(nbytes):
+    """No file can grow over so many bytes, which Linux reports much as it does a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def parents(tmp_path):
+    sizes = {"hidden_size": 64, "vocab_size": 200, "intermediate_size": 96}
+    for seed, role in enumerate(("instruct", "clinical")):
+        support.write_llama(tmp_path / role, seed, **sizes)
+    return tmp_path
+
+
+@pytest.mark.parametrize("job", ["", ":inspect", ":extract_lora", "mesh"])
+def test_a_job_ends_in_one_line_and_goes_on_from_what_is_there(job, parents, repository, capfd):
+    roles = {":extract_lora": ("model", "base")}.get(job, ("instruct", "clinical"))
+    fields = [f"{field}={parents / role}" for field, role in zip(roles, ("instruct", "clinical"))]
+    fields += [f"output={parents}/out"] + ([] if job == ":extract_lora" else ["base="])
+    fields += ["engine=mesh"] if job == "mesh" else []
+    config = f"--config={repository}/configs/merge.py{job if job.startswith(':') else ''}"
+    command = [config, *(f"--config.{field}" for field in fields)]
+    with full_at(LIMIT if job != ":inspect" else 2_000):
+        assert support.run_command(*command) == 1
+    errors = capfd.readouterr().err
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in errors
+    assert "cannot be written (File too large); free some space, and the same command goes on" in lines[0]
+    assert (parents / ".out.partial").is_dir() and not (parents / "out").exists()
+    assert support.run_command(*command) == 0
+    assert (parents / "out" / "provenance.json").is_file()
+
+
+def test_a_state_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    checkpoints = Checkpoints(tmp_path / "steps")
+    with pytest.raises(OSError, match="No space left") as caught:
+        checkpoints.save(1, {"x": jnp.zeros(1000)}, {})
+    assert caught.value.errno == errno.ENOSPC and checkpoints.latest() is None
+    checkpoints.close()
+
+
+def test_orbax_and_its_threads_report_a_full_disk_once(tmp_path, capfd):
+    checkpoints = Checkpoints(tmp_path / "steps")
+    state = {f"leaf {index}": jnp.arange(20_000.0) * index for index in range(8)}
+    full_disk.report_once()
+    with full_at(LIMIT), pytest.raises(ValueError) as caught:
+        checkpoints.save(1, state, {"step": 1})
+        checkpoints.wait()
+    with contextlib.suppress(ValueError):
+        checkpoints.close()
+    assert full_disk.message(full_disk.cause_of(caught.value)).startswith("config.output: cannot be written (File too")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_other_errors_are_no_full_disk():
+    assert full_disk.cause_of(OSError(errno.ENOENT, "No such file or directory", "x")) is None
+    assert full_disk.cause_of(ValueError("no")) is None
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/place/file")
+        except OSError as error:
+            raise ValueError("wrapped") from error
+    except ValueError as error:
+        assert full_disk.message(full_disk.cause_of(error)).startswith("/place/file: cannot be written (No space")
+    assert json.dumps(full_disk.message(OSError(errno.EDQUOT, "Disk quota exceeded"))).startswith('"config.output: ')
