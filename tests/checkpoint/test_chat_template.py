@@ -35,7 +35,8 @@ def test_templates_over_the_limits_are_refused_in_one_line(template, says, tmp_p
         loaded(tmp_path / "model", template)
     assert str(refusal.value).startswith("config.model: the chat template of ") and "\n" not in str(refusal.value)
     assert time.monotonic() - start < 60, "the limits are 8 seconds, and this machine may be busy"
-    assert max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) < 1 << 20, "KiB"
+    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB, of the largest child so far
+    assert after == before or after < 1 << 20
 
 
 def test_a_template_that_keeps_to_the_limits_renders_as_before(tmp_path):

@@ -178,9 +178,9 @@ def test_a_choice_is_answered_by_letters_and_in_words_side_by_side(folder):
         (["--config.shots=9"], "config.shots: 9 examples for starts@test, whose training split has 3"),
         (
             ["--config.own.target=summary"],
-            "test.jsonl:1: has no 'summary'; name the right column with config.own.target",
+            "test.jsonl:1: has no 'summary'; name one of 'input', 'output', 'visit' with config.own.target",
         ),
-        (["--config.own.test={latin}"], "latin.jsonl: is not UTF-8 at byte"),
+        (["--config.own.test={latin}"], "latin.jsonl:1: is not UTF-8 at byte"),
         (["--config.own.test={empty}"], "empty.jsonl:2: 'output' is empty or no text; give some to every row"),
         (["--config.own.test={long}"], "long.jsonl:1: its prompt has 100 tokens, and 60 fit beside the answer"),
         (["--config.own.test={bos}", "--config.chat_template=True"], "bos.jsonl:1: holds <s>, a special token"),

@@ -292,9 +292,12 @@ def test_an_interrupted_run_of_one_engine_is_finished_by_the_other(command, firs
     assert {**_files(output), "provenance.json": b""} == {**_files(undisturbed), "provenance.json": b""}
 
 
-def _inv_freq(folder: pathlib.Path, seed: int) -> None:
-    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(1, np.float32)}
-    write_llama(folder, tensors={**llama_tensors(TINY, seed), **buffer})
+_GATE = "model.layers.0.self_attn.gate.weight"
+
+
+def _with_gate(folder: pathlib.Path, seed: int) -> None:
+    """A parameter that a Llama does not have."""
+    write_llama(folder, tensors={**llama_tensors(TINY, seed), _GATE: np.ones((2, 2), np.float32)})
 
 
 REFUSED = {
@@ -334,13 +337,13 @@ REFUSED = {
     ),
     "mesh engine for another architecture": (
         ["--config.engine=mesh"],
-        ["one/config.json: model_type", "'mistral'"],
-        lambda folder, seed: write_llama(folder, seed, model_type="mistral"),
+        ["one/config.json: model_type", "'gemma2'"],
+        lambda folder, seed: write_llama(folder, seed, model_type="gemma2"),
     ),
-    "mesh engine with a buffer that Params do not hold": (
+    "mesh engine with a parameter that Params do not hold": (
         ["--config.engine=mesh"],
-        ["config.engine: ", "config.instruct's tensor model.layers.0.self_attn.rotary_emb.inv_freq", "give streaming"],
-        _inv_freq,
+        ["config.engine: ", f"config.instruct's tensor {_GATE}", "give streaming"],
+        _with_gate,
     ),
 }
 
@@ -372,7 +375,7 @@ def test_what_the_mesh_engine_cannot_do_is_refused_before_anything_is_written(ca
 
 def test_what_only_the_mesh_engine_refuses_streams(repository, tmp_path):
     for seed, name in enumerate(("one", "two")):
-        _inv_freq(tmp_path / name, seed)
+        _with_gate(tmp_path / name, seed)
     status = run_command(
         f"--config={repository / 'configs' / 'merge.py'}",
         f"--config.instruct={tmp_path / 'one'}",
@@ -381,4 +384,4 @@ def test_what_only_the_mesh_engine_refuses_streams(repository, tmp_path):
         f"--config.output={tmp_path / 'merged'}",
     )
     merged = open_checkpoint(str(tmp_path / "merged"), "x")
-    assert status == 0 and "model.layers.0.self_attn.rotary_emb.inv_freq" in merged.tensors
+    assert status == 0 and _GATE in merged.tensors
