@@ -1,18 +1,33 @@
-"""Shared by all tests: strict numerics, eight CPU devices, and the places of files that only some machines have."""
+"""Shared by all tests: strict numerics, eight CPU devices, compiled programs, the places of files that some lack."""
 
 import os
 import pathlib
+import shutil
 
-import jax
-import pytest
+_ROOT = pathlib.Path(__file__).parents[1]
+
+# A program that one test has compiled is compiled for no other: in this process, in another worker, in a process that a
+# test starts, or in a later run. JAX reads these when it is imported.
+_COMPILED = _ROOT / ".pytest_cache" / "compiled_programs"
+_LARGEST = 2**31  # bytes of it, beyond which it begins anew
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 8)
 
-_ROOT = pathlib.Path(__file__).parents[1]
-
-
 _FIGURES: list[str] = []
+
+
+def pytest_sessionstart(session) -> None:
+    """Keeps the compiled programs of former runs from growing without end."""
+    alone = not hasattr(session.config, "workerinput")
+    if alone and _COMPILED.is_dir() and sum(file.stat().st_size for file in _COMPILED.iterdir()) > _LARGEST:
+        shutil.rmtree(_COMPILED)
 
 
 @pytest.fixture(scope="session")

@@ -20,18 +20,16 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation import programs
 from clinmerge_jax.generation.memory import check_memory
 from clinmerge_jax.generation.programs import State, empty_state, unstacked
+from clinmerge_jax.generation.reading import CHUNKS, Reading
 from clinmerge_jax.generation.sampling import Kind, Sampling, Settings
 from clinmerge_jax.llama.attention import Backend, Use, resolve
 from clinmerge_jax.llama.cache import Cache, unstack
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
 
-CHUNKS = (32, 64, 128, 256, 512)  # tokens of every prompt that are read at once; the smallest that fits is taken
 _STOP_IDS = 16  # at most
 _LOOP_STEPS = 64  # after which the loop comes back in any case, so that progress shows
 _SHARED = 16  # tokens from which a prefix that all prompts share is read once
-_TEMPORARIES = 2**28  # the most numbers that reading S prompts together may hold for a layer: 1 GB in float32
-_PADDING = 1.25  # the most tokens, padding included, that S prompts together may take of what P at a time take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +164,9 @@ class Engine:
         self._params = jax.jit(split, out_shardings=unstacked(layout, int8_weights))(params)
         self._dtype = dtype
         self._stop_ids = tuple(int(index) for index in stop_ids)
-        self._asked_chunks, self._asked_attention = tuple(chunks), attention
-        self._chunks = tuple(sorted({min(chunk, length) for chunk in chunks}))
-        parts = layout.parts("batch")
-        self._together = -(-max(1, slots // 8) // parts) * parts  # P: as many as are refilled at once
+        self._asked_attention = attention
+        self._reading = Reading.of(layout, slots, length, chunks)
+        self._together = self._reading.refilled
         self._refill = refill
         self._share_prefix = share_prefix
 
@@ -184,7 +181,7 @@ class Engine:
             self.layout, self.slots, length, self._stop_ids, self._cache_dtype, self._asked_attention
         )
         other.length = length
-        other._chunks = tuple(sorted({min(chunk, length) for chunk in self._asked_chunks}))
+        other._reading = Reading.of(self.layout, self.slots, length, self._reading.asked_chunks)
         return other
 
     def stopping_at(self, token: int) -> "Engine":
@@ -217,8 +214,8 @@ class Engine:
             fill = self._refill or not running
             while fill and queue and free:
                 first = [len(requests[index].tokens) for index in queue[: self.slots]]
-                whole = len(free) == self.slots and self._together_at_once(first, len(prefix))
-                count = min(len(free), len(queue), self._rows(whole))
+                whole = len(free) == self.slots and self._reading.all_at_once(first, len(prefix))
+                count = min(len(free), len(queue), self._reading.rows(whole))
                 chosen = [(free.pop(0), queue.pop(0)) for _ in range(count)]
                 state = self._admit(
                     state, [(slot, requests[index]) for slot, index in chosen], whole, shared, len(prefix), kind
@@ -273,9 +270,9 @@ class Engine:
         for start in range(0, len(groups), self.slots):
             batch = groups[start : start + self.slots]
             contexts = [(row, pairs[group[0]][0][:-1], 0) for row, group in enumerate(batch)]
-            whole = self._together_at_once([len(tokens) for _, tokens, _ in contexts], 0)
-            for first in range(0, len(batch), self._rows(whole)):
-                cache, _ = self._read(cache, contexts[first : first + self._rows(whole)], whole)
+            whole = self._reading.all_at_once([len(tokens) for _, tokens, _ in contexts], 0)
+            for first in range(0, len(batch), self._reading.rows(whole)):
+                cache, _ = self._read(cache, contexts[first : first + self._reading.rows(whole)], whole)
             work = [(row, index) for row, group in enumerate(batch) for index in group if len(pairs[index][1])]
             for index in (index for group in batch for index in group):
                 results[index] = (np.zeros(0, np.float32), np.zeros(0, bool))
@@ -288,7 +285,7 @@ class Engine:
 
     def _score_some(self, cache: Cache, pairs, some: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
         longest = max(len(pairs[index][1]) for _, index in some)
-        width = next((chunk for chunk in self._chunks if chunk >= longest), self.length)
+        width = next((chunk for chunk in self._reading.chunks if chunk >= longest), self.length)
         slots, tokens, positions = self._blank(self._together, width)
         targets = np.zeros_like(tokens)
         for row, (slot, index) in enumerate(some):
@@ -327,42 +324,6 @@ class Engine:
     def _stops(self) -> np.ndarray:
         return np.array([*self._stop_ids, *[-1] * (_STOP_IDS - len(self._stop_ids))], np.int32)
 
-    def _widths(self, count: int) -> list[int]:
-        """The lengths of the chunks in which so many tokens are read."""
-        widths: list[int] = []
-        while count > 0:
-            widths.append(next((chunk for chunk in self._chunks if chunk >= count), self._chunks[-1]))
-            count -= widths[-1]
-        return widths
-
-    def _rows(self, whole: bool) -> int:
-        """Of the programs that read: S for all slots, else P."""
-        return self.slots if whole else self._together
-
-    def _together_at_once(self, lengths: Sequence[int], start: int) -> bool:
-        """Whether the first S prompts of a queue are read into free slots at once; otherwise P at a time.
-
-        They are if they fill all slots, if they are of much the same length, as all are padded to the longest, and if
-        what a layer holds for S x C tokens stays under `_TEMPORARIES`: the three arrays of the MLP, and the attention's
-        scores over the chunk or, from the second chunk on, over T positions. Many slots with long prompts exceed it;
-        there P x C tokens are enough to keep the processor busy.
-
-        Args:
-          lengths: of the prompts, the longest first.
-          start: the tokens of each that were read before.
-        """
-        if self._together == self.slots:
-            return True
-        if len(lengths) < self.slots:
-            return False
-        config, widths = self.layout.config, self._widths(lengths[0] - start)
-        for index, width in enumerate(widths):
-            seen = self.length if index or start else width
-            if self.slots * width * (3 * config.intermediate_size + config.num_attention_heads * seen) > _TEMPORARIES:
-                return False
-        apart = sum(sum(self._widths(longest - start)) for longest in lengths[:: self._together])
-        return self.slots * sum(widths) <= _PADDING * self._together * apart
-
     def _blank(self, rows: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Slots, tokens and positions of rows that leave no trace."""
         slots = np.full(rows, self.slots, np.int32)
@@ -382,12 +343,12 @@ class Engine:
         Returns:
           The cache, and what the last layer gives for every row's last token, [S, D] or [P, D].
         """
-        together = self._rows(whole)
+        together = self._reading.rows(whole)
         last = jnp.zeros((together, self.layout.config.hidden_size), self._dtype)
         done = start = rows[0][2]
         ends = np.full(together, -1, np.int32)
         ends[: len(rows)] = [len(tokens) - 1 for _, tokens, _ in rows]
-        for width in self._widths(max(len(tokens) for _, tokens, _ in rows) - start):
+        for width in self._reading.widths(max(len(tokens) for _, tokens, _ in rows) - start):
             slots, chunk, positions = self._blank(together, width)
             for row, (slot, tokens, _) in enumerate(rows):
                 piece = tokens[done : done + width]
@@ -412,7 +373,7 @@ class Engine:
         kind: Kind,
     ) -> State:
         """Reads some prompts, into all slots where `whole`, and begins their answers."""
-        rows = self._rows(whole)
+        rows = self._reading.rows(whole)
         slots, _, _ = self._blank(rows, 1)
         slots[: len(chosen)] = [slot for slot, _ in chosen]
         cache = state.cache if shared is None else programs.spread(state.cache, shared, slots)

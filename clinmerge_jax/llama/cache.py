@@ -92,9 +92,7 @@ def unstack(params: Params, config: LlamaConfig, quantized: bool = False) -> dic
     if quantized:
         layers = [
             {
-                name: {
-                    key: _quantized_linear(one) if one["weight"].ndim == 2 else one for key, one in module.items()
-                }
+                name: {key: _quantized_linear(one) if one["weight"].ndim == 2 else one for key, one in module.items()}
                 if "weight" not in module
                 else module
                 for name, module in layer.items()

@@ -19,9 +19,7 @@ _PEAKS = {
 }
 
 
-def step_flops(
-    config: LlamaConfig, tokens: int, attended: int, *, frozen: bool, predicted: int | None = None
-) -> float:
+def step_flops(config: LlamaConfig, tokens: int, attended: int, *, frozen: bool, predicted: int | None = None) -> float:
     """Operations that forward and backward pass need; recomputation is not counted, nor what masks leave out.
 
     Each token takes two for every weight that multiplies it, and so does the gradient of what goes into the weight; the

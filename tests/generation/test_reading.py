@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from support import TINY
 
-from clinmerge_jax.generation import engine as engine_module
-from clinmerge_jax.generation import programs
+from clinmerge_jax.generation import programs, reading
 from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import init_params
@@ -118,7 +117,7 @@ def test_bits_of_one_chunk_do_not_depend_on_how_many_are_read_together(monkeypat
     """Of one chunk alone: over the cache the products of S rows and of P may be rounded differently."""
     prompts = _prompts(SLOTS, 40, 60)
     together = _logs(_engine(chunks=(32, 64)), prompts)
-    monkeypatch.setattr(engine_module, "_TEMPORARIES", 0)
+    monkeypatch.setattr(reading, "_TEMPORARIES", 0)
     apart = _logs(_engine(chunks=(32, 64)), prompts)
     assert {(rows, whole) for rows, _, _, whole in reads} == {(SLOTS, True), (SLOTS // 8, False)}
     np.testing.assert_array_equal(together, apart)

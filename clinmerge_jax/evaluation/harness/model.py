@@ -21,7 +21,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from clinmerge_jax.data.documents import without_second_bos
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.harness.model_args import open_engine
-from clinmerge_jax.generation.engine import CHUNKS, Engine, Request
+from clinmerge_jax.generation.engine import Engine, Request
+from clinmerge_jax.generation.reading import CHUNKS
 from clinmerge_jax.generation.sampling import Sampling
 
 NAME = "clinmerge_jax"  # as --model of lm-eval's command has it

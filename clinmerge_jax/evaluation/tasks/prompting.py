@@ -115,9 +115,7 @@ class Prompter:
         cut = self.cut and item.source in item.fields.values()
         return fit(build, item.source, self.most, self.tokenizer, cut)
 
-    def _learned(
-        self, item: Item, target: str, asked: np.ndarray, stop_ids: Sequence[int], end: int
-    ) -> np.ndarray:
+    def _learned(self, item: Item, target: str, asked: np.ndarray, stop_ids: Sequence[int], end: int) -> np.ndarray:
         """The tokens of the answer and of what ends it, int32, given those that ask for it."""
         text = self.text(item)
         rest = self._rest(item, target, text) if self.chat else self.task.form.joint + target
