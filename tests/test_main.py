@@ -9,7 +9,7 @@ import types
 import pytest
 import support
 
-from clinmerge_jax import main
+from clinmerge_jax import command_line, main
 from clinmerge_jax.errors import BadInput
 
 
@@ -143,3 +143,12 @@ def test_command_lines_in_config_files_name_existing_files(repository):
     for path in sorted(pathlib.Path(repository, "configs").glob("*.py")):
         assert f"--config=configs/{path.name}" in ast.get_docstring(ast.parse(path.read_text()))
     assert importlib.import_module("clinmerge_jax.main").JOBS == main.JOBS
+
+
+def test_a_message_that_quotes_pages_of_a_file_is_cut_in_its_middle(capsys):
+    with pytest.raises(SystemExit) as exit:
+        command_line.refuse(f"f.json: max_position_embeddings is {'é' * 9000!r}; it must be an integer")
+    line = capsys.readouterr().err
+    assert exit.value.code == 2 and len(line) < 1300
+    assert line.startswith("error: f.json: max_position_embeddings is 'é")
+    assert "é [...] é" in line and line.endswith("é'; it must be an integer\n")
