@@ -9,7 +9,6 @@ from absl import flags
 
 from clinmerge_jax.errors import BadInput
 
-
 _START, _END = 800, 400  # characters of a message that are shown: where it is wrong, and how to mend it
 
 

@@ -154,11 +154,13 @@ def read_chunk(
     `slots_P` is not read: the cache is extended in place and no rows of it are copied out and back.
     """
     rows = cache if whole else jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), cache)
-    x_PCD, rows = extend(params, rows, tokens_PC, positions_PC, layout.config, layout.constrain, fresh=fresh)
-    cache = rows if whole else jax.tree.map(lambda x, row: x.at[slots_P].set(row, mode="drop"), cache, rows)
     ended_PC = positions_PC == ends_P[:, None]
-    here_PD = jnp.take_along_axis(x_PCD, jnp.argmax(ended_PC, axis=1)[:, None, None], axis=1)[:, 0]
-    return cache, jnp.where(ended_PC.any(axis=1)[:, None], here_PD, last_PD)
+    x_P1D, rows = extend(
+        params, rows, tokens_PC, positions_PC, layout.config, layout.constrain,
+        fresh=fresh, asked_B=jnp.argmax(ended_PC, axis=1),
+    )  # fmt: skip
+    cache = rows if whole else jax.tree.map(lambda x, row: x.at[slots_P].set(row, mode="drop"), cache, rows)
+    return cache, jnp.where(ended_PC.any(axis=1)[:, None], x_P1D[:, 0], last_PD)
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "kind"), donate_argnums=1)

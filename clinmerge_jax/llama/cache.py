@@ -18,7 +18,7 @@ from flax import nnx
 
 from clinmerge_jax.llama import rope
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.llama.model import abstract_block
+from clinmerge_jax.llama.model import abstract_block, take
 from clinmerge_jax.llama.parameters import Params
 
 _LARGEST = 127  # of int8, the same on both sides of 0
@@ -156,6 +156,7 @@ def extend(
     constrain: Callable[..., jax.Array] = lambda x, *axes: x,
     over_cache: Callable[..., jax.Array] = attend_cache,
     fresh: bool = False,
+    asked_B: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads further tokens of every row.
 
@@ -171,9 +172,11 @@ def extend(
         token. Then tokens attend to the C new keys alone instead of all T, and these are written as one slice. Keys and
         values of the padding are written too, at positions that no token sees before they are written again. The rows'
         former contents do not matter. Static under jit.
+      asked_B: which of its new tokens is asked for in each row; None for all. Of the others the last layer computes
+        keys and values alone.
 
     Returns:
-      What the last layer gives, [B, C, D], for `model.logits`; and the cache with the new keys and values.
+      What the last layer gives, [B, C, D] or [B, 1, D], for `model.logits`; and the cache with the new keys and values.
     """
     x_BCD = constrain(params["embed_tokens"]["weight"][tokens_BC], "batch", None, None)
     # Requests end within the context, where dynamic RoPE has its plain frequencies.
@@ -202,13 +205,15 @@ def extend(
         return grown[kind][index].swapaxes(2, 3) if last else grown[kind][index]
 
     for index, layer in enumerate(params["layers"]):
+        asked_here_B = asked_B if index == config.num_hidden_layers - 1 else None
+        positions_BQ = take(positions_BC, asked_here_B)
 
-        def attend(q_BCNH, k_BCGH, v_BCGH, index=index):
+        def attend(q_BQNH, k_BCGH, v_BCGH, index=index, positions_BQ=positions_BQ):
             scales = None
             if in_int8:
                 (k_BCGH, k_scale), (v_BCGH, v_scale) = quantize(k_BCGH), quantize(v_BCGH)
                 scales = put("key_scales", index, k_scale), put("value_scales", index, v_scale)
-            return over_cache(q_BCNH, put("keys", index, k_BCGH), put("values", index, v_BCGH), positions_BC, scales)
+            return over_cache(q_BQNH, put("keys", index, k_BCGH), put("values", index, v_BCGH), positions_BQ, scales)
 
-        x_BCD = constrain(nnx.merge(graphdef, layer)(x_BCD, rotations, attend), "batch", None, None)
+        x_BCD = constrain(nnx.merge(graphdef, layer)(x_BCD, rotations, attend, asked_here_B), "batch", None, None)
     return x_BCD, dataclasses.replace(cache, **{kind: tuple(layers) for kind, layers in grown.items()})

@@ -94,6 +94,13 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q_BTNH, k_BTGH, v_BTGH) -> y_BTNH
 
 
+def take(x_BTx: jax.Array, asked_B: jax.Array | None) -> jax.Array:
+    """One token of each row, [B, 1, ...]; all of them where none is asked for."""
+    if asked_B is None:
+        return x_BTx
+    return jnp.take_along_axis(x_BTx, jnp.expand_dims(asked_B, tuple(range(1, x_BTx.ndim))), axis=1)
+
+
 _BLOCK = 128  # queries that are looked at together
 _BLOCKS = 8  # of them at most: longer sequences have larger ones
 
@@ -154,13 +161,19 @@ class Attention(nnx.Module):
         self.qk_norm = config.qk_norm
         self.head_dim = config.head_dim
 
-    def __call__(self, x_BTD: jax.Array, rotations, attend: Attend) -> jax.Array:
-        heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        q_BTNH, k_BTGH, v_BTGH = (one(x_BTD).reshape(heads) for one in (self.q_proj, self.k_proj, self.v_proj))
+    def __call__(self, x_BTD: jax.Array, rotations, attend: Attend, asked_B: jax.Array | None) -> jax.Array:
+        x_BQD = take(x_BTD, asked_B)
+        q_BQNH, k_BTGH, v_BTGH = (
+            one(x_BxD).reshape(*x_BxD.shape[:2], -1, self.head_dim)
+            for one, x_BxD in ((self.q_proj, x_BQD), (self.k_proj, x_BTD), (self.v_proj, x_BTD))
+        )
         if self.qk_norm:
-            q_BTNH, k_BTGH = self.q_norm(q_BTNH), self.k_norm(k_BTGH)
-        q_BTNH, k_BTGH = rope.rotate(q_BTNH, *rotations), rope.rotate(k_BTGH, *rotations)
-        return self.o_proj(attend(q_BTNH, k_BTGH, v_BTGH).reshape(*x_BTD.shape[:2], -1))
+            q_BQNH, k_BTGH = self.q_norm(q_BQNH), self.k_norm(k_BTGH)
+        q_BQNH, k_BTGH = (
+            rope.rotate(q_BQNH, *(take(one, asked_B) for one in rotations)),
+            rope.rotate(k_BTGH, *rotations),
+        )
+        return self.o_proj(attend(q_BQNH, k_BTGH, v_BTGH).reshape(*x_BQD.shape[:2], -1))
 
 
 class MLP(nnx.Module):
@@ -183,7 +196,7 @@ def _swish_gated(gate_BTF: jax.Array, up_BTF: jax.Array) -> jax.Array:
 
 
 class Block(nnx.Module):
-    """One pre-norm decoder layer."""
+    """One pre-norm decoder layer, [B, T, D]; [B, 1, D] where `asked_B` names the token whose result is needed."""
 
     def __init__(self, config: LlamaConfig, quantized: bool = False, lora: LoraSettings | None = None):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -191,11 +204,11 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, quantized, lora)
 
-    def __call__(self, x_BTD: jax.Array, rotations, attend: Attend) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, rotations, attend: Attend, asked_B: jax.Array | None = None) -> jax.Array:
         with jax.named_scope("attention"):
-            x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotations, attend)
+            x_BQD = take(x_BTD, asked_B) + self.self_attn(self.input_layernorm(x_BTD), rotations, attend, asked_B)
         with jax.named_scope("mlp"):
-            return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+            return x_BQD + self.mlp(self.post_attention_layernorm(x_BQD))
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """Prompts that fill all slots are read together, with the same results as one at a time."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from support import TINY
 
 from clinmerge_jax.generation import programs, reading
 from clinmerge_jax.generation.engine import Engine, Request
+from clinmerge_jax.llama.cache import empty_cache, extend, unstack
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.parallel.layout import Layout
@@ -121,3 +124,17 @@ def test_bits_of_one_chunk_do_not_depend_on_how_many_are_read_together(monkeypat
     apart = _logs(_engine(chunks=(32, 64)), prompts)
     assert {(rows, whole) for rows, _, _, whole in reads} == {(SLOTS, True), (SLOTS // 8, False)}
     np.testing.assert_array_equal(together, apart)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8], ids=["float32", "int8"])
+def test_one_token_of_each_row_comes_out_of_the_last_layer_as_it_does_among_all(fresh, dtype):
+    params = unstack(init_params(CONFIG, jax.random.key(0), jnp.float32), CONFIG)
+    rng = np.random.default_rng(3)
+    tokens, asked = rng.integers(0, VOCABULARY, (4, 12)), jnp.array([0, 11, 5, 7])
+    positions = np.broadcast_to(np.arange(12), tokens.shape)
+    cache = empty_cache(CONFIG, 4, 32, dtype)
+    read = functools.partial(extend, params, cache, tokens, positions, CONFIG, fresh=fresh)
+    (all_BCD, filled), (one_B1D, same) = jax.jit(read)(), jax.jit(read)(asked_B=asked)
+    np.testing.assert_allclose(one_B1D[:, 0], all_BCD[np.arange(4), asked], rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), filled, same)
