@@ -97,6 +97,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.batches = {"decode": (1, 16), "decode_tiny": (16,), "decode_8b": (1, 8, 64, 256)}[variant]
         config.prompt = 512 if large else 64
         config.new = {"decode": 64, "decode_tiny": 200, "decode_8b": 128}[variant]
+        config.product = 8192 if large else 2048  # rows of the matrices whose product is the peak
         config.attention = "auto"  # of the decode steps: reference, ragged (TPU), auto
         config.peer = True  # transformers on the same device
         config.peer_compiled = large  # it too with a static cache, compiled

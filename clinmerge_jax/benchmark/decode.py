@@ -1,7 +1,8 @@
 """Generates with a model of random weights: reading prompts, and decoding, at several batch sizes.
 
 The floor of a decoded token is what it has to read, every weight once a step and the keys and values before it, at the
-bandwidth of a copy measured in the same repeat. The peer is transformers on the same device, eager and, where it works,
+bandwidth of a copy measured in the same repeat; that of a prompt the operations that it needs, at the speed of a
+product of two matrices measured likewise. The peer is transformers on the same device, eager and, where it works,
 compiled with a static cache.
 """
 
@@ -12,7 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax.benchmark import generating, measure
-from clinmerge_jax.benchmark.device import copy_bandwidth
+from clinmerge_jax.benchmark.device import copy_bandwidth, product_flops
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.attention import Use, resolve
 from clinmerge_jax.llama.cache import cache_bytes
@@ -22,6 +23,7 @@ from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
 
 _FLOOR = "floor: weights and cache read once a step"
+_READING_FLOOR = "floor: products of prompts"
 
 
 def run(config: ConfigDict) -> None:
@@ -30,6 +32,8 @@ def run(config: ConfigDict) -> None:
     measure.check_repeats(config.repeats)
     if config.prompt + config.new > llama.max_position_embeddings or config.prompt < 1 or config.new < 2:
         raise BadInput(f"config.prompt: {config.prompt} and config.new {config.new} do not fit the model's context")
+    if config.product < 1:
+        raise BadInput(f"config.product: is {config.product}; give 1 or more")
     place = measure.place_with_space(config.output, 1e6)
     dtype = jnp.dtype(config.dtype)
     layout = make_layout(llama, MeshShape(**config.mesh))
@@ -38,8 +42,6 @@ def run(config: ConfigDict) -> None:
         jax.jit(lambda: init_params(llama, jax.random.key(0), dtype), out_shardings=layout.shardings())()
     )
     weights = count_parameters(llama) * dtype.itemsize
-    # The head is taken of a prompt's last token alone.
-    multiplied = count_parameters(llama) - (2 - llama.tie_word_embeddings) * llama.vocab_size * llama.hidden_size
     measured: dict[str, list[dict[str, float]]] = {}
     floors: dict[str, str] = {}
     for batch in config.batches:
@@ -57,13 +59,14 @@ def run(config: ConfigDict) -> None:
             kept = cache_bytes(llama, batch, config.prompt, dtype) + cache_bytes(llama, batch, config.new // 2, dtype)
             seconds = steps * (weights + kept) / copy_bandwidth(weights)
             _add(measured, floors, floor, floor, seconds, batch * steps / seconds)
+            least = generating.reading_flops(llama, batch, config.prompt) / product_flops(config.product, dtype)
+            reading_floor = f"{_READING_FLOOR}, batch {batch}"
+            _add(measured, floors, reading_floor, reading_floor, least, batch * config.prompt / least)
             for name, generate in programs.items():
                 first = generate(1)
                 decoded = generate(config.new) - first
                 _add(measured, floors, name, floor, decoded, batch * steps / decoded)
-                reading = f"{name}: prompts"
-                flops = 2 * batch * config.prompt * multiplied
-                _add(measured, floors, reading, reading, first, batch * config.prompt / first, flops / first)
+                _add(measured, floors, f"{name}: prompts", reading_floor, first, batch * config.prompt / first)
                 logging.info("repeat %d, %s: %.0f tokens/s", repeat + 1, name, batch * steps / decoded)
     measure.record(place / "decode.json", measured, weights=weights, mesh=dict(layout.mesh.shape))
     print(measure.ratios_table(measured, floors, "decoding"))
@@ -84,9 +87,8 @@ def run(config: ConfigDict) -> None:
     print(f"\nThe figures of every run are in {place / 'decode.json'}.")
 
 
-def _add(measured, floors, name: str, floor: str, seconds: float, rate: float, flops: float = 0.0) -> None:
-    more = {"flops_per_second": flops} if flops else {}
-    measured.setdefault(name, []).append({"seconds": seconds, "tokens_per_second": rate, **more})
+def _add(measured, floors, name: str, floor: str, seconds: float, rate: float) -> None:
+    measured.setdefault(name, []).append({"seconds": seconds, "tokens_per_second": rate})
     floors[name] = floor
 
 

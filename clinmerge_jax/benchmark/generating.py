@@ -11,10 +11,32 @@ import numpy as np
 
 from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.llama.attention import Backend
-from clinmerge_jax.llama.parameters import Params
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.parameters import Params, count_parameters
 from clinmerge_jax.parallel.layout import Layout
 
 Generate = Callable[[int], float]  # reads all prompts, generates so many tokens after each, and returns the seconds
+
+
+def reading_flops(config: LlamaConfig, batch: int, length: int) -> float:
+    """Operations that reading prompts up to their first new token needs, two for each product and sum.
+
+    What only a prompt's last token needs is counted for it alone: the head, and in the last layer all but keys and
+    values. Scores and weighted sums of attention are counted exactly.
+
+    Args:
+      config: the architecture.
+      batch: prompts.
+      length: tokens of each.
+    """
+    head = config.vocab_size * config.hidden_size
+    layers = count_parameters(config) - (1 if config.tie_word_embeddings else 2) * head
+    layer = layers / config.num_hidden_layers
+    keys_and_values = 2 * config.hidden_size * config.num_key_value_heads * config.head_dim
+    last = layer - keys_and_values
+    weights = length * (layers - last) + last + head
+    pairs = (config.num_hidden_layers - 1) * length * (length + 1) // 2 + length
+    return batch * (2 * weights + 4 * config.num_attention_heads * config.head_dim * pairs)
 
 
 def ours(

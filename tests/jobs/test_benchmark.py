@@ -6,6 +6,7 @@ import math
 import pytest
 from support import run_command, run_process
 
+from clinmerge_jax.benchmark import generating
 from clinmerge_jax.benchmark.checkpoints import make_checkpoint
 from clinmerge_jax.benchmark.load import check_same_tensors
 from clinmerge_jax.checkpoint.folder import open_checkpoint
@@ -112,10 +113,36 @@ def test_steps_of_training_are_measured_beside_the_peer(repository, tmp_path, ca
     assert capfd.readouterr().out.startswith("| training ")
 
 
+def test_reading_and_decoding_are_measured_beside_the_peer(repository, tmp_path, capfd):
+    heads = [f"--config.model.num_{name}_heads=8" for name in ("attention", "key_value")]
+    fields = ["--config.batches=(2,)", "--config.prompt=8", "--config.new=4", "--config.product=64", *heads]
+    _, *arguments = _small("decode", tmp_path, *fields)
+    assert run_command(f"--config={repository}/configs/benchmark.py:decode", *arguments) == 0
+    measured = json.loads((tmp_path / "decode.json").read_text())["measured"]
+    programs = [f"{name}, batch 2" for name in ("clinmerge_jax", "transformers")]
+    rows = [name + part for name in programs for part in ("", ": prompts")]
+    assert [name for name in measured if not name.startswith("floor")] == rows
+    for name, (run,) in measured.items():
+        tokens = 2 * 8 if "prompts" in name else 2 * 3
+        assert run["tokens_per_second"] * run["seconds"] == pytest.approx(tokens)
+    assert "clinmerge_jax / transformers, batch 2: prompts: " in capfd.readouterr().out
+
+
+def test_operations_of_reading_are_those_of_the_products_and_the_attention():
+    raw = {**benchmark.get_config().model.to_dict(), **SMALL, "num_attention_heads": 8, "num_key_value_heads": 4}
+    llama = LlamaConfig.from_json(raw, "config.json")
+    norms, attention, mlp = 2 * 64, 2 * 64 * 64 + 2 * 64 * 32, 3 * 64 * 128
+    layer, last_too = norms + attention + mlp, 2 * 64 * 32
+    weights = 5 * (layer + last_too) + (layer - last_too) + 512 * 64  # the final norm's 64 are left to the rounding
+    pairs = 15 + 5
+    assert generating.reading_flops(llama, 3, 5) == pytest.approx(3 * (2 * weights + 4 * 64 * pairs), rel=2e-3)
+
+
 @pytest.mark.parametrize(
     ("what", "field"),
     [
         ("merge", "repeats=0"),
+        ("decode", "product=0"),
         ("load", "repeats=0"),
         ("merge_on_device", "methods=('ties',)"),
         ("merge", "methods=()"),

@@ -62,10 +62,7 @@ def prompts(settings: Mapping[str, Any], report: Reporter) -> None:
     generate = generating.ours(layout, params, _prompts(llama, batch, length), 1)
     del params  # the engine has its own
     generate(1)  # compiles
-    # The head is taken of a prompt's last token alone; scores and weighted sums take two operations each for a pair.
-    head = llama.vocab_size * llama.hidden_size
-    pairs = llama.num_hidden_layers * llama.num_attention_heads * llama.head_dim * batch * length * (length + 1) // 2
-    flops = 2 * batch * length * (_read_weights(llama) - head) + 4 * pairs
+    flops = generating.reading_flops(llama, batch, length)
     rates, shares = [], []
     for _ in range(settings["repeats"]):
         peak = product_flops(settings["product"], jnp.dtype(settings["dtype"]))
