@@ -286,7 +286,9 @@ def load_tokenizer(folder: pathlib.Path, field: str):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises bare Exception, KeyError and more for damaged files
         reason = short(error)
-        raise BadInput(f"{field}: {folder} has no usable tokenizer ({reason}); add its tokenizer files") from error
+        there = (folder / TOKENIZER_FILE).is_file()
+        mend = f"replace {TOKENIZER_FILE} and what goes with it" if there else "add its tokenizer files"
+        raise BadInput(f"{field}: {folder} has no usable tokenizer ({reason}); {mend}") from error
     longest = tokenizer.model_max_length
     if isinstance(longest, bool) or not isinstance(longest, (int, float)):
         raise BadInput(f"{folder / SETTINGS_FILE}: model_max_length is {cut(repr(longest))}; give a number")

@@ -30,7 +30,8 @@ def with_buffers(folder, seed=0, shards=1):
 
 
 def run(repository, job, *fields):
-    config = {"inspect": "merge.py:inspect", "extract_lora": "merge.py:extract_lora"}.get(job, f"{job}.py")
+    parts = {"inspect": "merge.py:inspect", "extract_lora": "merge.py:extract_lora", "sft_grid": "sft.py:grid"}
+    config = parts.get(job, f"{job}.py")
     return support.run_command(f"--config={repository}/configs/{config}", *(f"--config.{field}" for field in fields))
 
 
@@ -85,9 +86,23 @@ JOBS = {
     "merge": ("instruct={}", "clinical={}", "base="),
     "inspect": ("instruct={}", "clinical={}", "base="),
     "extract_lora": ("model={}", "base={}"),
+    "convert": ("source={}",),
     "generate": ("model={}", "prompts=miniature:questions"),
+    "evaluate": ("model=one={}",),
+    "compare": ("model={}",),
     "sft": ("model={}",),
+    "sft_grid": ("model={}",),
 }
+
+
+def refused(job, folder, repository, capfd):
+    """The line that refuses a model, of which nothing is left."""
+    output = folder.parent / f"out of {job}"
+    fields = [field.format(folder) for field in JOBS[job]]
+    assert run(repository, job, *fields, f"output={output}") == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert str(folder) in line and not list(folder.parent.glob("*out of*"))
+    return line
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -95,10 +110,17 @@ def test_a_head_that_differs_and_quantized_weights_are_refused_in_every_job(job,
     tied(tmp_path / "tied", False)
     support.write_llama(tmp_path / "quantized", quantization_config={"quant_method": "awq"})
     for kind, says in {"tied": "set it to false", "quantized": "remove the key"}.items():
-        fields = [field.format(tmp_path / kind) for field in JOBS[job]]
-        assert run(repository, job, *fields, f"output={tmp_path}/out") == 2
-        assert says in capfd.readouterr().err
-    assert not (tmp_path / "out").exists()
+        assert says in refused(job, tmp_path / kind, repository, capfd)
+
+
+@pytest.mark.parametrize("job", ["generate", "evaluate", "compare", "sft", "sft_grid"])
+def test_jobs_that_run_a_model_refuse_other_families_and_damaged_tokenizers(job, repository, tmp_path, capfd):
+    support.write_llama(tmp_path / "gemma", model_type="gemma", architectures=["GemmaForCausalLM"])
+    assert "gemma" in refused(job, tmp_path / "gemma", repository, capfd)
+    support.write_llama(tmp_path / "damaged")
+    support.write_tokenizer(tmp_path / "damaged")
+    (tmp_path / "damaged" / "tokenizer.json").write_text('{"model": ')
+    assert "tokenizer.json" in refused(job, tmp_path / "damaged", repository, capfd)
 
 
 def test_tokens_without_a_row_are_warned_of_once_where_nothing_is_merged(tmp_path, caplog):
