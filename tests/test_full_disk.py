@@ -5,6 +5,7 @@ import errno
 import json
 import resource
 
+import jax
 import jax.numpy as jnp
 import pytest
 import support
@@ -19,11 +20,14 @@ LIMIT = 40_000  # bytes of a file
 def full_at(nbytes):
     """No file can grow over so many bytes, which Linux reports much as it does a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # its files are larger
     resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        jax.config.update("jax_enable_compilation_cache", cached)
 
 
 @pytest.fixture
@@ -51,6 +55,48 @@ def test_a_job_ends_in_one_line_and_goes_on_from_what_is_there(job, parents, rep
     assert (parents / ".out.partial").is_dir() and not (parents / "out").exists()
     assert support.run_command(*command) == 0
     assert (parents / "out" / "provenance.json").is_file()
+
+
+def _rows(path, count, **columns):
+    path.write_text("".join(json.dumps({name: text for name, text in columns.items()}) + "\n" for _ in range(count)))
+    return path
+
+
+JOBS = {
+    "generate": ("model={0}/instruct", "prompts={0}/prompts.jsonl", "max_new_tokens=4"),
+    "evaluate": (
+        "model=one={0}/instruct", "tasks=", "own.name=starts", "own.test={0}/prompts.jsonl", "own.source=prompt",
+        "own.target=completion", "own.max_new_tokens=4", "length=32",
+    ),
+    "compare": ("model={0}/instruct", "prompts={0}/prompts.jsonl", "max_new_tokens=4", "limit=0"),
+    "sft": ("model={0}/instruct", "task={0}/prompts.jsonl", "length=32", "batch_size=4", "epochs=1"),
+    "sft:full": ("model={0}/instruct", "task={0}/prompts.jsonl", "length=32", "batch_size=4", "epochs=1"),
+    "sft:grid": (
+        "model={0}/instruct", "task={0}/prompts.jsonl", "length=32", "batch_size=4", "epochs=1", "grid.seeds=0,1",
+        "grid.shots=4",
+    ),
+    "convert": ("source={0}/instruct", "dtype=float32"),
+}  # fmt: skip
+LIMITS = {"generate": 2000, "evaluate": 2000, "compare": 3000}  # progress goes into files too, in tests
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_jobs_that_run_a_model_end_in_one_line_and_go_on(job, parents, repository, capfd):
+    support.write_tokenizer(parents / "instruct")
+    _rows(parents / "prompts.jsonl", 40, prompt="the patient has", completion="a fever and cough")
+    name, _, variant = job.partition(":")
+    fields = [*JOBS[job], "output={0}/out", *(() if job.startswith("compare") else ("chat_template=False",))]
+    fields = [field.format(parents) for field in fields if name != "convert" or "chat" not in field]
+    config = f"--config={repository}/configs/{name}.py{':' + variant if variant else ''}"
+    command = [config, *(f"--config.{field}" for field in fields)]
+    with full_at(LIMITS.get(job, LIMIT)):
+        status = support.run_command(*command)
+    errors = capfd.readouterr().err
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert status == 1 and len(lines) == 1 and "Traceback" not in errors, errors
+    assert "cannot be written (File too large); free some space, and the same command goes on" in lines[0]
+    assert not (parents / "out" / "provenance.json").exists()
+    assert support.run_command(*command) == 0
 
 
 def test_a_state_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):

@@ -76,53 +76,54 @@ def run(config: ConfigDict) -> None:
             print(f"{output.target} is finished already: same model, prompts and settings, nothing to do.")
             print("To make it again: --config.overwrite=True.")
             return
-        rows = _Rows(output.path(_UNORDERED_FILE))
-        todo = [index for index in range(len(prompts)) if index not in rows.known]
-        if rows.known:
-            logging.info("continuing the interrupted run: %d of %d answers are there", len(rows.known), len(prompts))
-        requests = [
-            Request(
-                tokens[index],
-                config.max_new_tokens,
-                dataclasses.replace(sampling, seed=_seed(config.seed, index)),
-                until(stops, tokenizer),
-            )
-            for index in todo
-        ]
-        if todo:
-            logging.info("loading %s", config.model)
-            _, params = load_params(checkpoint, _DTYPES[config.dtype], mesh=layout.mesh)
-            engine = Engine(
-                layout,
-                params,
-                slots=config.slots,
-                length=length,
-                stop_ids=ids,
-                int8_weights=config.int8_weights,
-                int8_cache=config.int8_cache,
-                attention=config.attention,
-            )
-            del params
-            start = time.perf_counter()
-            with tqdm.tqdm(total=len(prompts), initial=len(rows.known), desc="generate", unit="answer") as bar:
-                for place, answer in engine.generate(requests):
-                    text, _ = cut(tokenizer.decode(answer.tokens, skip_special_tokens=True), stops)
-                    index = todo[place]
-                    row = {"answer": text, "tokens": len(answer.tokens), "finished": answer.finished}
-                    rows.add(index, {"id": prompts[index].id, **row})
-                    seconds = time.perf_counter() - start
-                    bar.set_postfix_str(f"{engine.counts.new_tokens / seconds:.0f} tokens/s", refresh=False)
-                    bar.update()
-            seconds = time.perf_counter() - start
-            counts = engine.counts
-            said = (
-                f"{counts.prompt_tokens} prompt tokens read and {counts.new_tokens} generated in {seconds:.1f} s"
-                f" ({counts.new_tokens / seconds:.0f} a second, compilation included); {counts.live_share:.0%} of the"
-                " decoded rows were live"
-            )
-        else:
-            said = "All answers were there already"
-        rows.close()
+        with _Rows(output.path(_UNORDERED_FILE)) as rows:
+            todo = [index for index in range(len(prompts)) if index not in rows.known]
+            if rows.known:
+                logging.info(
+                    "continuing the interrupted run: %d of %d answers are there", len(rows.known), len(prompts)
+                )
+            requests = [
+                Request(
+                    tokens[index],
+                    config.max_new_tokens,
+                    dataclasses.replace(sampling, seed=_seed(config.seed, index)),
+                    until(stops, tokenizer),
+                )
+                for index in todo
+            ]
+            if todo:
+                logging.info("loading %s", config.model)
+                _, params = load_params(checkpoint, _DTYPES[config.dtype], mesh=layout.mesh)
+                engine = Engine(
+                    layout,
+                    params,
+                    slots=config.slots,
+                    length=length,
+                    stop_ids=ids,
+                    int8_weights=config.int8_weights,
+                    int8_cache=config.int8_cache,
+                    attention=config.attention,
+                )
+                del params
+                start = time.perf_counter()
+                with tqdm.tqdm(total=len(prompts), initial=len(rows.known), desc="generate", unit="answer") as bar:
+                    for place, answer in engine.generate(requests):
+                        text, _ = cut(tokenizer.decode(answer.tokens, skip_special_tokens=True), stops)
+                        index = todo[place]
+                        row = {"answer": text, "tokens": len(answer.tokens), "finished": answer.finished}
+                        rows.add(index, {"id": prompts[index].id, **row})
+                        seconds = time.perf_counter() - start
+                        bar.set_postfix_str(f"{engine.counts.new_tokens / seconds:.0f} tokens/s", refresh=False)
+                        bar.update()
+                seconds = time.perf_counter() - start
+                counts = engine.counts
+                said = (
+                    f"{counts.prompt_tokens} prompt tokens read and {counts.new_tokens} generated in {seconds:.1f} s"
+                    f" ({counts.new_tokens / seconds:.0f} a second, compilation included); {counts.live_share:.0%} of"
+                    " the decoded rows were live"
+                )
+            else:
+                said = "All answers were there already"
         answers = "".join(json.dumps(rows.known[index], ensure_ascii=False) + "\n" for index in range(len(prompts)))
         output.write_text(ANSWERS_FILE, answers)
         os.chmod(output.path(ANSWERS_FILE), 0o600)  # answers may tell what private prompts say
@@ -145,7 +146,7 @@ def run(config: ConfigDict) -> None:
 
 
 class _Rows:
-    """Answers as they finish, one line each, in a file that survives a kill but for its last line."""
+    """Answers as they finish, a line each, in a file that survives a kill but for its last line; a context manager."""
 
     def __init__(self, path):
         self.known: dict[int, dict[str, Any]] = {}
@@ -164,8 +165,10 @@ class _Rows:
         self._file.write(json.dumps({"index": index, **row}).encode() + b"\n")
         self._file.flush()
 
-    def close(self) -> None:
-        """Closes the file."""
+    def __enter__(self) -> "_Rows":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

@@ -127,12 +127,12 @@ def _write_folder(result: Result, grid: Grid, trained: Params, rows: list[dict[s
             return
         for name in (STEPS, LOG):
             shutil.rmtree(output.path(name), ignore_errors=True)
-        log = TrainingLog(output.path(LOG))
-        for row in rows:
-            log.add(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
-        if result.sets.validation is not None:
-            log.add(result.settings.steps, {"validation_loss": grid.loss(trained, result.sets.validation.sequences)})
-        log.close()
+        with TrainingLog(output.path(LOG)) as log:
+            for row in rows:
+                log.add(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+            if result.sets.validation is not None:
+                loss = grid.loss(trained, result.sets.validation.sequences)
+                log.add(result.settings.steps, {"validation_loss": loss})
         result.write_weights(trained, one_device(grid.layout.config), output)
         result.commit(output, result.settings.steps, result.settings.steps)
 

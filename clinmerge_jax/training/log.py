@@ -11,7 +11,7 @@ _EVENTS = "events"
 
 
 class TrainingLog:
-    """A row for every step that says something.
+    """A row for every step that says something; a context manager that closes it.
 
     Args:
       folder: of `log.jsonl` and of the folder `events`; made where it is not there.
@@ -42,10 +42,15 @@ class TrainingLog:
         """Steps and values of one name."""
         return _column(self.rows, name)
 
-    def close(self) -> None:
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Writes out what is left."""
-        self._file.close()
-        self._events.close()
+        try:
+            self._file.close()
+        finally:
+            self._events.close()
 
 
 def read_column(folder: pathlib.Path, name: str) -> list[tuple[int, float]]:

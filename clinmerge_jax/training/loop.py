@@ -184,10 +184,9 @@ def train(
                         f"stopped after step {step} of {settings.steps}; the same command goes on from there"
                     )
     finally:
-        if checkpoints is not None:
-            checkpoints.wait()
-        if rows_log is not None:
-            rows_log.close()
+        with rows_log or contextlib.nullcontext():  # closed, even if the last state cannot be written
+            if checkpoints is not None:
+                checkpoints.wait()
     return Outcome(state, step, known.best_step, step < settings.steps)
 
 
