@@ -23,9 +23,11 @@ import transformers
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.params import load_params, save_params
+from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import Params
+from clinmerge_jax.parallel.layout import one_device
 
 CONFIGURATIONS = {"llama": 64, "mistral": 24, "qwen2": 24, "qwen3": 8}
 CLASSES = {
@@ -319,6 +321,21 @@ def test_saved_tensors_are_those_read_bit_for_bit(case, tmp_path):
     assert not [name for name in before if not same_bytes(before[name], after[name])]
     saved_config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert saved_config == json.loads((case.folder / "config.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [one for one in DRAWN if one.family != "llama"], indirect=True, ids=identifier)
+def test_greedy_tokens_equal_those_of_transformers(case):
+    limit = min(16, case.config.max_position_embeddings)
+    prompt = case.tokens_BT[0, :3]
+    engine = Engine(one_device(case.config), case.params, slots=1, length=limit)
+    ((_, answer),) = engine.generate([Request(prompt, limit - len(prompt))])
+    with torch.inference_mode():
+        ids = torch.from_numpy(np.concatenate([prompt, answer.tokens])).long()[None]
+        logits_TV = build_torch_model(case.drawn)(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+    first, second = torch.topk(logits_TV, 2).values.T
+    assert (first - second).min() > 10 * LOGIT_TOLERANCE, "a tie would prove nothing"
+    assert logits_TV.argmax(-1).tolist() == answer.tokens.tolist()
 
 
 @pytest.mark.parametrize("case", DRAWN[::RELOADED_EVERY], indirect=True, ids=identifier)
