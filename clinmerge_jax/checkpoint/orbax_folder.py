@@ -39,14 +39,16 @@ def is_orbax(folder: pathlib.Path) -> bool:
 def _context(reading: Params | None = None) -> Iterator[None]:
     """How Orbax writes and reads.
 
-    Weights hardly compress. What one device holds of an array is written as one chunk, without a copy. Arrays may be
-    padded on reading: the vocabulary's rows, to what a mesh divides. Few of them are read at a time.
+    Weights hardly compress. What one device holds of an array is written as one chunk, without a copy: chunks larger
+    than a data file may be (2 GiB, by default) would be copied first, so that has no limit. Arrays may be padded on
+    reading: the vocabulary's rows, to what a mesh divides. Few of them are read at a time.
 
     Args:
       reading: the abstract arrays that are to be read.
     """
     context = ocp.Context()
     context.array.saving.use_compression = False
+    context.array.saving.ocdbt_target_data_file_size = 0
     context.array.loading.enable_padding_and_truncation = True
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(reading) if leaf is not ocp.PLACEHOLDER]
     if sizes:
