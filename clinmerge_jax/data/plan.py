@@ -69,18 +69,22 @@ class Rules:
             return None
         return [[index] for index in range(len(sizes))] if self.alone else best_fit(sizes, tokens)
 
-    def micro_batch_of(self, tokens: int) -> int:
-        """Rows of a micro-batch, of so many tokens each; 0 for all."""
-        return self.micro_batch or (self.at_a_time and max(1, self.at_a_time // tokens) * self.parts)
+    def micro_batch_of(self, rows: int, tokens: int) -> int:
+        """Rows of a micro-batch where a step has so many rows of so many tokens: all of them if they are few."""
+        if self.micro_batch:
+            return self.micro_batch
+        all_rows = -(-rows // self.parts) * self.parts
+        return min(all_rows, max(1, self.at_a_time // tokens) * self.parts) if self.at_a_time else all_rows
 
     def shape(self, rows: int, tokens: int) -> Shape:
         """The least that has these rows."""
-        multiple = self.micro_batch_of(tokens) or self.parts
+        multiple = self.micro_batch_of(rows, tokens)
         return Shape(-(-rows // multiple) * multiple, tokens)
 
     def computed(self, rows: int, shape: Shape) -> Shape:
         """What is computed of a batch of this shape that has so many rows with something in them."""
-        return self.shape(rows, shape.tokens) if self.skips and self.micro_batch_of(shape.tokens) else shape
+        multiple = self.micro_batch_of(shape.rows, shape.tokens)
+        return Shape(-(-rows // multiple) * multiple, shape.tokens) if self.skips else shape
 
     def cost(self, shape: Shape) -> float:
         """What that costs to compute, in tokens without attention."""
@@ -121,7 +125,7 @@ class Plan:
         shape, rows = self.rows([int(size) for size in sequences.sizes[chosen]])
         members = [[int(chosen[index]) for index in row] for row in rows]
         batch = sequences.batch(members, (shape.rows, shape.tokens))
-        at_a_time = self.rules.micro_batch_of(shape.tokens) or shape.rows
+        at_a_time = self.rules.micro_batch_of(shape.rows, shape.tokens)
         arrays = {name: values.reshape(-1, at_a_time, shape.tokens) for name, values in vars(batch).items()}
         return Batch(**arrays)
 

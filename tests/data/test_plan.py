@@ -34,7 +34,7 @@ def test_every_step_fits_one_of_few_shapes(rules, programs):
     for sizes in steps:
         shape, rows = plan.rows(sizes)
         assert shape in plan.shapes and len(rows) <= shape.rows
-        assert shape.rows % (rules.micro_batch_of(shape.tokens) or rules.parts) == 0
+        assert shape.rows % rules.micro_batch_of(shape.rows, shape.tokens) == shape.rows % rules.parts == 0
         assert shape.tokens % rules.unit == 0 or shape.tokens == rules.longest
         assert sorted(number for row in rows for number in row) == list(range(len(sizes)))
         assert all(sum(sizes[number] for number in row) <= shape.tokens for row in rows)
@@ -80,3 +80,13 @@ def test_a_batch_has_micro_batches_with_the_empty_rows_last():
     assert batch.segments.any(axis=2).tolist() == [[True, True], [False, False], [False, False]]
     assert batch.tokens[0].tolist() == [[6] * 6 + [0] * 2, [5] * 5 + [3] * 3]
     assert plan.rules.computed(2, plan.shapes[0]) == Shape(2, 8)
+
+
+@pytest.mark.parametrize("tokens, rows", [(64, 1), (512, 1), (256, 2), (256, 4), (256, 5), (700, 3)])
+def test_steps_of_few_full_rows_compute_nothing_else(tokens, rows):
+    plan = make_plan([[tokens] * rows] * 3, Rules(longest=tokens, at_a_time=1024), 0.0)
+    batch = plan.batch(
+        sequences_of([[Encoded(np.ones(tokens, np.int32), np.ones(tokens, bool))]] * rows), np.arange(rows)
+    )
+    micro_batch = min(rows, 1024 // tokens)
+    assert batch.tokens.shape == (-(-rows // micro_batch), micro_batch, tokens)
