@@ -16,10 +16,10 @@ _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
-def cause_of(error: BaseException) -> BaseException | None:
+def cause_of(error: BaseException | None) -> BaseException | None:
     """The exception behind this one that says that a disk, a quota or a file's limit is full; None for none."""
     seen: set[int] = set()
-    current: BaseException | None = error
+    current = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         if isinstance(current, OSError) and current.errno is not None:
@@ -57,10 +57,11 @@ def end_writers() -> None:
     gc.collect()
 
 
-def _of_threads(record: logging.LogRecord) -> bool:
-    """False for what Orbax logs, with a traceback, of a failure that it also raises."""
+def _of_interest(record: logging.LogRecord) -> bool:
+    """False for what Orbax and its event loops log, with a traceback, of a failure that is also raised."""
     raised = record.exc_info[1] if record.exc_info else None
-    return "orbax" not in record.pathname or raised is None or cause_of(raised) is None
+    of_orbax = record.name == "asyncio" or "orbax" in record.pathname
+    return not of_orbax or raised is None or cause_of(raised) is None
 
 
 @functools.cache
@@ -72,10 +73,11 @@ def report_once() -> None:
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        # Threads of tensorstore report to an event loop that ended with the first failure.
-        if str(unraisable.exc_value) != "Event loop is closed":
+        # Threads of tensorstore report to an event loop that ended with the first failure; files that could not be
+        # written to their end are closed by the interpreter, which tries again.
+        if str(unraisable.exc_value) != "Event loop is closed" and cause_of(unraisable.exc_value) is None:
             before(unraisable)
 
     sys.unraisablehook = hook
-    for name in ("absl", "orbax"):
-        logging.getLogger(name).addFilter(_of_threads)
+    for name in ("absl", "orbax", "asyncio"):
+        logging.getLogger(name).addFilter(_of_interest)

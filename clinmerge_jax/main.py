@@ -59,7 +59,7 @@ def main(_: Sequence[str]) -> None:
             logging.set_verbosity(logging.INFO if first else logging.ERROR)
             job.run(config)
     except BadInput as error:
-        refuse(str(error))
+        refuse(str(error), status=2 if full_disk.cause_of(error.__cause__) is None else 1)
     except RunFailure as error:
         refuse(str(error), status=1)
     except Exception as error:

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import resource
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,10 @@ import pytest
 import support
 
 from clinmerge_jax import full_disk
+from clinmerge_jax.checkpoint.output import refuse_place
+from clinmerge_jax.errors import BadInput
 from clinmerge_jax.training.checkpoints import Checkpoints
+from clinmerge_jax.training.log import TrainingLog
 
 LIMIT = 40_000  # bytes of a file
 
@@ -119,6 +124,33 @@ def test_orbax_and_its_threads_report_a_full_disk_once(tmp_path, capfd):
         checkpoints.close()
     assert full_disk.message(full_disk.cause_of(caught.value)).startswith("config.output: cannot be written (File too")
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of the events' file, as it is collected
+def test_a_log_that_cannot_be_written_says_so_and_keeps_nobody_waiting(tmp_path):
+    with pytest.raises(OSError, match="File too large"), full_at(2000), TrainingLog(tmp_path / "log") as log:
+        for step in range(10_000):
+            log.add(step, {"loss": 1.0})
+
+
+def test_what_the_interpreter_closes_on_a_full_disk_is_not_reported_again(monkeypatch):
+    told = []
+    monkeypatch.setattr("sys.unraisablehook", told.append)
+    full_disk.report_once.__wrapped__()
+    for error in (OSError(errno.ENOSPC, "No space left on device"), ValueError("other")):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert [str(one.exc_value) for one in told] == ["other"]
+
+
+def test_a_place_on_a_full_disk_is_no_bad_input(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+    with pytest.raises(OSError) as caught:
+        refuse_place("make", tmp_path, full)
+    assert caught.value is full
+    with pytest.raises(BadInput, match="cannot make .* \\(Permission denied\\); name another folder"):
+        refuse_place("make", tmp_path, OSError(errno.EACCES, "Permission denied"))
 
 
 def test_other_errors_are_no_full_disk():

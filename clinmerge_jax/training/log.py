@@ -1,17 +1,26 @@
 """What a training run says of itself: JSON lines and TensorBoard events, numbers only."""
 
+import itertools
 import json
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 LOG_FILE = "log.jsonl"
 _EVENTS = "events"
+_FLUSH_SECONDS = 120.0
 
 
 class TrainingLog:
     """A row for every step that says something; a context manager that closes it.
+
+    Events are written by the caller's thread, not by tensorboardX's own: once that one cannot write, it is gone, and
+    whoever adds an event waits for it without end.
 
     Args:
       folder: of `log.jsonl` and of the folder `events`; made where it is not there.
@@ -19,15 +28,18 @@ class TrainingLog:
     """
 
     def __init__(self, folder: pathlib.Path, after: int = 0):
-        folder.mkdir(exist_ok=True)
+        (folder / _EVENTS).mkdir(parents=True, exist_ok=True)
         path = folder / LOG_FILE
         whole = path.read_bytes() if path.is_file() else b""
         lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may have cut the last
-        kept = [line for line in lines if after and json.loads(line)["step"] <= after]
-        path.write_bytes(b"".join(kept))
+        kept = list(itertools.takewhile(lambda line: after and json.loads(line)["step"] <= after, lines))
         self.rows: list[dict[str, float]] = [json.loads(line) for line in kept]
+        self._events = EventsWriter(str(folder / _EVENTS / "events"))
+        self._flushed = time.monotonic()
+        if after:  # TensorBoard then drops what another process wrote of this step and later ones
+            self._event(after + 1, session_log=SessionLog(status=SessionLog.START))
         self._file = path.open("a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(str(folder / _EVENTS), purge_step=after + 1 if after else None)
+        self._file.truncate(sum(map(len, kept)))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Takes what was measured after a step."""
@@ -36,7 +48,13 @@ class TrainingLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._event(step, summary=scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def _event(self, step: int, **what: Any) -> None:
+        self._events.write_event(Event(step=step, wall_time=time.time(), **what))
 
     def column(self, name: str) -> list[tuple[int, float]]:
         """Steps and values of one name."""
