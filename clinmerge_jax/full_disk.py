@@ -3,23 +3,27 @@
 Orbax and tensorstore report it as text in exceptions of other types, and print tracebacks from their own threads.
 """
 
+import contextlib
 import errno
 import functools
 import gc
 import logging
+import os
 import pathlib
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
-def cause_of(error: BaseException) -> BaseException | None:
+def cause_of(error: BaseException | None) -> BaseException | None:
     """The exception behind this one that says that a disk, a quota or a file's limit is full; None for none."""
     seen: set[int] = set()
-    current: BaseException | None = error
+    current = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         if isinstance(current, OSError) and current.errno is not None:
@@ -57,10 +61,28 @@ def end_writers() -> None:
     gc.collect()
 
 
-def _of_threads(record: logging.LogRecord) -> bool:
-    """False for what Orbax logs, with a traceback, of a failure that it also raises."""
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    """Ends the process as soon as a run has failed, around all of it.
+
+    Threads of Orbax's wait for minutes for a folder that could not be made, and the interpreter would wait for them.
+    """
+    try:
+        yield
+    except SystemExit as stop:
+        left = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+        if left and isinstance(stop.code, int) and stop.code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(stop.code)
+        raise
+
+
+def _of_interest(record: logging.LogRecord) -> bool:
+    """False for what Orbax and its event loops log, with a traceback, of a failure that is also raised."""
     raised = record.exc_info[1] if record.exc_info else None
-    return "orbax" not in record.pathname or raised is None or cause_of(raised) is None
+    of_orbax = record.name == "asyncio" or "orbax" in record.pathname
+    return not of_orbax or raised is None or cause_of(raised) is None
 
 
 @functools.cache
@@ -77,5 +99,5 @@ def report_once() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
-    for name in ("absl", "orbax"):
-        logging.getLogger(name).addFilter(_of_threads)
+    for name in ("absl", "orbax", "asyncio"):
+        logging.getLogger(name).addFilter(_of_interest)

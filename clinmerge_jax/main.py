@@ -59,7 +59,7 @@ def main(_: Sequence[str]) -> None:
             logging.set_verbosity(logging.INFO if first else logging.ERROR)
             job.run(config)
     except BadInput as error:
-        refuse(str(error))
+        refuse(str(error), status=2 if full_disk.cause_of(error.__cause__) is None else 1)
     except RunFailure as error:
         refuse(str(error), status=1)
     except Exception as error:
@@ -74,4 +74,5 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    with full_disk.no_waiting():
+        app.run(main, flags_parser=parse_flags)

@@ -11,10 +11,11 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import tqdm
 
+from clinmerge_jax import full_disk
 from clinmerge_jax.errors import BadInput
 
 PROVENANCE_FILE = "provenance.json"
@@ -121,7 +122,7 @@ class OutputFolder:
                 try:
                     parent.mkdir(exist_ok=True)
                 except OSError as error:
-                    raise self._cannot("make", parent, error) from error
+                    refuse_place("make", parent, error)
                 self._made_parents.append(parent)
 
     def _remove_leftovers(self) -> None:
@@ -142,7 +143,7 @@ class OutputFolder:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise self._cannot("write", self.partial, error) from error
+            refuse_place("write", self.partial, error)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -150,7 +151,7 @@ class OutputFolder:
             raise BadInput(f"config.output: another process is writing {self.target}; wait for it to end") from error
         except OSError as error:
             self.close()
-            raise self._cannot("lock", path, error) from error
+            refuse_place("lock", path, error)
         try:
             if os.path.samestat(os.fstat(self._lock), os.stat(path)):
                 return True
@@ -171,10 +172,6 @@ class OutputFolder:
                 raise BadInput(f"config.output: {self.target} lies in the folder of {field}; name another folder")
             if target in folder.resolve().parents:
                 raise BadInput(f"config.output: {self.target} holds the folder of {field}; name another folder")
-
-    @staticmethod
-    def _cannot(do: str, path: pathlib.Path, error: OSError) -> BadInput:
-        return BadInput(f"config.output: cannot {do} {path} ({error.strerror}); name another folder")
 
     def path(self, name: str) -> pathlib.Path:
         """Where a file of the result lies while the result is being made."""
@@ -291,6 +288,23 @@ def result_path(text: pathlib.Path | str) -> pathlib.Path:
     if expanded.startswith("~"):
         raise BadInput(f"config.output: {text} names the home of a user who does not exist; name another folder")
     return pathlib.Path(os.path.abspath(expanded))
+
+
+def refuse_place(do: str, path: pathlib.Path, error: OSError) -> NoReturn:
+    """Refuses a config.output that cannot be used.
+
+    Args:
+      do: what was tried, such as "write".
+      path: the file or folder that it was tried on.
+      error: what the system says.
+
+    Raises:
+      OSError: the error itself, where the disk is full: the place is right, and the run can go on there.
+      BadInput: otherwise.
+    """
+    if full_disk.cause_of(error) is not None:
+        raise error
+    raise BadInput(f"config.output: cannot {do} {path} ({error.strerror}); name another folder") from error
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:

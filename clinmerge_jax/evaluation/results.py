@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from clinmerge_jax.checkpoint.output import result_path, write_atomically
+from clinmerge_jax.checkpoint.output import refuse_place, result_path, write_atomically
 from clinmerge_jax.errors import BadInput
 
 RESULTS_FILE = "results.jsonl"
@@ -133,17 +133,19 @@ class ResultsFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
-            raise BadInput(
-                f"config.output: cannot write {self.path} ({error.strerror}); name another folder"
-            ) from error
+            refuse_place("write", self.path, error)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock)
             raise BadInput(f"config.output: another process is writing {self.path}; wait for it to end") from error
-        self._salt = self._own_salt()
-        self._drop_torn_line()
-        results = read_results(self.path / RESULTS_FILE)
+        try:
+            self._salt = self._own_salt()
+            self._drop_torn_line()
+            results = read_results(self.path / RESULTS_FILE)
+        except BaseException:
+            os.close(self._lock)
+            raise
         self.known = {result.key: result for result in results}
         self._lines = len(results)
 
@@ -203,9 +205,11 @@ class ResultsFolder:
     def close(self) -> None:
         """Drops lines that others have replaced, and lets go of the folder."""
         path = self.path / RESULTS_FILE
-        if self._lines > len(self.known):
-            write_atomically(path, b"".join(one.to_json().encode() + b"\n" for one in self.known.values()))
-        os.close(self._lock)
+        try:
+            if self._lines > len(self.known):
+                write_atomically(path, b"".join(one.to_json().encode() + b"\n" for one in self.known.values()))
+        finally:
+            os.close(self._lock)
 
     def __enter__(self) -> "ResultsFolder":
         return self

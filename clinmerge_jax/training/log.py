@@ -1,17 +1,27 @@
 """What a training run says of itself: JSON lines and TensorBoard events, numbers only."""
 
+import itertools
 import json
 import pathlib
+import socket
+import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import tensorboardX
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 
 LOG_FILE = "log.jsonl"
 _EVENTS = "events"
+_FLUSH_SECONDS = 120.0
 
 
 class TrainingLog:
     """A row for every step that says something; a context manager that closes it.
+
+    Events are written by the caller's thread, not by tensorboardX's own: when the disk is full that one dies, and
+    whoever adds the next events waits for it without end.
 
     Args:
       folder: of `log.jsonl` and of the folder `events`; made where it is not there.
@@ -19,15 +29,20 @@ class TrainingLog:
     """
 
     def __init__(self, folder: pathlib.Path, after: int = 0):
-        folder.mkdir(exist_ok=True)
+        (folder / _EVENTS).mkdir(parents=True, exist_ok=True)
         path = folder / LOG_FILE
         whole = path.read_bytes() if path.is_file() else b""
         lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may have cut the last
-        kept = [line for line in lines if after and json.loads(line)["step"] <= after]
-        path.write_bytes(b"".join(kept))
+        kept = list(itertools.takewhile(lambda line: after and json.loads(line)["step"] <= after, lines))
         self.rows: list[dict[str, float]] = [json.loads(line) for line in kept]
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"  # as TensorBoard looks for it
+        self._events = RecordWriter(str(folder / _EVENTS / name))
+        self._flushed = time.monotonic()
+        self._event(file_version="brain.Event:2")
+        if after:  # TensorBoard then drops what the interrupted run wrote of later steps
+            self._event(step=after + 1, session_log=SessionLog(status=SessionLog.START))
         self._file = path.open("a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(str(folder / _EVENTS), purge_step=after + 1 if after else None)
+        self._file.truncate(sum(map(len, kept)))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Takes what was measured after a step."""
@@ -36,7 +51,13 @@ class TrainingLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._event(step=step, summary=scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def _event(self, **fields: Any) -> None:
+        self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     def column(self, name: str) -> list[tuple[int, float]]:
         """Steps and values of one name."""
