@@ -3,13 +3,17 @@
 Orbax and tensorstore report it as text in exceptions of other types, and print tracebacks from their own threads.
 """
 
+import contextlib
 import errno
 import functools
 import gc
 import logging
+import os
 import pathlib
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -57,6 +61,23 @@ def end_writers() -> None:
     gc.collect()
 
 
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    """Ends the process as soon as a run has failed, around all of it.
+
+    Threads of Orbax's wait for minutes for a folder that could not be made, and the interpreter would wait for them.
+    """
+    try:
+        yield
+    except SystemExit as stop:
+        left = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+        if left and isinstance(stop.code, int) and stop.code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(stop.code)
+        raise
+
+
 def _of_interest(record: logging.LogRecord) -> bool:
     """False for what Orbax and its event loops log, with a traceback, of a failure that is also raised."""
     raised = record.exc_info[1] if record.exc_info else None
@@ -73,9 +94,8 @@ def report_once() -> None:
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        # Threads of tensorstore report to an event loop that ended with the first failure; files that could not be
-        # written to their end are closed by the interpreter, which tries again.
-        if str(unraisable.exc_value) != "Event loop is closed" and cause_of(unraisable.exc_value) is None:
+        # Threads of tensorstore report to an event loop that ended with the first failure.
+        if str(unraisable.exc_value) != "Event loop is closed":
             before(unraisable)
 
     sys.unraisablehook = hook

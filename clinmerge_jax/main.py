@@ -74,4 +74,5 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    with full_disk.no_waiting():
+        app.run(main, flags_parser=parse_flags)

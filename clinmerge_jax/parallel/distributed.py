@@ -21,6 +21,7 @@ import tqdm
 from absl import logging
 from jax._src import distributed as _jax_distributed
 
+from clinmerge_jax import full_disk
 from clinmerge_jax.errors import BadInput, RunFailure
 
 HEARTBEAT_SECONDS = 20  # a process that has been silent for so long counts as dead
@@ -158,6 +159,9 @@ def session(where: str, processes: int | None = None, index: int | None = None) 
     except RunFailure as error:
         _end(f"error: {error}", 1)
     except BaseException as error:
+        full = full_disk.cause_of(error)
+        if full is not None:
+            _end(f"error: {full_disk.message(full)}", 1)
         traceback.print_exc()
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         hint = " (where no other process shows an error of its own, one was killed)" * lost

@@ -3,12 +3,13 @@
 import itertools
 import json
 import pathlib
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 LOG_FILE = "log.jsonl"
@@ -19,8 +20,8 @@ _FLUSH_SECONDS = 120.0
 class TrainingLog:
     """A row for every step that says something; a context manager that closes it.
 
-    Events are written by the caller's thread, not by tensorboardX's own: once that one cannot write, it is gone, and
-    whoever adds an event waits for it without end.
+    Events are written by the caller's thread, not by tensorboardX's own: when the disk is full that one dies, and
+    whoever adds the next events waits for it without end.
 
     Args:
       folder: of `log.jsonl` and of the folder `events`; made where it is not there.
@@ -34,10 +35,12 @@ class TrainingLog:
         lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may have cut the last
         kept = list(itertools.takewhile(lambda line: after and json.loads(line)["step"] <= after, lines))
         self.rows: list[dict[str, float]] = [json.loads(line) for line in kept]
-        self._events = EventsWriter(str(folder / _EVENTS / "events"))
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"  # as TensorBoard looks for it
+        self._events = RecordWriter(str(folder / _EVENTS / name))
         self._flushed = time.monotonic()
-        if after:  # TensorBoard then drops what another process wrote of this step and later ones
-            self._event(after + 1, session_log=SessionLog(status=SessionLog.START))
+        self._event(file_version="brain.Event:2")
+        if after:  # TensorBoard then drops what the interrupted run wrote of later steps
+            self._event(step=after + 1, session_log=SessionLog(status=SessionLog.START))
         self._file = path.open("a", encoding="utf-8")
         self._file.truncate(sum(map(len, kept)))
 
@@ -48,13 +51,13 @@ class TrainingLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._event(step, summary=scalar(name, value))
+            self._event(step=step, summary=scalar(name, value))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._events.flush()
             self._flushed = time.monotonic()
 
-    def _event(self, step: int, **what: Any) -> None:
-        self._events.write_event(Event(step=step, wall_time=time.time(), **what))
+    def _event(self, **fields: Any) -> None:
+        self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     def column(self, name: str) -> list[tuple[int, float]]:
         """Steps and values of one name."""

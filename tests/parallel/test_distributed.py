@@ -345,6 +345,21 @@ def test_a_process_that_fails_ends_the_one_that_waits(start, failing, wait):
     assert "Traceback" not in run[1 - failing].err
 
 
+@pytest.mark.slow
+def test_a_full_disk_in_one_process_is_one_line_in_each(start):
+    body = """
+    if index == 1:
+        raise ValueError("wrapped") from OSError(28, "No space left on device", "/place/file")
+    distributed.barrier("the other")
+    """
+    run = start(_workers(body)).end()
+    assert [ended.status for ended in run] == [1, 1], run
+    line = "error: /place/file: cannot be written (No space left on device); free some space"
+    for ended, begins in zip(run, (f"process 1: {line}", line)):
+        assert "Traceback" not in ended.err
+        assert sum(one.startswith(begins) for one in ended.err.splitlines()) == 1, ended.err
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_the_first_process_stays_until_a_slow_one_has_ended(start, failing):
     body = f"""
