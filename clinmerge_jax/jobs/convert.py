@@ -6,6 +6,7 @@ folder in place.
 
 import json
 import math
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,6 +20,7 @@ from clinmerge_jax.checkpoint.folder import INDEX_FILE, ORBAX_FOLDER
 from clinmerge_jax.checkpoint.orbax_folder import save_orbax
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.safetensors import DTYPES
+from clinmerge_jax.checkpoint.tokenizer import TOKENIZER_FILE, read_token_ids
 from clinmerge_jax.checkpoint.weight_files import config_with_dtype, index_json, split_into_shards
 from clinmerge_jax.conversion.opening import open_source
 from clinmerge_jax.conversion.source import Source
@@ -35,7 +37,7 @@ def run(config: ConfigDict) -> None:
     """Runs the conversion that the config describes; see configs/convert.py for its fields.
 
     Raises:
-      BadInput: there is no such model, it is damaged or no Llama, or a field is wrong.
+      BadInput: there is no such model, it or its tokenizer is damaged, it is no Llama, or a field is wrong.
     """
     if config.format not in FORMATS:
         raise BadInput(f"config.format: {config.format!r} is unknown; there are {', '.join(FORMATS)}")
@@ -54,6 +56,9 @@ def _convert(config: ConfigDict, source: Source) -> None:
     llama = source.llama() if config.format == "orbax" else None
     if llama is not None:
         _check_leaves(source, dtypes, llama)
+    tokenizer = source.small_files.get(TOKENIZER_FILE)
+    if isinstance(tokenizer, pathlib.Path):
+        read_token_ids(tokenizer.parent)  # refuses a damaged one
     nbytes = sum(tensor.size * dtypes[name].itemsize for name, tensor in source.tensors.items())
     credentialed = provenance.is_credentialed(config.credentialed, [source])
     identity = {

@@ -31,7 +31,7 @@ def with_buffers(folder, seed=0, shards=1):
 
 def run(repository, job, *fields):
     parts = {"inspect": "merge.py:inspect", "extract_lora": "merge.py:extract_lora", "sft_grid": "sft.py:grid"}
-    config = parts.get(job, f"{job}.py")
+    config = parts.get(job, f"{job.split()[0]}.py")
     return support.run_command(f"--config={repository}/configs/{config}", *(f"--config.{field}" for field in fields))
 
 
@@ -84,15 +84,18 @@ def test_a_stored_head_that_equals_the_tied_embedding_is_left_out(repository, tm
 
 JOBS = {
     "merge": ("instruct={}", "clinical={}", "base="),
+    "merge on a mesh": ("instruct={}", "clinical={}", "base=", "engine=mesh"),
     "inspect": ("instruct={}", "clinical={}", "base="),
     "extract_lora": ("model={}", "base={}"),
     "convert": ("source={}",),
+    "convert to Orbax": ("source={}", "format=orbax"),
     "generate": ("model={}", "prompts=miniature:questions"),
-    "evaluate": ("model=one={}",),
+    "evaluate": ("model=good=miniature:base,bad={}",),  # nothing is done with the good one either
     "compare": ("model={}",),
-    "sft": ("model={}",),
-    "sft_grid": ("model={}",),
+    "sft": ("model={}", "length=16"),
+    "sft_grid": ("model={}", "length=16"),
 }
+ON_TENSORS = ("merge", "inspect", "extract_lora", "convert")  # which need no model's code
 
 
 def refused(job, folder, repository, capfd):
@@ -108,19 +111,46 @@ def refused(job, folder, repository, capfd):
 @pytest.mark.parametrize("job", JOBS)
 def test_a_head_that_differs_and_quantized_weights_are_refused_in_every_job(job, repository, tmp_path, capfd):
     tied(tmp_path / "tied", False)
-    support.write_llama(tmp_path / "quantized", quantization_config={"quant_method": "awq"})
-    for kind, says in {"tied": "set it to false", "quantized": "remove the key"}.items():
+    support.write_llama(tmp_path / "key alone", quantization_config={"quant_method": "awq"})
+    tensors = support.llama_tensors(support.TINY) | {"model.layers.0.mlp.up_proj.weight": np.zeros((12, 4), np.uint8)}
+    support.write_llama(tmp_path / "packed", tensors=tensors, quantization_config={"quant_method": "bitsandbytes"})
+    for kind, says in {"tied": "set it to false", "key alone": "remove the key", "packed": ".dequantize()"}.items():
         assert says in refused(job, tmp_path / kind, repository, capfd)
 
 
-@pytest.mark.parametrize("job", ["generate", "evaluate", "compare", "sft", "sft_grid"])
-def test_jobs_that_run_a_model_refuse_other_families_and_damaged_tokenizers(job, repository, tmp_path, capfd):
-    support.write_llama(tmp_path / "gemma", model_type="gemma", architectures=["GemmaForCausalLM"])
-    assert "gemma" in refused(job, tmp_path / "gemma", repository, capfd)
-    support.write_llama(tmp_path / "damaged")
-    support.write_tokenizer(tmp_path / "damaged")
-    (tmp_path / "damaged" / "tokenizer.json").write_text('{"model": ')
+@pytest.mark.parametrize("job", [job for job in JOBS if job not in ON_TENSORS])
+def test_jobs_that_run_a_model_refuse_other_families(job, repository, tmp_path, capfd):
+    support.write_tokenizer(support.write_llama(tmp_path / "gemma", model_type="gemma"))
+    assert "model_type is 'gemma'" in refused(job, tmp_path / "gemma", repository, capfd)
+
+
+@pytest.mark.parametrize("job", ON_TENSORS)
+def test_jobs_on_tensors_take_other_families(job, repository, tmp_path):
+    for seed, name in enumerate("ab"):
+        support.write_llama(tmp_path / name, seed, model_type="gemma")
+    places = [field.partition("=")[0] for field in JOBS[job] if "{}" in field]
+    fields = [f"{place}={tmp_path / name}" for place, name in zip(places, "ab")]
+    fields += ["base="] if job in ("merge", "inspect") else []
+    assert run(repository, job, *fields, f"output={tmp_path}/out") == 0
+    assert (tmp_path / "out" / "provenance.json").is_file()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"model": '], ids=["empty", "no model", "list", "cut"])
+@pytest.mark.parametrize("job", JOBS)
+def test_a_damaged_tokenizer_is_refused_in_every_job(job, content, repository, tmp_path, capfd):
+    support.write_tokenizer(support.write_llama(tmp_path / "damaged"))
+    (tmp_path / "damaged" / "tokenizer.json").write_text(content)
     assert "tokenizer.json" in refused(job, tmp_path / "damaged", repository, capfd)
+
+
+def test_a_damaged_tokenizer_that_a_conversion_is_to_take_is_refused(repository, tmp_path, capfd):
+    support.write_llama(tmp_path / "model")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "tokenizer.json").write_text("{}")
+    places = [f"source={tmp_path}/model", f"tokenizer={tmp_path}/damaged", f"output={tmp_path}/out"]
+    assert run(repository, "convert", *places) == 2
+    assert f"{tmp_path}/damaged/tokenizer.json: is no tokenizer file" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_tokens_without_a_row_are_warned_of_once_where_nothing_is_merged(tmp_path, caplog):
