@@ -7,17 +7,12 @@ from typing import NoReturn
 
 from absl import flags
 
-from clinmerge_jax.errors import BadInput
-
-_START, _END = 800, 400  # characters of a message that are shown: where it is wrong, and how to mend it
+from clinmerge_jax.errors import BadInput, one_line
 
 
 def refuse(message: str, status: int = 2) -> NoReturn:
-    """Prints one line and exits. A message that quotes pages of a file is cut in its middle."""
-    line = " ".join(message.splitlines())
-    if len(line) > _START + _END:
-        line = f"{line[:_START]} [...] {line[-_END:]}"
-    print("error:", line, file=sys.stderr)
+    """Prints one line and exits."""
+    print("error:", one_line(message), file=sys.stderr)
     sys.exit(status)
 
 

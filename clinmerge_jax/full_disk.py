@@ -56,9 +56,12 @@ def require(folder: pathlib.Path, nbytes: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
 
-def end_writers() -> None:
-    """Ends the writers that an error cut off: at the interpreter's end they would print tracebacks."""
-    gc.collect()
+def end_writers(error: BaseException) -> None:
+    """Ends the writers that a full disk cut off: at the interpreter's end they would print tracebacks."""
+    cause = cause_of(error)
+    if cause is not None:
+        error.__traceback__ = cause.__traceback__ = None
+        gc.collect()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from clinmerge_jax import full_disk, offline
 from clinmerge_jax.command_line import parse_flags, refuse
-from clinmerge_jax.errors import BadInput, RunFailure
+from clinmerge_jax.errors import BadInput, ending
 
 JOBS = (
     "merge", "inspect", "extract_lora", "convert", "sft", "sft_grid", "generate", "evaluate", "correlate", "compare",
@@ -58,19 +58,12 @@ def main(_: Sequence[str]) -> None:
             first = not _DISTRIBUTED.value or distributed.is_first()
             logging.set_verbosity(logging.INFO if first else logging.ERROR)
             job.run(config)
-    except BadInput as error:
-        refuse(str(error), status=2 if full_disk.cause_of(error.__cause__) is None else 1)
-    except RunFailure as error:
-        refuse(str(error), status=1)
     except Exception as error:
-        cause = full_disk.cause_of(error)
-        if cause is None:
+        end = ending(error)
+        if end is None:
             raise
-        text = full_disk.message(cause)
-        error.__traceback__ = cause.__traceback__ = None
-        del error, cause
-        full_disk.end_writers()
-        refuse(text, status=1)
+        full_disk.end_writers(error)
+        refuse(*end)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -227,6 +228,13 @@ def run_process(repository: pathlib.Path, *arguments: str) -> subprocess.Complet
     """Runs `python -m clinmerge_jax.main ARGUMENTS` as a process of its own."""
     command = [sys.executable, "-m", "clinmerge_jax.main", *arguments]
     return subprocess.run(command, cwd=repository, capture_output=True, text=True)
+
+
+def run_script(script: str, *arguments: object) -> str:
+    """What a Python script prints, in a process of its own that may import what tests share."""
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def run_command(*arguments: str) -> int:

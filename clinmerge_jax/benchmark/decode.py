@@ -29,11 +29,9 @@ _READING_FLOOR = "floor: products of prompts"
 def run(config: ConfigDict) -> None:
     """Runs the benchmark; see configs/benchmark.py for its fields."""
     llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
-    measure.check_repeats(config.repeats)
+    measure.check_counts(config, "repeats", "product")
     if config.prompt + config.new > llama.max_position_embeddings or config.prompt < 1 or config.new < 2:
         raise BadInput(f"config.prompt: {config.prompt} and config.new {config.new} do not fit the model's context")
-    if config.product < 1:
-        raise BadInput(f"config.product: is {config.product}; give 1 or more")
     place = measure.place_with_space(config.output, 1e6)
     dtype = jnp.dtype(config.dtype)
     layout = make_layout(llama, MeshShape(**config.mesh))

@@ -42,12 +42,10 @@ _LONGEST_DIALOGUE, _LONGEST_SECTION = 1509, 1020  # words
 def run(config: ConfigDict) -> None:
     """Runs the benchmark; see configs/benchmark.py for its fields. The devices are left to the processes that train."""
     llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
-    measure.check_repeats(config.repeats)
+    measure.check_counts(config, "repeats")
     if not config.weights or not set(config.weights) <= {"full", "lora"}:
         raise BadInput(f"config.weights: {config.weights}; give full, lora or both")
-    for field in ("shots", "batch_size", "rank", "product"):
-        if config[field] < 1:
-            raise BadInput(f"config.{field}: is {config[field]}; give 1 or more")
+    measure.check_counts(config, "shots", "batch_size", "rank", "product")
     if config.shots % config.batch_size:
         raise BadInput(f"config.shots: {config.shots} are no whole number of batches of {config.batch_size}")
     if not _INSTRUCTION < config.length <= llama.max_position_embeddings:

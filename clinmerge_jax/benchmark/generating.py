@@ -12,7 +12,7 @@ import numpy as np
 from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.llama.attention import Backend
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.llama.parameters import Params, count_parameters
+from clinmerge_jax.llama.parameters import Params, count_inner_parameters
 from clinmerge_jax.parallel.layout import Layout
 
 Generate = Callable[[int], float]  # reads all prompts, generates so many tokens after each, and returns the seconds
@@ -30,7 +30,7 @@ def reading_flops(config: LlamaConfig, batch: int, length: int) -> float:
       length: tokens of each.
     """
     head = config.vocab_size * config.hidden_size
-    layers = count_parameters(config) - (1 if config.tie_word_embeddings else 2) * head
+    layers = count_inner_parameters(config)
     layer = layers / config.num_hidden_layers
     keys_and_values = 2 * config.hidden_size * config.num_key_value_heads * config.head_dim
     last = layer - keys_and_values

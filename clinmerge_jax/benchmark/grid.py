@@ -42,7 +42,7 @@ _WARM_GRID, _WARM_RUNS = "warm: one grid", "warm: one run after another"
 
 def run(config: ConfigDict) -> None:
     """Runs the benchmark; see configs/benchmark.py for its fields."""
-    measure.check_repeats(config.repeats)
+    measure.check_counts(config, "repeats")
     if not 1 <= config.launched <= len(config.seeds):
         raise BadInput(f"config.launched: is {config.launched}; give 1 to {len(config.seeds)}, the number of seeds")
     grid, members = _members(config)

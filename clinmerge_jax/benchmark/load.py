@@ -28,7 +28,7 @@ def run(config: ConfigDict) -> None:
     """Runs the benchmark; see configs/benchmark.py for its fields."""
     llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
     nbytes = 2 * count_parameters(llama)
-    measure.check_repeats(config.repeats)
+    measure.check_counts(config, "repeats")
     place = measure.place_with_space(config.output, 3.1 * nbytes)
     measured: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="load-", dir=place) as temporary:

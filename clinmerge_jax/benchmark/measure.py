@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.output import result_path
@@ -38,14 +39,19 @@ def place_with_space(output: str, nbytes: float) -> pathlib.Path:
     return place
 
 
-def check_repeats(repeats: int) -> None:
+def check_counts(config: ConfigDict, *fields: str) -> None:
     """Refuses a benchmark that would measure nothing.
 
+    Args:
+      config: of the benchmark.
+      fields: that count something.
+
     Raises:
-      BadInput: naming the field.
+      BadInput: naming the field that is under 1.
     """
-    if repeats < 1:
-        raise BadInput(f"config.repeats: is {repeats}; give 1 or more")
+    for field in fields:
+        if config[field] < 1:
+            raise BadInput(f"config.{field}: is {config[field]}; give 1 or more")
 
 
 def record(path: pathlib.Path, measured: Runs, **facts: Any) -> None:

@@ -36,7 +36,7 @@ def run(config: ConfigDict) -> None:
     llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
     nbytes = 2 * count_parameters(llama)
     check_methods(config.methods)
-    measure.check_repeats(config.repeats)
+    measure.check_counts(config, "repeats")
     place = measure.place_with_space(config.output, 4.2 * nbytes)
     measured: dict[str, list[dict[str, float]]] = {}
     floors: dict[str, str] = {}

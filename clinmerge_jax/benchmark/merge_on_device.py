@@ -28,7 +28,7 @@ def run(config: ConfigDict) -> None:
     """Runs the benchmark; see configs/benchmark.py for its fields."""
     llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
     check_methods(config.methods, ("linear", "slerp"))
-    measure.check_repeats(config.repeats)
+    measure.check_counts(config, "repeats")
     place = measure.place_with_space(config.output, 1e6)
     layout = make_layout(llama, MeshShape(**config.mesh))
     nbytes = 2 * count_parameters(llama)

@@ -28,7 +28,7 @@ _WHOLE, _COUNTS = "the whole scoring", "the libraries' counts alone"
 
 def run(config: ConfigDict) -> None:
     """Runs the benchmark; see configs/benchmark.py for its fields."""
-    measure.check_repeats(config.repeats)
+    measure.check_counts(config, "repeats")
     asked = read_tasks(config.tasks, Source(config.data_dir, config.cache))
     place = measure.place_with_space(config.output, 1e8)
     measured: dict[str, list[dict[str, float]]] = {_COUNTS: [], _WHOLE: []}

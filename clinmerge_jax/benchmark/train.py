@@ -40,7 +40,7 @@ class _Program:
 def run(config: ConfigDict) -> None:
     """Runs the benchmark; see configs/benchmark.py for its fields. The devices are left to the processes that train."""
     llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
-    measure.check_repeats(config.repeats)
+    measure.check_counts(config, "repeats")
     cases = dict(_cases(config, llama))
     programs = _programs(config)
     place = measure.place_with_space(config.output, 1e6)
@@ -91,9 +91,7 @@ def _cases(config: ConfigDict, llama: LlamaConfig) -> Iterator[tuple[str, dict[s
         )
     if config.dtype not in ("float32", "bfloat16"):
         raise BadInput(f"config.dtype: {config.dtype!r} is unknown; give float32 or bfloat16")
-    for field in ("steps", "rank", "product"):
-        if config[field] < 1:
-            raise BadInput(f"config.{field}: is {config[field]}; give 1 or more")
+    measure.check_counts(config, "steps", "rank", "product")
     if not config.weights or not set(config.weights) <= {"full", "lora"}:
         raise BadInput(f"config.weights: {config.weights}; give full, lora or both")
     common = {name: config[name] for name in ("steps", "dtype", "remat", "attention", "product")}

@@ -28,6 +28,10 @@ class Shape:
         return f"{self.rows:,} x {self.tokens:,}"
 
 
+def _rounded_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """What a batch may look like.
@@ -61,7 +65,7 @@ class Rules:
         return [*found, self.longest]
 
     def _up(self, tokens: int) -> int:
-        return -(-tokens // self.unit) * self.unit
+        return _rounded_up(tokens, self.unit)
 
     def rows(self, sizes: Sequence[int], tokens: int) -> list[list[int]] | None:
         """Which sequences lie in each row of so many tokens; None where the longest is longer."""
@@ -73,18 +77,18 @@ class Rules:
         """Rows of a micro-batch where a step has so many rows of so many tokens: all of them if they are few."""
         if self.micro_batch:
             return self.micro_batch
-        all_rows = -(-rows // self.parts) * self.parts
+        all_rows = _rounded_up(rows, self.parts)
         return min(all_rows, max(1, self.at_a_time // tokens) * self.parts) if self.at_a_time else all_rows
 
     def shape(self, rows: int, tokens: int) -> Shape:
         """The least that has these rows."""
-        multiple = self.micro_batch_of(rows, tokens)
-        return Shape(-(-rows // multiple) * multiple, tokens)
+        return Shape(_rounded_up(rows, self.micro_batch_of(rows, tokens)), tokens)
 
     def computed(self, rows: int, shape: Shape) -> Shape:
         """What is computed of a batch of this shape that has so many rows with something in them."""
-        multiple = self.micro_batch_of(shape.rows, shape.tokens)
-        return Shape(-(-rows // multiple) * multiple, shape.tokens) if self.skips else shape
+        if not self.skips:
+            return shape
+        return Shape(_rounded_up(rows, self.micro_batch_of(shape.rows, shape.tokens)), shape.tokens)
 
     def cost(self, shape: Shape) -> float:
         """What that costs to compute, in tokens without attention."""

@@ -182,3 +182,9 @@ def count_parameters(config: LlamaConfig) -> int:
     """The number of parameters, embeddings counted once."""
     leaves = jax.tree.leaves(abstract_params(config))
     return sum(leaf.size for leaf in leaves)
+
+
+def count_inner_parameters(config: LlamaConfig) -> int:
+    """The number of parameters without embedding and head."""
+    tables = 1 if config.tie_word_embeddings else 2
+    return count_parameters(config) - tables * config.vocab_size * config.hidden_size

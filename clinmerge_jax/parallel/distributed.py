@@ -21,8 +21,7 @@ import tqdm
 from absl import logging
 from jax._src import distributed as _jax_distributed
 
-from clinmerge_jax import full_disk
-from clinmerge_jax.errors import BadInput, RunFailure
+from clinmerge_jax.errors import BadInput, ending, one_line
 
 HEARTBEAT_SECONDS = 20  # a process that has been silent for so long counts as dead
 _FOREVER_MS = 7 * 24 * 3600 * 1000  # others may be loading, writing or compiling; a dead one is noticed all the same
@@ -154,18 +153,14 @@ def session(where: str, processes: int | None = None, index: int | None = None) 
         if is_first():
             _client().key_value_set(_OUTCOME, json.dumps({"process": None}))
         listener.join()
-    except BadInput as error:
-        _end(f"error: {error}", 2)
-    except RunFailure as error:
-        _end(f"error: {error}", 1)
     except BaseException as error:
-        full = full_disk.cause_of(error)
-        if full is not None:
-            _end(f"error: {full_disk.message(full)}", 1)
+        end = ending(error)
+        if end is not None:
+            _end(*end)
         traceback.print_exc()
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         hint = " (where no other process shows an error of its own, one was killed)" * lost
-        _end(f"error: {type(error).__name__}: {error}{hint}", 1)
+        _end(f"{type(error).__name__}: {error}{hint}", 1)
 
 
 def _initialize(where: str, processes: int | None, index: int | None) -> None:
@@ -227,9 +222,9 @@ def _listen() -> None:
         return
 
 
-def _end(line: str, status: int) -> NoReturn:
+def _end(message: str, status: int) -> NoReturn:
     """Prints the error, tells the others and ends."""
-    line = " ".join(line.splitlines())
+    line = f"error: {one_line(message)}"
     if not _ending.acquire(blocking=False):  # the listener is about to end this process with another one's error
         time.sleep(_POLL_MS / 1000)
     print(line, file=sys.stderr)

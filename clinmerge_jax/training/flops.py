@@ -3,7 +3,7 @@
 import jax
 
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.llama.parameters import count_parameters
+from clinmerge_jax.llama.parameters import count_inner_parameters
 
 # Dense bfloat16 products a second, from the makers' data sheets, by the start of JAX's device kind.
 _PEAKS = {
@@ -34,7 +34,7 @@ def step_flops(config: LlamaConfig, tokens: int, attended: int, *, frozen: bool,
       predicted: how many of the tokens are learned, which alone need the product with the vocabulary; None: all.
     """
     head = config.vocab_size * config.hidden_size
-    weights = count_parameters(config) - (1 if config.tie_word_embeddings else 2) * head
+    weights = count_inner_parameters(config)
     pairs = config.num_hidden_layers * config.num_attention_heads * config.head_dim * attended
     multiplied = weights * tokens + head * (tokens if predicted is None else predicted)
     return (4 if frozen else 6) * multiplied + 12 * pairs

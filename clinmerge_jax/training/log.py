@@ -33,8 +33,8 @@ class TrainingLog:
         path = folder / LOG_FILE
         whole = path.read_bytes() if path.is_file() else b""
         lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may have cut the last
-        kept = list(itertools.takewhile(lambda line: after and json.loads(line)["step"] <= after, lines))
-        self.rows: list[dict[str, float]] = [json.loads(line) for line in kept]
+        rows = map(json.loads, lines)
+        self.rows: list[dict[str, float]] = list(itertools.takewhile(lambda row: after and row["step"] <= after, rows))
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"  # as TensorBoard looks for it
         self._events = RecordWriter(str(folder / _EVENTS / name))
         self._flushed = time.monotonic()
@@ -42,7 +42,7 @@ class TrainingLog:
         if after:  # TensorBoard then drops what the interrupted run wrote of later steps
             self._event(step=after + 1, session_log=SessionLog(status=SessionLog.START))
         self._file = path.open("a", encoding="utf-8")
-        self._file.truncate(sum(map(len, kept)))
+        self._file.truncate(sum(map(len, lines[: len(self.rows)])))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Takes what was measured after a step."""

@@ -1,7 +1,5 @@
 """Chat templates that do not end, or that build gigabytes, are refused quickly; others render as before."""
 
-import subprocess
-import sys
 import time
 
 import jinja2
@@ -38,20 +36,19 @@ def test_templates_over_the_limits_are_refused_in_one_line(template, says, tmp_p
     assert time.monotonic() - start < 60, "the limits are 8 seconds, and this machine may be busy"
 
 
-# In a small process of its own: Linux counts what a parent held as its child's ru_maxrss, but not as VmHWM.
-PEAK = r"""
-import pathlib, re, resource, sys
+# In a small process of its own, as Linux counts what a parent held as its child's ru_maxrss.
+PEAK = """
+import resource, sys
+import process_memory
 from clinmerge_jax.checkpoint.chat_template import _probed
 assert _probed(sys.argv[1], ())
-own = re.search(r"VmHWM:\s*(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]
-print(max(int(own), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+print(max(process_memory.kib("VmHWM"), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 """
 
 
 @pytest.mark.parametrize("template", ["{% set x = 'ab' * 3000000000 %}{{ x }}", "{% set x = 2 ** (2 ** 40) %}{{ x }}"])
 def test_a_template_that_builds_gigabytes_is_refused_before_it_has(template):
-    done = subprocess.run([sys.executable, "-c", PEAK, template], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1 << 20  # KiB
+    assert int(support.run_script(PEAK, template)) < 1 << 20  # KiB
 
 
 def test_a_template_that_keeps_to_the_limits_renders_as_before(tmp_path):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -150,23 +148,20 @@ def test_a_job_that_wants_weights_names_the_command(saved):
 
 
 # A process that starts small: 2.2 GB in one array, more than a data file of Orbax's default holds.
-LARGE = r"""
-import pathlib, re, sys
+LARGE = """
+import pathlib, sys
 import jax.numpy as jnp
+import process_memory
 from clinmerge_jax.checkpoint.orbax_folder import save_orbax
 
-def kib(field):
-    return int(re.search(field + r":\s*(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
-
 large = jnp.full((1100, 1000, 1000), 1, jnp.bfloat16).block_until_ready()
-pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes VmRSS
-before = kib("VmRSS")
+process_memory.forget_peak()
+before = process_memory.kib("VmRSS")
 save_orbax({"large": large}, pathlib.Path(sys.argv[1]))
-print(kib("VmHWM") - before)
+print(process_memory.kib("VmHWM") - before)
 """
 
 
 @pytest.mark.slow
 def test_an_array_of_more_than_2_gib_is_written_without_a_copy(tmp_path):
-    done = subprocess.run([sys.executable, "-c", LARGE, tmp_path], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 200_000  # KiB
+    assert int(support.run_script(LARGE, tmp_path)) < 200_000  # KiB

@@ -5,12 +5,11 @@ cases of each kind; with -m slow 2,000 in all.
 """
 
 import json
-import pathlib
 import random
-import re
 import shutil
 import time
 
+import process_memory
 import pytest
 import support
 from mutations import mutate_json, mutate_text
@@ -68,24 +67,18 @@ def damage(folder, kind, seed):
         file.write_bytes(mutate_text(text, rng))
 
 
-def memory(field):
-    """KiB of this process: VmRSS, what it holds; VmHWM, the most it held."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s*(\d+) kB", status)[1])
-
-
 def check(good, tmp, repository, capfd, kind, seed):
     for name in ("instruct", "clinical"):
         shutil.copytree(good / name, tmp / name)
     (tmp / "recipe.yaml").write_text(RECIPE.format(tmp=tmp))
     damage(tmp, kind, seed)
     capfd.readouterr()
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes VmRSS
-    start, held = time.process_time(), memory("VmRSS")
+    process_memory.forget_peak()
+    start, held = time.process_time(), process_memory.kib("VmRSS")
     status = support.run_command(*_command(good, tmp, repository, kind), f"--config.output={tmp}/out")
     err = capfd.readouterr().err
     assert time.process_time() - start < SECONDS
-    assert memory("VmHWM") - held < KILOBYTES
+    assert process_memory.kib("VmHWM") - held < KILOBYTES
     assert "Traceback" not in err, err
     if status == 0:
         open_checkpoint(str(tmp / "out"), "result")
