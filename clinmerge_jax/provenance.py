@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 
-from clinmerge_jax.checkpoint.adapter import Adapter
+from clinmerge_jax.checkpoint.adapters.adapter import Adapter
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import Checkpoint
+from clinmerge_jax.checkpoint.formats.safetensors import parse_json
 from clinmerge_jax.checkpoint.output import PROVENANCE_FILE
-from clinmerge_jax.checkpoint.safetensors import parse_json
 
 _PACKAGES = ("clinmerge_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
 

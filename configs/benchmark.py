@@ -21,7 +21,7 @@ answers to seven test sets, with 10,000 draws of the bootstrap for every score.
 
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark.shapes import LLAMA_1B, LLAMA_8B
+from clinmerge_jax.benchmark.measuring.shapes import LLAMA_1B, LLAMA_8B
 from clinmerge_jax.config_argument import parse
 
 LLAMA_110M = {

@@ -24,7 +24,7 @@ python -m clinmerge_jax.main --config=configs/evaluate.py:correlate \
 from ml_collections import ConfigDict
 
 from clinmerge_jax.config_argument import parse
-from clinmerge_jax.evaluation.tasks.own_fields import own_fields
+from clinmerge_jax.tasks.own_fields import own_fields
 
 
 def get_config(arg: str = "") -> ConfigDict:

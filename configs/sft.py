@@ -22,7 +22,7 @@ It trains adapters; --config.lora.rank=0 --config.learning_rate=1e-5 trains all 
 from ml_collections import ConfigDict
 
 from clinmerge_jax.config_argument import parse
-from clinmerge_jax.evaluation.tasks.own_fields import own_fields
+from clinmerge_jax.tasks.own_fields import own_fields
 
 _ALL_LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 

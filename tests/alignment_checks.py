@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tokenizers
 
-from clinmerge_jax.merging.vocabulary import Vocabulary
+from clinmerge_jax.merging.vocabulary.alignment import Vocabulary
 
 # The rules for a row that a model lacks: from a token, the models that have it and the base to those it comes from.
 

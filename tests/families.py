@@ -6,7 +6,7 @@ import numpy as np
 from support import TINY, llama_tensors, write_llama
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.merging.inspection import common_tensors, inspect_tensors
+from clinmerge_jax.merging.inspection.inspection import common_tensors, inspect_tensors
 
 WIDE = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 40}
 CONFIG = {**TINY, **WIDE}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.merging.methods import METHODS, Base, Problem, order
+from clinmerge_jax.merging.methods import METHODS, Base, TensorSpec, order
 
 
 def run_method(
@@ -36,7 +36,7 @@ def run_method(
     given = [each] * models if isinstance(each, Mapping) else list(each) or [{}] * models
     values = {key.removesuffix("_"): value for key, value in values.items()}
     rows, columns = arrays[0].shape
-    problem = Problem(
+    spec = TensorSpec(
         tensor,
         rows,
         columns,
@@ -45,11 +45,11 @@ def run_method(
         from_base,
         seed,
     )
-    method.check(problem)
+    method.check(spec)
     pieces = [jnp.asarray(array) for array in arrays]
     pieces += [order.ranks(one) for one in method.ranked(pieces)]
-    factors, _ = ask(method.steps(problem), pieces)
-    merged = method.apply(pieces, jnp.uint32(0), factors.args, factors.row_args, pieces[0].dtype)
+    coefficients, _ = ask(method.reductions(spec), pieces)
+    merged = method.apply(pieces, jnp.uint32(0), coefficients.args, coefficients.row_args, pieces[0].dtype)
     return np.asarray(merged)
 
 

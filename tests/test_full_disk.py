@@ -19,7 +19,7 @@ import support
 
 from clinmerge_jax import full_disk
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation.results import ResultsFolder
+from clinmerge_jax.results.records import ResultsFolder
 from clinmerge_jax.training.checkpoints import Checkpoints
 from clinmerge_jax.training.log import LOG_FILE, TrainingLog
 

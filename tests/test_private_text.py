@@ -6,7 +6,7 @@ import pytest
 import support
 
 from clinmerge_jax.data.sets.files import Source
-from clinmerge_jax.evaluation.tasks.items import items
+from clinmerge_jax.tasks.items import items
 
 CANARY = ("quokka", "zebra", "narwhal")  # words of the tokenizer; one after the other they stand in inputs alone
 WORDS = (*support.WORDS, *CANARY, "A", "B")

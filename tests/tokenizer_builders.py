@@ -16,8 +16,8 @@ import tokenizers
 import transformers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from clinmerge_jax.checkpoint.embedding import has_vocabulary_rows
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.tokenizers.embedding import has_vocabulary_rows
 
 BOS, HEADER, HEADER_END, EOT = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 LLAMA_3_SPECIALS = (BOS, HEADER, HEADER_END, EOT, *(f"<|reserved_special_token_{i}|>" for i in range(6)))

@@ -12,8 +12,9 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import generating, measure
-from clinmerge_jax.benchmark.device import copy_bandwidth, product_flops
+from clinmerge_jax.benchmark import generating
+from clinmerge_jax.benchmark.measuring import measure
+from clinmerge_jax.benchmark.measuring.device import copy_bandwidth, product_flops
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.attention import Use, resolve
 from clinmerge_jax.llama.cache import cache_bytes

@@ -24,7 +24,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import measure
+from clinmerge_jax.benchmark.measuring import measure
 from clinmerge_jax.benchmark.train import has_packages
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.data.loader import order

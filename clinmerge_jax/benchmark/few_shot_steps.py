@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.benchmark.device import product_flops
+from clinmerge_jax.benchmark.measuring.device import product_flops
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.data.packing import pack
 from clinmerge_jax.llama.attention import Use, resolve
@@ -23,8 +23,8 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.parallel.layout import one_device
+from clinmerge_jax.training.batching import Batching
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.rows import Rows
 from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
 
@@ -53,7 +53,7 @@ def train(job: Mapping[str, Any]) -> None:
         for one in job["examples"]
     ]
     sequences, _ = pack(encoded, job["length"])
-    training = Run(layout, settings, sequences, Rows(job["batch_size"], length=job["length"]))
+    training = Run(layout, settings, sequences, Batching(job["batch_size"], length=job["length"]))
     print(training.planned, file=sys.stderr)
     make = jax.jit(lambda: init_params(llama, jax.random.key(0)), out_shardings=layout.shardings())
     state = jax.block_until_ready(training.begin(make()))

@@ -20,18 +20,18 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import measure
+from clinmerge_jax.benchmark.measuring import measure
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.params import load_params
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.parameters.params import load_params
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.data.examples import prepare, read
 from clinmerge_jax.data.few_shot import choose
 from clinmerge_jax.data.loader import steps_of
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.training.batching import Batching
 from clinmerge_jax.training.grid import Grid, Member, pick_slots, replicas
 from clinmerge_jax.training.loop import LoopSettings, train
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.rows import Rows
 from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
 
@@ -103,7 +103,7 @@ def _members(config: ConfigDict) -> tuple[Grid, list[Member]]:
             members.append(Member(f"shots-{shots}/seed-{seed}", examples.sequences, steps, seed, config.learning_rate))
     dtype = jnp.float32 if layout.device.platform == "cpu" else jnp.bfloat16
     settings = StepSettings(OptimizerSettings(config.learning_rate), 1, dtype=dtype)
-    rows, slots = Rows(config.batch_size, length=config.length), pick_slots(len(members), layout.mesh.size)
+    rows, slots = Batching(config.batch_size, length=config.length), pick_slots(len(members), layout.mesh.size)
     return Grid(layout, settings, rows, slots, members), members
 
 
@@ -122,7 +122,7 @@ def _warm(config: ConfigDict, grid: Grid, members: Sequence[Member]) -> dict[str
     def apart(some: Sequence[Member]) -> None:
         for member in some:
             settings = dataclasses.replace(grid.settings, steps=member.steps)
-            rows = Rows(config.batch_size, length=config.length)
+            rows = Batching(config.batch_size, length=config.length)
             single = Run(grid.layout, settings, member.data, rows, member.seed)
             state = single.begin(jax.tree.map(jnp.copy, params), seed=member.seed)
             last: list[float] = []

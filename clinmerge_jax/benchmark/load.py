@@ -14,10 +14,10 @@ import tempfile
 from absl import logging
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import measure
-from clinmerge_jax.benchmark.checkpoints import make_checkpoint
+from clinmerge_jax.benchmark.measuring import measure
+from clinmerge_jax.benchmark.measuring.checkpoints import make_checkpoint
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.safetensors import TensorEntry, read_into
+from clinmerge_jax.checkpoint.formats.safetensors import TensorEntry, read_into
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters
 
@@ -66,10 +66,18 @@ def run(config: ConfigDict) -> None:
 
 
 def transfer(config: ConfigDict, source: pathlib.Path, saved: pathlib.Path, times: pathlib.Path, *more: str) -> dict:
-    """Runs `benchmark/transfer.py` in a process of its own; returns what it noted."""
+    """Runs `benchmark/measuring/transfer.py` in a process of its own; returns what it noted."""
     shape = {f"--{axis}": str(size) for axis, size in config.mesh.items()}
     words = [word for pair in shape.items() for word in pair]
-    command = [sys.executable, "-m", "clinmerge_jax.benchmark.transfer", str(source), str(saved), str(times), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "clinmerge_jax.benchmark.measuring.transfer",
+        str(source),
+        str(saved),
+        str(times),
+        *words,
+    ]
     command += more
     environment = dict(os.environ)
     if config.cpu_devices:

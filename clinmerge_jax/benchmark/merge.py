@@ -15,8 +15,8 @@ import yaml
 from absl import logging
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import measure
-from clinmerge_jax.benchmark.checkpoints import make_checkpoint
+from clinmerge_jax.benchmark.measuring import measure
+from clinmerge_jax.benchmark.measuring.checkpoints import make_checkpoint
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters

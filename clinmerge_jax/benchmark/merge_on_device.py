@@ -11,13 +11,13 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import measure
+from clinmerge_jax.benchmark.measuring import measure
+from clinmerge_jax.benchmark.measuring.points import copy_params, random_params, time_points
 from clinmerge_jax.benchmark.merge import check_methods
-from clinmerge_jax.benchmark.points import copy_params, random_params, time_points
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters
-from clinmerge_jax.merging.on_device import OnDeviceMerge
-from clinmerge_jax.merging.recipe import two_parents
+from clinmerge_jax.merging.engines.on_device import OnDeviceMerge
+from clinmerge_jax.merging.recipes.recipe import two_parents
 from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
 

@@ -13,10 +13,10 @@ import tempfile
 from absl import logging
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import measure
-from clinmerge_jax.benchmark.checkpoints import make_checkpoint
 from clinmerge_jax.benchmark.load import transfer
-from clinmerge_jax.checkpoint.orbax_folder import params_files
+from clinmerge_jax.benchmark.measuring import measure
+from clinmerge_jax.benchmark.measuring.checkpoints import make_checkpoint
+from clinmerge_jax.checkpoint.parameters.orbax_folder import params_files
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters
 

@@ -14,13 +14,13 @@ import time
 
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import measure
+from clinmerge_jax.benchmark.measuring import measure
 from clinmerge_jax.data.sets.files import Source
 from clinmerge_jax.evaluation import scoring
-from clinmerge_jax.evaluation.metrics import Output
-from clinmerge_jax.evaluation.questions import Questions, read_tasks
 from clinmerge_jax.evaluation.systems import stored_row
-from clinmerge_jax.evaluation.tasks.task import Item, Kind
+from clinmerge_jax.evaluation.task_data import TaskData, read_tasks
+from clinmerge_jax.metrics import Output
+from clinmerge_jax.tasks.task import Item, Kind
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _WHOLE, _COUNTS = "the whole scoring", "the libraries' counts alone"
@@ -59,22 +59,22 @@ def _command(config: ConfigDict, answers: pathlib.Path, output: pathlib.Path) ->
     ]  # fmt: skip
 
 
-def _counting(asked: list[Questions], outputs: dict[str, list[Output]]) -> float:
+def _counting(asked: list[TaskData], outputs: dict[str, list[Output]]) -> float:
     start = time.perf_counter()
     for one in asked:
         metrics = scoring.metrics_of(one.task, True)
         scoring.count(one.task, metrics, one.items, outputs[one.name])
-        for name, made_up in scoring.made_up(one.task, one.items, one.train).items():
-            scoring.floor(one.task, scoring.metrics_of(one.task, False), one.items, name, made_up)
+        for name, trivial_baselines in scoring.trivial_baselines(one.task, one.items, one.train).items():
+            scoring.floor(one.task, scoring.metrics_of(one.task, False), one.items, name, trivial_baselines)
     return time.perf_counter() - start
 
 
-def _answers(one: Questions, seed: int) -> list[Output]:
+def _answers(one: TaskData, seed: int) -> list[Output]:
     rng = random.Random(f"stored answers/{one.name}/{seed}")
     return [_answer(one, item, rng) for item in one.items]
 
 
-def _answer(one: Questions, item: Item, rng: random.Random) -> Output:
+def _answer(one: TaskData, item: Item, rng: random.Random) -> Output:
     if one.task.kind is Kind.CHOICE:
         return Output(f"The answer is {rng.choice('ABCDE'[: len(item.choices)])}.")
     words = rng.choice(one.items).target.split(" ")

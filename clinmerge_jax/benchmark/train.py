@@ -17,7 +17,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import measure
+from clinmerge_jax.benchmark.measuring import measure
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import Remat

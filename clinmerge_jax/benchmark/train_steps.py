@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.benchmark.device import product_flops
+from clinmerge_jax.benchmark.measuring.device import product_flops
 from clinmerge_jax.command_line import refuse
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.data.sequences import Sequences, sequences_of
@@ -26,9 +26,9 @@ from clinmerge_jax.llama.model import Remat
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
+from clinmerge_jax.training.batching import Batching
 from clinmerge_jax.training.flops import peak_flops
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.rows import Rows
 from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
 
@@ -63,7 +63,7 @@ def train(job: Mapping[str, Any]) -> dict[str, float]:
         remat=Remat(job["remat"]),
         attention=resolve(job["attention"], Use.SEQUENCES, llama, dtype, layout.device),
     )
-    training = Run(layout, settings, _full_rows(llama, job["rows"], job["tokens"]), Rows(job["rows"]))
+    training = Run(layout, settings, _full_rows(llama, job["rows"], job["tokens"]), Batching(job["rows"]))
     step = next(training.loader())
     peaks = [product_flops(job["product"], dtype)]
     stored = dtype if job["rank"] else jnp.float32

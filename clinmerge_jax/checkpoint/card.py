@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from clinmerge_jax.checkpoint.adapter import split_location
-from clinmerge_jax.checkpoint.folder import licence_files
+from clinmerge_jax.checkpoint.adapters.adapter import split_location
+from clinmerge_jax.checkpoint.files import licence_files
 from clinmerge_jax.checkpoint.output import OutputFolder
 
 _FENCE = "---"

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-from clinmerge_jax.checkpoint.safetensors import read_into
+from clinmerge_jax.checkpoint.formats.safetensors import read_into
 
 _CHUNK = 8 << 20
 

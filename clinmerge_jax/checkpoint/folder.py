@@ -4,12 +4,21 @@ import dataclasses
 import functools
 import os
 import pathlib
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from clinmerge_jax.checkpoint import remote
+from clinmerge_jax.checkpoint.files import (
+    CARRIED_FILES,
+    INDEX_FILE,
+    ORBAX_FOLDER,
+    SINGLE_FILE,
+    conversion_refusal,
+    pickle_refusal,
+)
+from clinmerge_jax.checkpoint.formats.safetensors import DTYPES, TensorEntry, parse_json, read_header
 from clinmerge_jax.checkpoint.names import USUAL, Naming, naming_of
 from clinmerge_jax.checkpoint.not_parameters import (
     ALL_DTYPES,
@@ -19,26 +28,7 @@ from clinmerge_jax.checkpoint.not_parameters import (
     say,
     without_tied_head,
 )
-from clinmerge_jax.checkpoint.safetensors import DTYPES, TensorEntry, parse_json, read_header
 from clinmerge_jax.errors import BadInput
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-GENERATION_FILE = "generation_config.json"
-ORBAX_FOLDER = "params"  # of what configs/convert.py writes with format=orbax
-
-# What travels with the weights when a checkpoint is derived from another one; ROLE.LICENSE is what a parent left there.
-LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.LICENSE*", "*.NOTICE*", "*.USE_POLICY*")
-CARRIED_FILES = (
-    GENERATION_FILE,
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
-    *LICENCE_FILES,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +77,6 @@ class Checkpoint:
         return sorted(found)
 
 
-def licence_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a folder that state its terms."""
-    return sorted({path for pattern in LICENCE_FILES for path in folder.glob(pattern) if path.is_file()})
-
-
 def resolve(location: str, field: str) -> pathlib.Path:
     """The folder of the model that a config field names; what lies elsewhere is fetched.
 
@@ -116,9 +101,7 @@ def resolve(location: str, field: str) -> pathlib.Path:
     if os.path.isdir(path):
         return path
     if path.suffix == ".gguf" and path.is_file():
-        raise _convert_first(f"{field}: {location} is a GGUF file", path, path.with_suffix(""))
-    from clinmerge_jax.checkpoint import remote  # which stands on this file, and which a folder has no use for
-
+        raise conversion_refusal(f"{field}: {location} is a GGUF file", path, path.with_suffix(""))
     if remote.is_url(location):
         return remote.fetch_url(location, field)
     if remote.is_hub_id(location):
@@ -195,7 +178,9 @@ def _no_weights(path: pathlib.Path, field: str) -> BadInput:
         return pickle_refusal(f"{field}: {path}", pickles[0], source=str(path), target=f"{path}-safetensors")
     _refuse_gguf(path, field)
     if (path / ORBAX_FOLDER).is_dir():
-        return _convert_first(f"{field}: {path} is an Orbax folder", path, path.with_name(f"{path.name}-safetensors"))
+        return conversion_refusal(
+            f"{field}: {path} is an Orbax folder", path, path.with_name(f"{path.name}-safetensors")
+        )
     return BadInput(f"{field}: {path} has neither {SINGLE_FILE} nor {INDEX_FILE}; give a folder with weights")
 
 
@@ -203,44 +188,7 @@ def _refuse_gguf(path: pathlib.Path, field: str) -> None:
     """Refuses a folder whose weights are a GGUF file."""
     found = next(iter(sorted(path.glob("*.gguf"))), None)
     if found is not None:
-        raise _convert_first(f"{field}: {path} holds a GGUF file", found, path / found.stem)
-
-
-def _convert_first(what: str, source: pathlib.Path, target: pathlib.Path) -> BadInput:
-    """The refusal of a model in another format, with the command that converts it."""
-    fields = " ".join(shlex.quote(f"--config.{key}={place}") for key, place in (("source", source), ("output", target)))
-    return BadInput(f"{what}; give {target} after launch/run.sh --config=configs/convert.py {fields}")
-
-
-def pickle_refusal(
-    place: str, pickle: str, source: str, target: str, revision: str | None = None, before: str = ""
-) -> BadInput:
-    """The refusal of weights that can run code, with the command that converts them without running any.
-
-    Transformers from version 5 on opens such files with `torch.load(weights_only=True)`.
-
-    Args:
-      place: field and place, as the line begins.
-      pickle: one of the files.
-      source: the folder or hub id that transformers is to read.
-      target: the folder that it is to write.
-      revision: of the hub id.
-      before: Python statements that make `source`, each with "; " after it.
-
-    Returns:
-      The BadInput to raise.
-    """
-    at_revision = f", revision={revision!r}" if revision else ""
-    code = (
-        f"{before}from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;"
-        f" M.from_pretrained({source!r}{at_revision}, dtype='auto').save_pretrained({target!r});"
-        f" T.from_pretrained({source!r}{at_revision}).save_pretrained({target!r})"
-    )
-    argument = shlex.quote(code) if set('"\\$`!') & set(code) else f'"{code}"'
-    return BadInput(
-        f"{place} holds pickle weights ({pickle}), which can run code when opened; give {target} after converting them"
-        f" safely (transformers 5 or later, with torch): python -c {argument}"
-    )
+        raise conversion_refusal(f"{field}: {path} holds a GGUF file", found, path / found.stem)
 
 
 def _read_sharded(

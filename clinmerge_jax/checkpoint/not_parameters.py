@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from absl import logging
 
-from clinmerge_jax.checkpoint.safetensors import DTYPES, TensorEntry, read_into
+from clinmerge_jax.checkpoint.formats.safetensors import DTYPES, TensorEntry, read_into
 from clinmerge_jax.errors import BadInput
 
 # The dtypes of quantized weights too, to look at headers that are then refused.

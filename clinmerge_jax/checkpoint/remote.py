@@ -21,7 +21,7 @@ from typing import Any
 import tqdm
 from absl import logging
 
-from clinmerge_jax.checkpoint.folder import CARRIED_FILES, pickle_refusal
+from clinmerge_jax.checkpoint.files import CARRIED_FILES, pickle_refusal
 from clinmerge_jax.checkpoint.output import PROVENANCE_FILE
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.parallel import distributed

@@ -10,7 +10,14 @@ import gguf
 import numpy as np
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint.gguf import PLAIN, Gguf, GgufTensor, dequantize, open_gguf, read_whole
+from clinmerge_jax.checkpoint.formats.gguf import (
+    PLAIN,
+    Gguf,
+    GgufTensor,
+    dequantize,
+    open_gguf,
+    read_whole,
+)
 from clinmerge_jax.conversion.gguf_tokenizer import token_ids, tokenizer_files
 from clinmerge_jax.conversion.rope_factors import llama3_scaling
 from clinmerge_jax.conversion.source import InputFiles, Source, SourceTensor, half_split

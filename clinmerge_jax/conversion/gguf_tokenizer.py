@@ -12,8 +12,8 @@ import gguf
 from absl import logging
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from clinmerge_jax.checkpoint.folder import GENERATION_FILE
-from clinmerge_jax.checkpoint.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, json_bytes
+from clinmerge_jax.checkpoint.files import GENERATION_FILE
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, json_bytes
 from clinmerge_jax.conversion import byte_fallback
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig

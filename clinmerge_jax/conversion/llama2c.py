@@ -19,8 +19,8 @@ import numpy as np
 from tokenizers import Tokenizer, processors
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint.folder import GENERATION_FILE
-from clinmerge_jax.checkpoint.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, json_bytes
+from clinmerge_jax.checkpoint.files import GENERATION_FILE
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, json_bytes
 from clinmerge_jax.conversion import byte_fallback
 from clinmerge_jax.conversion.byte_fallback import SPACE_MARK
 from clinmerge_jax.conversion.source import InputFiles, Source, SourceTensor, half_split

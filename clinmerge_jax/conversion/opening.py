@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint import gguf
 from clinmerge_jax.checkpoint.card import front_matter
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint, resolve
-from clinmerge_jax.checkpoint.orbax_folder import is_orbax
-from clinmerge_jax.checkpoint.params import llama_config
-from clinmerge_jax.checkpoint.safetensors import TensorEntry
-from clinmerge_jax.checkpoint.tokenizer import has_tokenizer, tokenizer_files
+from clinmerge_jax.checkpoint.formats import gguf
+from clinmerge_jax.checkpoint.formats.safetensors import TensorEntry
+from clinmerge_jax.checkpoint.parameters.orbax_folder import is_orbax
+from clinmerge_jax.checkpoint.parameters.params import llama_config
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import has_tokenizer, tokenizer_files
 from clinmerge_jax.conversion import gguf_model, llama2c, orbax_source
 from clinmerge_jax.conversion.source import InputFiles, Source, SourceTensor
 from clinmerge_jax.errors import BadInput

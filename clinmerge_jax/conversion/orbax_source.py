@@ -7,8 +7,8 @@ import numpy as np
 
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.card import front_matter
-from clinmerge_jax.checkpoint.folder import CARRIED_FILES
-from clinmerge_jax.checkpoint.orbax_folder import load_leaf, params_files, read_config, read_dtypes
+from clinmerge_jax.checkpoint.files import CARRIED_FILES
+from clinmerge_jax.checkpoint.parameters.orbax_folder import load_leaf, params_files, read_config, read_dtypes
 from clinmerge_jax.conversion.source import InputFiles, Source, SourceTensor
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Parameter, iterate_params

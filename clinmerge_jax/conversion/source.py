@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from clinmerge_jax.checkpoint.digest import FileDigest, finish_all, sha256
+from clinmerge_jax.checkpoint.formats.safetensors import read_into
 from clinmerge_jax.checkpoint.names import USUAL, Naming
-from clinmerge_jax.checkpoint.safetensors import read_into
 from clinmerge_jax.llama.config import LlamaConfig
 
 PIECE_BYTES = 16 << 20  # that are read and written at a time

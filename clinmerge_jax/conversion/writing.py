@@ -10,10 +10,10 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from clinmerge_jax.checkpoint.blocks import ahead
-from clinmerge_jax.checkpoint.orbax_folder import host_device
+from clinmerge_jax.checkpoint.formats.safetensors import header_bytes
 from clinmerge_jax.checkpoint.output import OutputFolder, sync
-from clinmerge_jax.checkpoint.safetensors import header_bytes
+from clinmerge_jax.checkpoint.parameters.blocks import ahead
+from clinmerge_jax.checkpoint.parameters.orbax_folder import host_device
 from clinmerge_jax.conversion.source import Source, SourceTensor
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from clinmerge_jax.data.documents import Document, Encoded, check_vocabulary, encode
+from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.data.packing import Packed, pack
 from clinmerge_jax.data.reading import read_documents
 from clinmerge_jax.data.sequences import Sequences
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.miniature.corpus import corpus
 
 _MINIATURE = "miniature:"
 _MINIATURE_SEED = 2  # other documents than the shipped models were trained on

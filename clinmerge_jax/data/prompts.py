@@ -8,9 +8,9 @@ import jinja2
 import numpy as np
 
 from clinmerge_jax.data.documents import without_second_bos
-from clinmerge_jax.data.fields import Fields, shown, suggestion
-from clinmerge_jax.data.forms import conversation, identifier
-from clinmerge_jax.data.rows import Row, read_rows
+from clinmerge_jax.data.files.fields import Fields, shown, suggestion
+from clinmerge_jax.data.files.forms import conversation, identifier
+from clinmerge_jax.data.files.rows import Row, read_rows
 from clinmerge_jax.data.shortening import fit, longest_source, with_content
 from clinmerge_jax.errors import BadInput
 

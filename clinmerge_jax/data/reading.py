@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from clinmerge_jax.data.documents import Document
-from clinmerge_jax.data.fields import Fields, is_plain, shown, suggestion
-from clinmerge_jax.data.forms import conversation, filled, identifier
-from clinmerge_jax.data.rows import read_rows
+from clinmerge_jax.data.files.fields import Fields, is_plain, shown, suggestion
+from clinmerge_jax.data.files.forms import conversation, filled, identifier
+from clinmerge_jax.data.files.rows import read_rows
 from clinmerge_jax.errors import BadInput
 
 _FORMS = (("prompt", "completion"), ("text",), ("messages",), ("conversations",))  # that `fields` can make

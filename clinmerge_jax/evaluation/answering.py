@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from clinmerge_jax.checkpoint.lora import load_lora
-from clinmerge_jax.checkpoint.params import llama_config, load_params
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.adapters.lora import load_lora
+from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.choices import likeliest
-from clinmerge_jax.evaluation.metrics.metric import Output
 from clinmerge_jax.evaluation.systems import FIELD, System
-from clinmerge_jax.evaluation.tasks.prompting import Prompt, Prompter
-from clinmerge_jax.evaluation.tasks.task import Item, Task
 from clinmerge_jax.generation.engine import Engine, Request, check_engine
 from clinmerge_jax.generation.sampling import Sampling
 from clinmerge_jax.generation.stopping import cut, stop_ids, until
 from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.metrics.metric import Output
 from clinmerge_jax.parallel.layout import Layout, make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
+from clinmerge_jax.tasks.prompting import Prompt, Prompter
+from clinmerge_jax.tasks.task import Item, Task
 from clinmerge_jax.training.lora import merge_lora
 
 GENERATED, LETTERS = "generated", "letters"
@@ -34,7 +34,7 @@ _LENGTH_STEP = 64  # lengths are rounded up to a multiple, so that tasks of much
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class PreparedPrompts:
     """The questions of a cell, as one model reads them.
 
     Attributes:
@@ -59,7 +59,7 @@ class Asked:
         return sum(prompt.cut for prompt in self.prompts)
 
 
-class Respondent:
+class Evaluator:
     """One system's checkpoint: first its tokenizer and config, then, once it is loaded, its engine.
 
     Args:
@@ -92,7 +92,7 @@ class Respondent:
     def _dtype(self) -> Any:
         return np.dtype(self._config.dtype or self.system.checkpoint.tensors["model.embed_tokens.weight"].dtype)
 
-    def ask(self, task: Task, items: Sequence[Item], shots: Sequence[Item], chat: bool, mode: str) -> Asked:
+    def ask(self, task: Task, items: Sequence[Item], shots: Sequence[Item], chat: bool, mode: str) -> PreparedPrompts:
         """Makes the prompts of a task.
 
         Raises:
@@ -129,7 +129,7 @@ class Respondent:
         check_engine(
             self._shape(), self._config.slots, length, self._stop_ids, self._cache_dtype, self._config.attention
         )
-        return Asked(task, items, prompter, prompts, mode, length)
+        return PreparedPrompts(task, items, prompter, prompts, mode, length)
 
     def new_tokens(self, task: Task) -> int:
         """The most tokens of an answer."""
@@ -186,7 +186,7 @@ class Respondent:
         self._engine = None
 
     def answers(
-        self, asked: Asked, seed: int, progress: Callable[[int], None]
+        self, asked: PreparedPrompts, seed: int, progress: Callable[[int], None]
     ) -> tuple[list[Output], dict[str, float | int]]:
         """The answers to the questions, in their order, and what it took.
 
@@ -210,7 +210,9 @@ class Respondent:
         }
         return outputs, about
 
-    def _generated(self, engine: Engine, asked: Asked, seed: int, progress: Callable[[int], None]) -> list[Output]:
+    def _generated(
+        self, engine: Engine, asked: PreparedPrompts, seed: int, progress: Callable[[int], None]
+    ) -> list[Output]:
         outputs = self._turn(
             engine, asked.task, asked.items, [prompt.tokens for prompt in asked.prompts], seed, progress
         )

@@ -5,9 +5,9 @@ import io
 import random
 from collections.abc import Sequence
 
-from clinmerge_jax.evaluation.questions import Questions
-from clinmerge_jax.evaluation.results import Cell, ResultsFolder
-from clinmerge_jax.evaluation.tasks.task import Kind
+from clinmerge_jax.evaluation.task_data import TaskData
+from clinmerge_jax.results.records import Cell, ResultsFolder
+from clinmerge_jax.tasks.task import Kind
 
 GENERATIONS = "generations"
 SHEET, KEY = "human_sheet/sheet.csv", "human_sheet_key/key.csv"
@@ -22,7 +22,7 @@ def folder_name(cell: Cell, key: str) -> str:
 
 
 def write(
-    count: int, seed: int, cells: Sequence[Cell], answers: dict[Cell, dict[str, str]], asked: Sequence[Questions],
+    count: int, seed: int, cells: Sequence[Cell], answers: dict[Cell, dict[str, str]], asked: Sequence[TaskData],
     folder: ResultsFolder,
 ) -> int:  # fmt: skip
     """Writes the sheet and its key, both readable by the owner alone.

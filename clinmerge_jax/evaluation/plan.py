@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation import choices, scoring
 from clinmerge_jax.evaluation.answering import GENERATED, LETTERS
-from clinmerge_jax.evaluation.metrics import Metric
-from clinmerge_jax.evaluation.questions import Questions
-from clinmerge_jax.evaluation.results import COMPUTED, Cell, key_of
 from clinmerge_jax.evaluation.systems import System
-from clinmerge_jax.evaluation.tasks.task import Kind
+from clinmerge_jax.evaluation.task_data import TaskData
+from clinmerge_jax.metrics import Metric
+from clinmerge_jax.results.records import COMPUTED, Cell, key_of
+from clinmerge_jax.tasks.task import Kind
 
 _MODES = (LETTERS, GENERATED)
 # What shapes an answer beside the model, the questions and `COMPUTED`: one that is written, one that is drawn.
@@ -41,12 +41,12 @@ class Planned:
     answers: str
     cell: Cell
     system: System
-    questions: Questions
+    questions: TaskData
     metrics: Sequence[Metric]
     settings: dict[str, Any]
 
 
-def check(config: ConfigDict, systems: Sequence[System], questions: Sequence[Questions]) -> None:
+def check(config: ConfigDict, systems: Sequence[System], questions: Sequence[TaskData]) -> None:
     """Refuses fields that do not fit one another.
 
     Raises:
@@ -75,7 +75,7 @@ def check(config: ConfigDict, systems: Sequence[System], questions: Sequence[Que
     for other in others(config):
         if other not in names:
             raise BadInput(f"config.compare_to: {other!r} is no model; there are {', '.join(sorted(names))}")
-    for name in names & scoring.MADE_UP:
+    for name in names & scoring.TRIVIAL:
         raise BadInput(f"config.model: {name!r} is the name of a floor; give the model another one")
     for one in questions:
         one.shots(config.shots, 0)
@@ -100,7 +100,7 @@ def _seeds(config: ConfigDict) -> list[int]:
     return seeds
 
 
-def plan(config: ConfigDict, systems: Sequence[System], questions: Sequence[Questions]) -> Iterator[Planned]:
+def plan(config: ConfigDict, systems: Sequence[System], questions: Sequence[TaskData]) -> Iterator[Planned]:
     """The cells, model by model. Without examples and draws other seeds would answer the same, so one is taken.
 
     Args:
@@ -121,7 +121,7 @@ def plan(config: ConfigDict, systems: Sequence[System], questions: Sequence[Ques
                 yield _planned(config, system, one, cell)
 
 
-def _planned(config: ConfigDict, system: System, one: Questions, cell: Cell) -> Planned:
+def _planned(config: ConfigDict, system: System, one: TaskData, cell: Cell) -> Planned:
     task = one.task
     metrics = scoring.metrics_of(task, cell.mode == GENERATED, one.extra)
     fields: tuple[str, ...] = ()

@@ -11,17 +11,16 @@ import numpy as np
 from absl import logging
 
 from clinmerge_jax.checkpoint.folder import Checkpoint
-from clinmerge_jax.checkpoint.params import llama_config, load_params
+from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
 from clinmerge_jax.data.documents import Document, Encoded, encode
+from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.data.reading import read_documents
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.loss import document_losses, truncate
-from clinmerge_jax.evaluation.statistics.documents import bootstrap
-from clinmerge_jax.evaluation.statistics.interval import Interval
-from clinmerge_jax.miniature.corpus import corpus
 from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
-from clinmerge_jax.report.tables import table
+from clinmerge_jax.statistics.documents import bootstrap
+from clinmerge_jax.statistics.interval import Interval
 
 _MINIATURE_DOCUMENTS = 200  # of each set
 _MINIATURE_SEED = 1
@@ -135,25 +134,6 @@ class Retention:
         return bootstrap(
             totals_MD, held_out.counts, lambda means: (means[..., 0] - means[..., 1]) / (means[..., 0] - means[..., 2])
         )
-
-    def text(self) -> str:
-        """The table that a merge ends with."""
-        header = ["held-out loss, nats per token", *(held_out.name for held_out in self.sets)]
-        rows = [
-            [model, *(self.loss(model, index).format() for index in range(len(self.sets)))] for model in self.totals
-        ]
-        kept = [self.kept(index) for index in range(len(self.sets))]
-        if any(kept):
-            shares = [Interval(*(100 * x for x in dataclasses.astuple(k))).format(0) + " %" if k else "" for k in kept]
-            rows.append(["merged: share of the parent's gain over base", *shares])
-        sizes = "; ".join(
-            f"{held_out.name}: {len(held_out.documents)} documents, {held_out.counts.sum()} scored tokens"
-            for held_out in self.sets
-        )
-        note = (
-            f"In brackets: 95 % bootstrap intervals over documents. {sizes}. Of conversations only answers are scored."
-        )
-        return f"{table(header, rows)}\n{note}"
 
     def json_lines(self, provenance: Mapping[str, Any]) -> str:
         """One Result per model and set."""

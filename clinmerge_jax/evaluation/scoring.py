@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from clinmerge_jax.evaluation.choices import read_letter
-from clinmerge_jax.evaluation.metrics import METRICS, Metric, Output, count_items, floors
-from clinmerge_jax.evaluation.tasks.task import Item, Kind, Task
+from clinmerge_jax.metrics import METRICS, Metric, Output, count_items, floors
+from clinmerge_jax.results.records import BOUNDS, REFERENCE
+from clinmerge_jax.tasks.task import Item, Kind, Task
 
 # Floors and bounds, as tables name them.
 COPY, FIXED, ANOTHER, LEAD = "copy the input", "one training target", "another's target", "lead sentences"
 RANDOM, FREQUENT, FREQUENT_ASKED = "random letter", "most frequent letter", "most frequent letter (of the test)"
-REFERENCE, NOTHING = "the reference itself", "empty answer"
-BOUNDS = frozenset({REFERENCE, "obedient reference"})  # of these no system is to be better
-MADE_UP = BOUNDS | {
+NOTHING = "empty answer"
+TRIVIAL = BOUNDS | {
     COPY, FIXED, ANOTHER, LEAD, RANDOM, FREQUENT, FREQUENT_ASKED, NOTHING, "obedient nothing", "obedient input",
 }  # fmt: skip
 VERSION = 1  # of how answers become labels and counts, apart from the metrics' own
@@ -64,7 +64,7 @@ def floor(
     Args:
       task, metrics, items: as of `count`.
       name: of the floor.
-      outputs: of `made_up`.
+      outputs: of `trivial_baselines`.
     """
     if name != RANDOM:
         return count(task, metrics, items, outputs, generated=False)
@@ -75,7 +75,7 @@ def floor(
     return {metric.name: np.mean([draw[metric.name] for draw in draws], axis=0) for metric in metrics}
 
 
-def made_up(task: Task, items: Sequence[Item], train: Sequence[Item]) -> dict[str, list[Output]]:
+def trivial_baselines(task: Task, items: Sequence[Item], train: Sequence[Item]) -> dict[str, list[Output]]:
     """The answers of floors and bounds that a task has, by name; letters and labels as such, not to be read.
 
     Args:
@@ -91,8 +91,8 @@ def made_up(task: Task, items: Sequence[Item], train: Sequence[Item]) -> dict[st
             REFERENCE: [Output(item.target) for item in items],
             NOTHING: floors.nothing(len(items)),
         }
-    if task.made_up is not None:
-        return task.made_up(items)
+    if task.trivial_baselines is not None:
+        return task.trivial_baselines(items)
     if not task.floors:
         return {}
     sources, found = [item.source for item in items], {}

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint.adapter import Adapter, open_adapter, split_location
+from clinmerge_jax.checkpoint.adapters.adapter import Adapter, open_adapter, split_location
 from clinmerge_jax.checkpoint.card import shown_name
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from clinmerge_jax.data.rows import read_rows
+from clinmerge_jax.data.files.rows import read_rows
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation.metrics.metric import Output
-from clinmerge_jax.evaluation.tasks.task import Item
+from clinmerge_jax.metrics.metric import Output
+from clinmerge_jax.tasks.task import Item
 
 FIELD = "config.model"
 _STORED = "answers:"

@@ -19,14 +19,14 @@ from clinmerge_jax.data.sets.files import Source
 from clinmerge_jax.data.sets.prepared import prepare
 from clinmerge_jax.data.sets.table import SETS
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation.tasks.items import items
-from clinmerge_jax.evaluation.tasks.leakage import without_asked
-from clinmerge_jax.evaluation.tasks.learned import Learned
-from clinmerge_jax.evaluation.tasks.made import MADE
-from clinmerge_jax.evaluation.tasks.own import own_task
-from clinmerge_jax.evaluation.tasks.prompting import Prompter, answer
-from clinmerge_jax.evaluation.tasks.table import GROUPS, TASKS
-from clinmerge_jax.evaluation.tasks.task import Item, Task
+from clinmerge_jax.tasks.generated import GENERATED_SETS
+from clinmerge_jax.tasks.items import items
+from clinmerge_jax.tasks.leakage import without_asked
+from clinmerge_jax.tasks.learned import Learned
+from clinmerge_jax.tasks.own import own_task
+from clinmerge_jax.tasks.prompting import Prompter, answer
+from clinmerge_jax.tasks.table import GROUPS, TASKS
+from clinmerge_jax.tasks.task import Item, Task
 
 LETTER, TEXT = "letter", "text"
 _SHARED = re.compile(r"(?P<name>.+?)=(?P<share>\d+\.?\d*|\.\d+)")
@@ -132,7 +132,7 @@ class Reader:
     def _items(self, task: Task, split: str, field: str) -> tuple[list[Item], Sequence[str]]:
         """The items of a split of a task of the table, and the splits that can be read."""
         source = Source(self.config.data_dir, self.config.cache, self.config.offline)
-        made = MADE.get(task.dataset)
+        made = GENERATED_SETS.get(task.dataset)
         splits = list(prepare(task.dataset, source).left_out) if made is None else made.splits
         if split not in splits:
             raise BadInput(f"{field}: {task.name} has no split {split!r} here; choose of {', '.join(splits)}")

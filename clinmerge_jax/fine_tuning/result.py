@@ -11,18 +11,18 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
+from clinmerge_jax.checkpoint.adapters.lora import save_lora
 from clinmerge_jax.checkpoint.card import shown_name, training_card
-from clinmerge_jax.checkpoint.lora import save_lora
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.params import load_params, save_params
+from clinmerge_jax.checkpoint.parameters.params import load_params, save_params
 from clinmerge_jax.errors import RunFailure
-from clinmerge_jax.evaluation.tasks import learned
 from clinmerge_jax.fine_tuning.learned import list_names
 from clinmerge_jax.fine_tuning.settings import frozen_leaves
 from clinmerge_jax.fine_tuning.source import Sets, Start
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel import distributed
 from clinmerge_jax.parallel.layout import Layout
+from clinmerge_jax.tasks import learned
 from clinmerge_jax.training.lora import merge_lora
 from clinmerge_jax.training.step import StepSettings
 from clinmerge_jax.training.weights import interpolate, join, split

@@ -10,18 +10,18 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from clinmerge_jax.checkpoint.params import llama_config
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.parameters.params import llama_config
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.data.documents import Document
 from clinmerge_jax.data.examples import Examples, assemble
 from clinmerge_jax.data.few_shot import choose, divide
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation.tasks.learned import Learned, read_learned
 from clinmerge_jax.fine_tuning.learned import LETTER, TEXT, LearnedSet, Reader
 from clinmerge_jax.generation.stopping import stop_ids
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.training.rows import Rows
+from clinmerge_jax.tasks.learned import Learned, read_learned
+from clinmerge_jax.training.batching import Batching
 from clinmerge_jax.training.run import name_rows
 
 _LONGEST = 4096  # tokens of a row, unless more are asked for
@@ -122,14 +122,14 @@ class Sets:
         sets = {"examples": self.examples, "validation": self.validation, "replay": self.replay}
         return {name: one for name, one in sets.items() if one is not None}
 
-    def rows(self, config: ConfigDict, llama: LlamaConfig) -> Rows:
+    def rows(self, config: ConfigDict, llama: LlamaConfig) -> Batching:
         """How a step takes them.
 
         Raises:
           BadInput: as `Rows`.
         """
         replay = self.replay
-        return Rows(
+        return Batching(
             config.batch_size,
             config.micro_batch,
             replay.sequences if replay else None,

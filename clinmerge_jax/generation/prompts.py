@@ -4,10 +4,10 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.data.prompts import Prompt, encode_prompt, read_prompts
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
-from clinmerge_jax.miniature.corpus import corpus
 
 _MINIATURE, _MINIATURE_PROMPTS = "miniature:chat", 64
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clinmerge_jax.checkpoint.folder import GENERATION_FILE, Checkpoint
-from clinmerge_jax.checkpoint.safetensors import parse_json
+from clinmerge_jax.checkpoint.files import GENERATION_FILE
+from clinmerge_jax.checkpoint.folder import Checkpoint
+from clinmerge_jax.checkpoint.formats.safetensors import parse_json
 from clinmerge_jax.errors import BadInput
 
 

@@ -2,7 +2,17 @@
 
 from ml_collections import ConfigDict
 
-from clinmerge_jax.benchmark import decode, few_shot, grid, load, merge, merge_on_device, orbax, score, train
+from clinmerge_jax.benchmark import (
+    decode,
+    few_shot,
+    grid,
+    load,
+    merge,
+    merge_on_device,
+    orbax,
+    score,
+    train,
+)
 
 _BENCHMARKS = {
     "merge": merge.run,

@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.card import conversion_card, shown_name
-from clinmerge_jax.checkpoint.folder import INDEX_FILE, ORBAX_FOLDER
-from clinmerge_jax.checkpoint.orbax_folder import save_orbax
+from clinmerge_jax.checkpoint.files import INDEX_FILE, ORBAX_FOLDER
+from clinmerge_jax.checkpoint.formats.safetensors import DTYPES
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
-from clinmerge_jax.checkpoint.safetensors import DTYPES
-from clinmerge_jax.checkpoint.tokenizer import TOKENIZER_FILE, read_token_ids
-from clinmerge_jax.checkpoint.weight_files import config_with_dtype, index_json, split_into_shards
+from clinmerge_jax.checkpoint.parameters.orbax_folder import save_orbax
+from clinmerge_jax.checkpoint.parameters.weight_files import config_with_dtype, index_json, split_into_shards
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import TOKENIZER_FILE, read_token_ids
 from clinmerge_jax.conversion.opening import open_source
 from clinmerge_jax.conversion.source import Source
 from clinmerge_jax.conversion.writing import Rounding, read_params, write_files
@@ -113,7 +113,7 @@ def _convert(config: ConfigDict, source: Source) -> None:
     else:
         print(
             f"Next: orbax.checkpoint.v1.load({str(output.target / ORBAX_FOLDER)!r}); the tree is described in"
-            " clinmerge_jax/checkpoint/orbax_folder.py"
+            " clinmerge_jax/checkpoint/parameters/orbax_folder.py"
         )
 
 

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from clinmerge_jax.checkpoint.output import result_path, write_atomically
-from clinmerge_jax.data.rows import read_rows
+from clinmerge_jax.data.files.rows import read_rows
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation.metrics import Output, count_items, named
-from clinmerge_jax.evaluation.statistics import Interval
+from clinmerge_jax.metrics import Output, count_items, named
 from clinmerge_jax.report.tables import table
+from clinmerge_jax.statistics import Interval
 
 TABLE_FILE = "correlations.json"
 _MEND = "give a CSV, TSV or Parquet file, JSON lines or a JSON array"

@@ -20,17 +20,25 @@ from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.output import result_path
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation import human_sheet, scoring
-from clinmerge_jax.evaluation.answering import GENERATED, Asked, Respondent
+from clinmerge_jax.evaluation.answering import GENERATED, Evaluator, PreparedPrompts
 from clinmerge_jax.evaluation.harness.run import run_harness
 from clinmerge_jax.evaluation.harness.tasks import load_tasks
-from clinmerge_jax.evaluation.metrics import Metric, Output
 from clinmerge_jax.evaluation.plan import Planned, check, plan
-from clinmerge_jax.evaluation.questions import Questions, read_questions
-from clinmerge_jax.evaluation.results import COMPUTED, RESULTS_FILE, Cell, Result, ResultsFolder, key_of, read_results
-from clinmerge_jax.evaluation.summary import write_summary
 from clinmerge_jax.evaluation.systems import System, parse_systems, read_stored, stored_row
-from clinmerge_jax.evaluation.tasks.learned import read_learned, remarks
-from clinmerge_jax.evaluation.tasks.task import Kind
+from clinmerge_jax.evaluation.task_data import TaskData, read_questions
+from clinmerge_jax.metrics import Metric, Output
+from clinmerge_jax.report.summary import write_summary
+from clinmerge_jax.results.records import (
+    COMPUTED,
+    RESULTS_FILE,
+    Cell,
+    Result,
+    ResultsFolder,
+    key_of,
+    read_results,
+)
+from clinmerge_jax.tasks.learned import read_learned, remarks
+from clinmerge_jax.tasks.task import Kind
 
 
 def run(config: ConfigDict) -> None:
@@ -40,7 +48,7 @@ def run(config: ConfigDict) -> None:
     check(config, systems, questions)
     for system in systems:
         _refuse(config.output, system, questions)
-    respondents = {system: Respondent(system, config) for system in systems if system.checkpoint is not None}
+    respondents = {system: Evaluator(system, config) for system in systems if system.checkpoint is not None}
     planned = list(plan(config, systems, questions))
     target = result_path(config.output)
     done = set() if config.overwrite else {result.key for result in read_results(target / RESULTS_FILE)}
@@ -74,7 +82,7 @@ def run(config: ConfigDict) -> None:
         print("Next: more models or tasks into the same --config.output; what is done is not done again.")
 
 
-def _refuse(output: str, system: System, questions: Sequence[Questions]) -> None:
+def _refuse(output: str, system: System, questions: Sequence[TaskData]) -> None:
     """Refuses an output within a model's folder, and stored answers that are not all there."""
     target = result_path(output).resolve()
     for part in system.parts:
@@ -95,7 +103,7 @@ def _learned(planned: Sequence[Planned]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _asked(one: Planned, respondents: dict[System, Respondent]) -> Asked | None:
+def _asked(one: Planned, respondents: dict[System, Evaluator]) -> PreparedPrompts | None:
     """A cell's prompts; None where the answers are stored ones."""
     questions, cell = one.questions, one.cell
     if cell.stored:
@@ -110,9 +118,9 @@ def _asked(one: Planned, respondents: dict[System, Respondent]) -> Asked | None:
 def _evaluate(
     config: ConfigDict,
     system: System,
-    respondent: Respondent | None,
+    respondent: Evaluator | None,
     cells: Sequence[Planned],
-    prompts: dict[str, Asked | None],
+    prompts: dict[str, PreparedPrompts | None],
     harness: Sequence[Any],
     folder: ResultsFolder,
 ) -> None:
@@ -150,8 +158,8 @@ def _evaluate(
 def _answers(
     config: ConfigDict,
     one: Planned,
-    asked: Asked | None,
-    respondent: Respondent | None,
+    asked: PreparedPrompts | None,
+    respondent: Evaluator | None,
     folder: ResultsFolder,
     progress: Callable[[int], None],
 ) -> tuple[list[Output], dict[str, Any]]:
@@ -197,11 +205,11 @@ def _harness_due(config: ConfigDict, system: System, folder: ResultsFolder) -> b
     return config.overwrite or not (folder.path / _harness_file(config, system)).is_file()
 
 
-def _floors(config: ConfigDict, questions: Questions, folder: ResultsFolder) -> None:
+def _floors(config: ConfigDict, questions: TaskData, folder: ResultsFolder) -> None:
     """Scores what answers without a model."""
     task = questions.task
     metrics = scoring.metrics_of(task, False, questions.extra)
-    for name, outputs in scoring.made_up(task, questions.items, questions.train).items():
+    for name, outputs in scoring.trivial_baselines(task, questions.items, questions.train).items():
         cell = Cell(name, 0, questions.name, floor=True)
         identity = {
             "cell": dataclasses.asdict(cell),
@@ -219,7 +227,7 @@ def _floors(config: ConfigDict, questions: Questions, folder: ResultsFolder) -> 
 def _result(
     key: str,
     cell: Cell,
-    questions: Questions,
+    questions: TaskData,
     metrics: Sequence[Metric],
     counts: dict,
     about: dict,
@@ -246,7 +254,7 @@ def _result(
     )
 
 
-def _write_form(one: Planned, asked: Asked, folder: ResultsFolder) -> None:
+def _write_form(one: Planned, asked: PreparedPrompts, folder: ResultsFolder) -> None:
     """Writes the form of a cell's prompts, with its words left out unless the task may be shared."""
     prompter, item = asked.prompter, one.questions.items[0]
     shown = prompter.text(item) if one.questions.task.shareable else prompter.redacted(item)
@@ -255,7 +263,7 @@ def _write_form(one: Planned, asked: Asked, folder: ResultsFolder) -> None:
 
 
 def _write_sheet(
-    config: ConfigDict, planned: Sequence[Planned], questions: Sequence[Questions], folder: ResultsFolder
+    config: ConfigDict, planned: Sequence[Planned], questions: Sequence[TaskData], folder: ResultsFolder
 ) -> None:
     cells = [one for one in planned if one.questions.task.kind is Kind.GENERATION]
     answers = {}

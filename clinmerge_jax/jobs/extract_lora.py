@@ -14,18 +14,18 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint.adapter import CONFIG_FILE, EMBEDDINGS, is_tied, last_part
-from clinmerge_jax.checkpoint.adapter_files import Target, config_text, plan_targets, write_weights
+from clinmerge_jax.checkpoint.adapters.adapter import CONFIG_FILE, EMBEDDINGS, is_tied, last_part
+from clinmerge_jax.checkpoint.adapters.adapter_files import Target, config_text, plan_targets, write_weights
 from clinmerge_jax.checkpoint.card import adapter_card, copy_licences, shown_name
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.formats.safetensors import DTYPES, read_tensor
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
-from clinmerge_jax.checkpoint.safetensors import DTYPES, read_tensor
-from clinmerge_jax.checkpoint.tokenizer import check_token_ids
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import check_token_ids
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.compatibility import check_compatible
 from clinmerge_jax.merging.diagnostics import module_of
-from clinmerge_jax.merging.difference import Difference
-from clinmerge_jax.merging.low_rank import factor, squared_remainder
+from clinmerge_jax.merging.inspection.difference import Difference
+from clinmerge_jax.merging.inspection.low_rank import factor, squared_remainder
 from clinmerge_jax.report.adapter import adapter_tables, share
 
 _DTYPES = {str(dtype): dtype for dtype in DTYPES.values()}

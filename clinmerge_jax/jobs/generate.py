@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
-from clinmerge_jax.checkpoint.params import llama_config, load_params
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation.engine import Engine, Request, check_engine
 from clinmerge_jax.generation.prompts import prepare

@@ -16,12 +16,12 @@ from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.card import shown_name
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
-from clinmerge_jax.checkpoint.tokenizer import check_token_ids
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import check_token_ids
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.compatibility import check_compatible
-from clinmerge_jax.merging.inspection import common_tensors, inspect_tensors
-from clinmerge_jax.merging.lineage import Lineage, lineage
-from clinmerge_jax.merging.measures import PARENTS, TensorInspection, pair_name, pairs_of
+from clinmerge_jax.merging.inspection.inspection import common_tensors, inspect_tensors
+from clinmerge_jax.merging.inspection.lineage import Lineage, lineage
+from clinmerge_jax.merging.inspection.measures import PARENTS, TensorInspection, pair_name, pairs_of
 from clinmerge_jax.report.advice import advice
 from clinmerge_jax.report.heatmap import png
 from clinmerge_jax.report.inspection import (

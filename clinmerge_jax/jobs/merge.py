@@ -18,28 +18,36 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
-from clinmerge_jax.checkpoint.adapter import split_location
+from clinmerge_jax.checkpoint.adapters.adapter import split_location
 from clinmerge_jax.checkpoint.card import copy_licences, merge_card, shown_name
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
-from clinmerge_jax.checkpoint.params import llama_config, load_params, write_weights
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params, write_weights
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.data.documents import check_vocabulary
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, encode_sets, held_out_sets, measure
+from clinmerge_jax.evaluation.retention import (
+    EncodedSet,
+    HeldOut,
+    Retention,
+    encode_sets,
+    held_out_sets,
+    measure,
+)
 from clinmerge_jax.llama.config import FAMILIES
-from clinmerge_jax.merging import mergekit_yaml
 from clinmerge_jax.merging.compatibility import check_same_tokens
 from clinmerge_jax.merging.diagnostics import TensorDifference, by_module
+from clinmerge_jax.merging.engines.on_device import OnDeviceMerge, refuse_overflow
+from clinmerge_jax.merging.engines.streaming import run_merge
 from clinmerge_jax.merging.methods import METHODS
-from clinmerge_jax.merging.on_device import OnDeviceMerge, refuse_overflow
 from clinmerge_jax.merging.plan import MergePlan, Model, open_model, plan_merge, result_dtype
-from clinmerge_jax.merging.recipe import Recipe, VocabularyChoice, two_parents
-from clinmerge_jax.merging.streaming import run_merge
+from clinmerge_jax.merging.recipes import mergekit_yaml
+from clinmerge_jax.merging.recipes.recipe import Recipe, VocabularyChoice, two_parents
 from clinmerge_jax.parallel import distributed
 from clinmerge_jax.parallel.layout import Layout, make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
 from clinmerge_jax.report.merge_plan import plan_text, vocabulary_text
+from clinmerge_jax.report.retention import retention_text
 from clinmerge_jax.report.tables import table
 
 _NEXT_STEP_OF_A_RECIPE = (
@@ -226,7 +234,7 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
             "credentialed": credentialed,
         }
         if retention:
-            tables.append(("What the merge keeps", retention.text()))
+            tables.append(("What the merge keeps", retention_text(retention)))
             output.write_text("results.jsonl", retention.json_lines(record))
         parents = _parents(plan, roles)
         licensed = [(pathlib.PurePath(role).name.replace(", ", "-"), folder) for role, _, folder in parents]

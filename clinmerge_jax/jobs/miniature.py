@@ -16,20 +16,21 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.digest import sha256
-from clinmerge_jax.checkpoint.folder import SINGLE_FILE, open_checkpoint
+from clinmerge_jax.checkpoint.files import SINGLE_FILE
+from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState, result_path
-from clinmerge_jax.checkpoint.params import load_params, save_params
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.parameters.params import load_params, save_params
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.data.examples import prepare
 from clinmerge_jax.data.loader import steps_of
+from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters, init_params
-from clinmerge_jax.miniature.corpus import corpus
 from clinmerge_jax.miniature.tokenizer import EOT, train_tokenizer
 from clinmerge_jax.parallel.layout import one_device
+from clinmerge_jax.training.batching import Batching
 from clinmerge_jax.training.loop import LoopSettings, train
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.rows import Rows
 from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
 
@@ -99,7 +100,7 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
             one_device(llama),
             StepSettings(optimizer, steps, dtype=jnp.float32),
             examples.sequences,
-            Rows(config.batch_size, length=config.length),
+            Batching(config.batch_size, length=config.length),
             config.seed,
         )
         state = training.begin(params)

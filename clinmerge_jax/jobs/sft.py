@@ -13,7 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
-from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.checkpoint.parameters.params import load_params
 from clinmerge_jax.fine_tuning.result import LOG, STEPS, Result
 from clinmerge_jax.fine_tuning.settings import frozen_leaves, loop_settings, step_settings
 from clinmerge_jax.fine_tuning.source import Sets, Source, open_start

@@ -14,7 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clinmerge_jax.checkpoint.output import PROVENANCE_FILE, OutputState, result_path, write_atomically
-from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.checkpoint.parameters.params import load_params
 from clinmerge_jax.errors import BadInput, RunFailure
 from clinmerge_jax.fine_tuning.grid import run_configs
 from clinmerge_jax.fine_tuning.result import LOG, STEPS, Result

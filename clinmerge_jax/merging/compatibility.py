@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 
 from absl import logging
 
-from clinmerge_jax.checkpoint.embedding import has_vocabulary_rows
 from clinmerge_jax.checkpoint.folder import Checkpoint
-from clinmerge_jax.checkpoint.tokenizer import TOKENIZER_FILE, read_token_ids
+from clinmerge_jax.checkpoint.tokenizers.embedding import has_vocabulary_rows
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import TOKENIZER_FILE, read_token_ids
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.merging.schedule import layer_of
+from clinmerge_jax.merging.recipes.schedule import layer_of
 
 # A merge of models that differ in these makes no sense, whatever the shapes say.
 _SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")

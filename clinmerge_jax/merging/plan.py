@@ -10,28 +10,36 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from clinmerge_jax.checkpoint.adapter import Adapter, open_adapter, split_location
-from clinmerge_jax.checkpoint.embedding import has_vocabulary_rows
-from clinmerge_jax.checkpoint.folder import GENERATION_FILE, INDEX_FILE, Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.adapters.adapter import Adapter, open_adapter, split_location
+from clinmerge_jax.checkpoint.files import GENERATION_FILE, INDEX_FILE
+from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from clinmerge_jax.checkpoint.formats.safetensors import TensorEntry
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.safetensors import TensorEntry
-from clinmerge_jax.checkpoint.tokenizer import TOKENIZER_FILE, check_token_ids, tokenizer_files
-from clinmerge_jax.checkpoint.weight_files import (
+from clinmerge_jax.checkpoint.parameters.weight_files import (
     DEFAULT_SHARD_BYTES,
     config_with_dtype,
     index_json,
     split_into_shards,
 )
+from clinmerge_jax.checkpoint.tokenizers.embedding import has_vocabulary_rows
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import TOKENIZER_FILE, check_token_ids, tokenizer_files
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging import exact
-from clinmerge_jax.merging.chat_templates import chosen_template, with_chat_template
 from clinmerge_jax.merging.compatibility import check_compatible
 from clinmerge_jax.merging.diagnostics import TensorDifference
-from clinmerge_jax.merging.methods import METHODS, Factors, Method, PairTotals, Problem, Step
-from clinmerge_jax.merging.recipe import Recipe, Slice, Source
-from clinmerge_jax.merging.rows import AdaptedRows, AlignedRows, Rows, StoredRows
-from clinmerge_jax.merging.schedule import depth_of, layer_of, with_layer
-from clinmerge_jax.merging.vocabulary import Vocabulary, align
+from clinmerge_jax.merging.methods import (
+    METHODS,
+    Coefficients,
+    Method,
+    PairTotals,
+    Reduction,
+    TensorSpec,
+)
+from clinmerge_jax.merging.recipes.recipe import Recipe, Slice, Source
+from clinmerge_jax.merging.recipes.schedule import depth_of, layer_of, with_layer
+from clinmerge_jax.merging.row_source import AdaptedRows, AlignedRows, RowSource, StoredRows
+from clinmerge_jax.merging.vocabulary.alignment import Vocabulary, align
+from clinmerge_jax.merging.vocabulary.chat_templates import chosen_template, with_chat_template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Input:
     model: str
     name: str
     origin: str
-    rows: Rows | None = None
+    rows: RowSource | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +97,7 @@ class PlannedTensor:
       shape: of each source and of the result.
       dtype: of the result.
       method: what merges it.
-      problem: what its host half needs to know.
+      spec: what its host half needs to know.
       inputs: the tensors that are merged, the base first where changes are counted from one.
     """
 
@@ -97,7 +105,7 @@ class PlannedTensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     method: Method
-    problem: Problem
+    spec: TensorSpec
     inputs: tuple[Input, ...]
 
     @property
@@ -129,20 +137,20 @@ class PlannedTensor:
         pairs = [PairTotals.from_array(pair) for pair in totals.reshape(-1, 3)]
         return pairs[0]
 
-    def steps(self) -> Generator[Step, np.ndarray, Factors]:
+    def reductions(self) -> Generator[Reduction, np.ndarray, Coefficients]:
         """The method's host half.
 
         Raises:
-          BadInput: the parameters give no factors.
+          BadInput: the parameters give no coefficients.
         """
         try:
-            return (yield from self.method.steps(self.problem))
+            return (yield from self.method.reductions(self.spec))
         except ValueError as error:
             raise BadInput(f"tensor {self.name}: {error}") from error
 
-    def difference(self, pair: PairTotals, factors: Factors) -> TensorDifference:
+    def difference(self, pair: PairTotals, coefficients: Coefficients) -> TensorDifference:
         """The record of what the first two models differ by and what was done."""
-        return TensorDifference(self.name, self.size, pair, factors.shown)
+        return TensorDifference(self.name, self.size, pair, coefficients.shown)
 
 
 def plan_tensor(
@@ -172,12 +180,12 @@ def plan_tensor(
     from_base = recipe.inputs(part)[1] is not None
     values, source_values = recipe.values(part, name, [one.name for one in inputs[from_base:]], depth)
     columns = shape[-1] if shape else 1
-    problem = Problem(name, math.prod(shape) // columns, columns, values, source_values, from_base, recipe.seed)
+    spec = TensorSpec(name, math.prod(shape) // columns, columns, values, source_values, from_base, recipe.seed)
     try:
-        method.check(problem)
+        method.check(spec)
     except ValueError as error:
         raise BadInput(f"tensor {name}: {error}") from error
-    return PlannedTensor(name, shape, result_dtype(recipe, dtype), method, problem, tuple(inputs))
+    return PlannedTensor(name, shape, result_dtype(recipe, dtype), method, spec, tuple(inputs))
 
 
 def overflow(name: str) -> BadInput:
@@ -344,7 +352,7 @@ def plan_merge(
     return MergePlan(recipe, models, tensors, files, vocabulary, chat_template)
 
 
-def _rows(models: Mapping[str, Model], model: str, name: str, vocabulary: Vocabulary | None) -> Rows:
+def _rows(models: Mapping[str, Model], model: str, name: str, vocabulary: Vocabulary | None) -> RowSource:
     """The rows of one input, in the order of the result's vocabulary where there is one."""
     own = models[model].rows(name)
     if vocabulary is None:

@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 
 from clinmerge_jax.miniature.facts import is_held_out
-from clinmerge_jax.miniature.seeded import pick, sample
 from clinmerge_jax.miniature.vocabulary import (
     ANIMALS,
     COLOURS,
@@ -21,6 +20,7 @@ from clinmerge_jax.miniature.vocabulary import (
     capitalised,
     joined,
 )
+from clinmerge_jax.seeded import pick, sample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import random
 
 from clinmerge_jax.miniature.facts import SUFFIXES, UNUSED_STEMS
-from clinmerge_jax.miniature.seeded import pick, sample
 from clinmerge_jax.miniature.vocabulary import (
     ANIMALS,
     COLOURS,
@@ -19,6 +18,7 @@ from clinmerge_jax.miniature.vocabulary import (
     capitalised,
     joined,
 )
+from clinmerge_jax.seeded import pick, sample
 
 _OPENINGS = (
     "On {day} it was {weather}, and {name} walked to the {place} with a {colour} {thing}.",

@@ -5,7 +5,7 @@ import random
 import zlib
 from collections.abc import Sequence
 
-from clinmerge_jax.miniature.seeded import pick, sample
+from clinmerge_jax.seeded import pick, sample
 
 
 @dataclasses.dataclass(frozen=True)

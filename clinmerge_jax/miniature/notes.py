@@ -4,8 +4,8 @@ import dataclasses
 import random
 
 from clinmerge_jax.miniature.facts import SIGNS, WORLD, Disease, is_held_out
-from clinmerge_jax.miniature.seeded import pick, sample
 from clinmerge_jax.miniature.vocabulary import DAYS, NUMBERS, SURNAMES, capitalised
+from clinmerge_jax.seeded import pick, sample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from clinmerge_jax.miniature.chat import Turn, turn
 from clinmerge_jax.miniature.everyday import copying, everyday_facts, story, word_list
 from clinmerge_jax.miniature.facts import SIZES
 from clinmerge_jax.miniature.notes import clinical_document, plain_note
-from clinmerge_jax.miniature.seeded import pick
+from clinmerge_jax.seeded import pick
 
 
 def _corpus_rng(name: str, seed: int, held_out: bool = False) -> random.Random:

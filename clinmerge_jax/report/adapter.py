@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from clinmerge_jax.checkpoint.adapter_files import Target
+from clinmerge_jax.checkpoint.adapters.adapter_files import Target
 from clinmerge_jax.merging.diagnostics import module_of
 from clinmerge_jax.report.tables import table
 

@@ -2,8 +2,8 @@
 
 import statistics
 
-from clinmerge_jax.merging.lineage import Lineage
-from clinmerge_jax.merging.measures import FROM_BASE, PARENTS, Measures
+from clinmerge_jax.merging.inspection.lineage import Lineage
+from clinmerge_jax.merging.inspection.measures import FROM_BASE, PARENTS, Measures
 from clinmerge_jax.merging.methods import COLLINEAR_COSINE
 
 

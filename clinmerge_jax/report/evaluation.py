@@ -4,11 +4,11 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from clinmerge_jax.evaluation.comparison import Average, Contrast, Group, Score
-from clinmerge_jax.evaluation.metrics import Metric
-from clinmerge_jax.evaluation.statistics import Interval, Verdict
-from clinmerge_jax.evaluation.tasks.leakage import Leakage
+from clinmerge_jax.metrics import Metric
 from clinmerge_jax.report.tables import table
+from clinmerge_jax.results.comparison import Average, Contrast, Group, Score
+from clinmerge_jax.statistics import Interval, Verdict
+from clinmerge_jax.tasks.leakage import Leakage
 
 # By group, system and metric.
 Scores = Mapping[tuple[int, str, str], Score]

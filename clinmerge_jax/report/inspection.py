@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from clinmerge_jax.checkpoint.card import credentialed_note
-from clinmerge_jax.merging.lineage import Lineage
-from clinmerge_jax.merging.measures import (
+from clinmerge_jax.merging.inspection.lineage import Lineage
+from clinmerge_jax.merging.inspection.measures import (
     FROM_BASE,
     PARENTS,
     Measures,

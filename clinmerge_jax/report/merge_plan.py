@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from clinmerge_jax.merging.plan import MergePlan, PlannedTensor
-from clinmerge_jax.merging.schedule import layer_of
+from clinmerge_jax.merging.recipes.schedule import layer_of
 from clinmerge_jax.report.tables import table
 
 _LAYER = re.compile(r"((?:^|\.)layers\.)\d+\.")
@@ -30,16 +30,16 @@ def plan_text(plan: MergePlan, output: str, roles: Mapping[str, str]) -> str:
         lines += ["", f"Vocabulary: {plan.vocabulary.size} rows", vocabulary_text(plan, roles)]
     modules: dict[tuple, list[PlannedTensor]] = {}
     for tensor in plan.tensors.values():
-        models = tuple(one.model for one in tensor.inputs[tensor.problem.from_base :])
+        models = tuple(one.model for one in tensor.inputs[tensor.spec.from_base :])
         modules.setdefault((_LAYER.sub(r"\1*.", tensor.name), models), []).append(tensor)
     columns = list(dict.fromkeys(model for _, models in modules for model in models))
     rows = []
     for (module, models), tensors in modules.items():
         ordered = sorted(tensors, key=lambda tensor: layer_of(tensor.name) or 0)
-        own = [_settings([tensor.problem.values for tensor in ordered])]
+        own = [_settings([tensor.spec.values for tensor in ordered])]
         for model in columns:
             index = models.index(model) if model in models else None
-            values = [] if index is None else [tensor.problem.source_values[index] for tensor in ordered]
+            values = [] if index is None else [tensor.spec.source_values[index] for tensor in ordered]
             own.append("-" if index is None else _settings(values) or "merged")
         rows.append([module, str(len(tensors)), str(tensors[0].dtype), *own])
     text = table(["module", "tensors", "dtype", recipe.method, *(roles[model] for model in columns)], rows)

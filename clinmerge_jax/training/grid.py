@@ -30,8 +30,8 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout, one_device
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
+from clinmerge_jax.training.batching import Batching, course, plan_courses
 from clinmerge_jax.training.loop import not_finite, numbers
-from clinmerge_jax.training.rows import Rows, course, plan_courses
 from clinmerge_jax.training.run import batches_of, divide, first_state, mean_loss, measures
 from clinmerge_jax.training.step import Metrics, StepSettings, TrainState, step
 
@@ -108,7 +108,7 @@ class Grid:
       BadInput: the devices cannot share the slots evenly.
     """
 
-    def __init__(self, layout: Layout, settings: StepSettings, rows: Rows, slots: int, members: Sequence[Member]):
+    def __init__(self, layout: Layout, settings: StepSettings, rows: Batching, slots: int, members: Sequence[Member]):
         if slots < 1 or slots % layout.mesh.size:
             raise BadInput(
                 f"config.grid.at_once: {slots} runs cannot be shared by {layout.mesh.size} devices; give a multiple, or"

@@ -16,12 +16,19 @@ from clinmerge_jax.data.sequences import Sequences
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
+from clinmerge_jax.training.batching import Batching, course, plan_courses, plan_groups
 from clinmerge_jax.training.flops import peak_flops, step_flops
 from clinmerge_jax.training.lora import init_adapter
 from clinmerge_jax.training.optimizer import adamw
-from clinmerge_jax.training.rows import Rows, course, plan_courses, plan_groups
 from clinmerge_jax.training.sharding import state_shardings
-from clinmerge_jax.training.step import Metrics, StepSettings, TrainState, evaluate_step, init_state, train_step
+from clinmerge_jax.training.step import (
+    Metrics,
+    StepSettings,
+    TrainState,
+    evaluate_step,
+    init_state,
+    train_step,
+)
 from clinmerge_jax.training.weights import split
 
 
@@ -43,7 +50,7 @@ class Run:
       BadInput: the mesh does not cut the rows evenly.
     """
 
-    def __init__(self, layout: Layout, settings: StepSettings, data: Sequences, rows: Rows, seed: int = 0):
+    def __init__(self, layout: Layout, settings: StepSettings, data: Sequences, rows: Batching, seed: int = 0):
         self.layout = layout
         self.settings = settings
         self._rows = rows
@@ -157,7 +164,7 @@ def _begin(given: Params, seed: jax.Array, steps: jax.Array, *, settings: StepSe
     return jax.lax.with_sharding_constraint(state, state_shardings(state, adamw(settings.optimizer), layout))
 
 
-def batches_of(data: Sequences, rows: Rows, settings: StepSettings, layout: Layout) -> list[Batch]:
+def batches_of(data: Sequences, rows: Batching, settings: StepSettings, layout: Layout) -> list[Batch]:
     """Batches of [A, B, T] that hold every sequence once, in a few shapes."""
     plan, groups = plan_groups(data, rows, layout, settings)
     return [plan.batch(data, group) for group in groups]

@@ -9,7 +9,7 @@ import safetensors.numpy
 import support
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint, resolve
-from clinmerge_jax.checkpoint.safetensors import read_tensor
+from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
 from clinmerge_jax.errors import BadInput
 
 FIELD = "config.instruct"

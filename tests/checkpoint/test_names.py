@@ -10,7 +10,7 @@ import support
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.names import USUAL, Naming, naming_of
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.params import load_params, save_params
+from clinmerge_jax.checkpoint.parameters.params import load_params, save_params
 
 NAMES = list(support.llama_shapes(support.TINY))
 SPELLINGS = {

@@ -9,8 +9,8 @@ import support
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.not_parameters import is_buffer
-from clinmerge_jax.checkpoint.params import load_params
-from clinmerge_jax.checkpoint.tokenizer import check_token_ids
+from clinmerge_jax.checkpoint.parameters.params import load_params
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import check_token_ids
 from clinmerge_jax.errors import BadInput
 
 BUFFERS = {

@@ -13,8 +13,8 @@ import transformers
 from gguf_files import CONFIG, WRITTEN, gguf_name, interleave, llama_cpp_tensors, metadata, write, write_llama
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.gguf import open_gguf
-from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.checkpoint.formats.gguf import open_gguf
+from clinmerge_jax.checkpoint.parameters.params import load_params
 from clinmerge_jax.conversion import gguf_model
 from clinmerge_jax.conversion.gguf_model import open_source
 from clinmerge_jax.conversion.rope_factors import llama3_factors, llama3_scaling

@@ -11,7 +11,7 @@ from gguf_files import CONFIG, llama_cpp_tensors, metadata, write
 from tokenizer_builders import TEXTS
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 
 # As in the tokenizer.json of Llama 3.
 LLAMA_3_SPLIT = (

@@ -16,9 +16,9 @@ import torch
 import transformers
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.params import load_params
-from clinmerge_jax.checkpoint.safetensors import read_tensor
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
+from clinmerge_jax.checkpoint.parameters.params import load_params
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.llama.model import forward
 
 NEW = 64  # tokens of an answer

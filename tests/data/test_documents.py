@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 from support import write_tokenizer
 
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
-from clinmerge_jax.data.documents import (
-    Document,
-    Encoded,
-    check_vocabulary,
-    encode,
-)
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
+from clinmerge_jax.data.documents import Document, Encoded, check_vocabulary, encode
+from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.miniature.corpus import corpus
 from clinmerge_jax.miniature.tokenizer import train_tokenizer
 
 # Written in the form of Llama-3's template: headers, trimmed content, an end of turn, no generation marker.

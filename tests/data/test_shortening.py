@@ -3,7 +3,7 @@
 import pytest
 import support
 
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.data.shortening import fit, longest_source, with_content, without_end
 
 

@@ -6,7 +6,7 @@ import pytest
 from support import tiny_config, write_llama
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.checkpoint.parameters.params import load_params
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.evaluation import loss
 from clinmerge_jax.llama.config import RopeConfig

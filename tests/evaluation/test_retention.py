@@ -8,6 +8,7 @@ import pytest
 from clinmerge_jax.data.documents import Document, Encoded
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.retention import EncodedSet, HeldOut, Retention, held_out_sets
+from clinmerge_jax.report.retention import retention_text
 
 
 def _set(name, specialist="", documents=20):
@@ -29,7 +30,7 @@ def test_the_share_kept_is_that_of_the_specialists_gain_over_base():
 def test_without_base_or_specialist_nothing_is_said_of_shares():
     assert _retention(["clinical", "instruct", "merged"], [2.0, 4.5, 2.5]).kept(0) is None
     retention = _retention(["base", "clinical", "instruct", "merged"], [4.0, 2.0, 4.5, 2.5], specialist="")
-    assert retention.kept(0) is None and "share" not in retention.text()
+    assert retention.kept(0) is None and "share" not in retention_text(retention)
 
 
 def test_losses_are_per_scored_token_with_an_interval_over_documents():

@@ -7,10 +7,10 @@ import pytest
 from clinmerge_jax.data.sets.gsm8k import final_number
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation import scoring
-from clinmerge_jax.evaluation.metrics import METRICS, Output
-from clinmerge_jax.evaluation.tasks.leakage import without_asked
-from clinmerge_jax.evaluation.tasks.table import TASKS
-from clinmerge_jax.evaluation.tasks.task import Item
+from clinmerge_jax.metrics import METRICS, Output
+from clinmerge_jax.tasks.leakage import without_asked
+from clinmerge_jax.tasks.table import TASKS
+from clinmerge_jax.tasks.task import Item
 
 # How often each letter is right among MedQA's 1,273 questions.
 MEDQA = {"A": 353, "B": 309, "C": 346, "D": 265}
@@ -39,7 +39,7 @@ def test_a_uniformly_random_scorer_gets_a_quarter_of_medqa(quiz, seed):
 def test_floors_and_bounds_of_choices(quiz):
     task = TASKS["medqa_4options"]
     scores = {}
-    for name, outputs in scoring.made_up(task, quiz, []).items():
+    for name, outputs in scoring.trivial_baselines(task, quiz, []).items():
         counts_IK = scoring.floor(task, [METRICS["accuracy"]], quiz, name, outputs)["accuracy"]
         scores[name] = float(METRICS["accuracy"].score(counts_IK.sum(axis=0)))
     assert scores[scoring.RANDOM] == pytest.approx(25, abs=0.6)  # the mean of many draws
@@ -67,7 +67,7 @@ def test_text_tasks_have_floors_from_inputs_and_from_training_and_both_bounds():
         Item(str(n), f"m:{n}", {}, f"Doctor: How is patient {n}? Patient: Well. So be it.", f"Patient {n} is well.")
         for n in range(3)
     ]
-    made = scoring.made_up(task, items, [Item("t", "m:t", {}, "", "No known allergies.")])
+    made = scoring.trivial_baselines(task, items, [Item("t", "m:t", {}, "", "No known allergies.")])
     assert set(made) == {
         scoring.COPY, scoring.LEAD, scoring.FIXED, scoring.ANOTHER, scoring.REFERENCE, scoring.NOTHING,
     }  # fmt: skip

@@ -8,15 +8,15 @@ import pytest
 
 import configs.sft
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.data.sets.table import SETS
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.evaluation.tasks.made import MADE
-from clinmerge_jax.evaluation.tasks.prompting import Prompter
-from clinmerge_jax.evaluation.tasks.table import TASKS
-from clinmerge_jax.evaluation.tasks.task import Kind
 from clinmerge_jax.fine_tuning.learned import Reader
 from clinmerge_jax.generation.stopping import stop_ids
+from clinmerge_jax.tasks.generated import GENERATED_SETS
+from clinmerge_jax.tasks.prompting import Prompter
+from clinmerge_jax.tasks.table import TASKS
+from clinmerge_jax.tasks.task import Kind
 
 CHATML = (
     "{% for m in messages %}{{ bos_token }}{{ m.role }}\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
@@ -76,7 +76,7 @@ def _reader(data_dir, instruct, length=2000, **fields):
 def _split(name):
     """One that the made-up files have."""
     task = TASKS[name]
-    if task.dataset in MADE:
+    if task.dataset in GENERATED_SETS:
         return "train"
     return task.train if task.train in SETS[task.dataset].splits else next(iter(SETS[task.dataset].splits))
 

@@ -12,15 +12,15 @@ import transformers
 from support import TINY, llama_tensors, write_llama
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.params import load_params
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.parameters.params import load_params
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
+from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.data.prompts import Prompt, encode_prompt
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation import memory, programs
 from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.generation.sampling import Sampling
 from clinmerge_jax.llama.cache import quantize
-from clinmerge_jax.miniature.corpus import corpus
 from clinmerge_jax.parallel.layout import Layout, one_device
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
 

@@ -10,7 +10,14 @@ import torch
 import transformers
 
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.generation.sampling import Kind, Sampling, Settings, choose, keep_likely, penalize
+from clinmerge_jax.generation.sampling import (
+    Kind,
+    Sampling,
+    Settings,
+    choose,
+    keep_likely,
+    penalize,
+)
 
 ROWS, VOCABULARY = 7, 50
 LOGITS = (3 * np.random.default_rng(0).standard_normal((ROWS, VOCABULARY))).astype(np.float32)

@@ -6,7 +6,7 @@ import pytest
 from support import write_llama, write_tokenizer
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation.stopping import cut, stop_ids, until
 

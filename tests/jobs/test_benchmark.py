@@ -7,10 +7,10 @@ import pytest
 from support import run_command, run_process
 
 from clinmerge_jax.benchmark import generating
-from clinmerge_jax.benchmark.checkpoints import make_checkpoint
 from clinmerge_jax.benchmark.load import check_same_tensors
+from clinmerge_jax.benchmark.measuring.checkpoints import make_checkpoint
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.safetensors import read_tensor
+from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
 from clinmerge_jax.llama.config import LlamaConfig
 from configs import benchmark
 

@@ -7,7 +7,7 @@ import stat
 import pytest
 import support
 
-from clinmerge_jax.evaluation.results import RESULTS_FILE
+from clinmerge_jax.results.records import RESULTS_FILE
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}"

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from support import BF16, TINY, write_llama
 
 from clinmerge_jax.checkpoint import remote
-from clinmerge_jax.checkpoint.adapter import open_adapter
+from clinmerge_jax.checkpoint.adapters.adapter import open_adapter
 from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.safetensors import read_tensor
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.jobs import extract_lora
 

@@ -10,7 +10,7 @@ from support import TINY, WORDS, llama_tensors, run_command, run_process, write_
 from tokenizer_builders import EOT, llama_3, write_model
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.checkpoint.parameters.params import load_params
 from clinmerge_jax.jobs import merge as merge_job
 from clinmerge_jax.llama.model import forward
 

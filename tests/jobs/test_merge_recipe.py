@@ -10,10 +10,10 @@ import tokenizers
 import yaml
 from tokenizer_builders import llama_3, write_model
 
-from clinmerge_jax.checkpoint.adapter import open_adapter
+from clinmerge_jax.checkpoint.adapters.adapter import open_adapter
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.safetensors import read_tensor
-from clinmerge_jax.checkpoint.tokenizer import read_vocabulary
+from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import read_vocabulary
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 

@@ -19,12 +19,12 @@ import pytest
 from support import run_command, run_process
 
 import configs.sft
-from clinmerge_jax.checkpoint.adapter import open_adapter
+from clinmerge_jax.checkpoint.adapters.adapter import open_adapter
+from clinmerge_jax.checkpoint.adapters.lora import load_lora
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.lora import load_lora
-from clinmerge_jax.checkpoint.params import llama_config, load_params
-from clinmerge_jax.checkpoint.safetensors import read_tensor
+from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
+from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
 from clinmerge_jax.fine_tuning.settings import step_settings
 from clinmerge_jax.fine_tuning.source import Source, open_start
 from clinmerge_jax.training.lora import merge_lora
@@ -152,7 +152,7 @@ def test_frozen_tensors_stay_and_wise_ft_lies_between(repository, small_miniatur
 _SEVERAL_SHAPES = """
 from absl import app
 from clinmerge_jax import command_line, main
-from clinmerge_jax.training import rows
+from clinmerge_jax.training import batching
 rows._CPU = rows._Device(unit=16, at_a_time=64, compiling=0.0)
 app.run(main.main, flags_parser=command_line.parse_flags)
 """

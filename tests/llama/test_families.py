@@ -11,16 +11,16 @@ import transformers
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.params import load_params, write_weights
+from clinmerge_jax.checkpoint.parameters.params import load_params, write_weights
 from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.generation.sampling import Sampling
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import iterate_params
-from clinmerge_jax.merging.on_device import OnDeviceMerge
+from clinmerge_jax.merging.engines.on_device import OnDeviceMerge
+from clinmerge_jax.merging.engines.streaming import run_merge
 from clinmerge_jax.merging.plan import plan_merge
-from clinmerge_jax.merging.recipe import Recipe, Source
-from clinmerge_jax.merging.schedule import Schedule
-from clinmerge_jax.merging.streaming import run_merge
+from clinmerge_jax.merging.recipes.recipe import Recipe, Source
+from clinmerge_jax.merging.recipes.schedule import Schedule
 from clinmerge_jax.parallel.layout import Layout, one_device
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
 

@@ -22,7 +22,7 @@ import transformers
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
-from clinmerge_jax.checkpoint.params import load_params, save_params
+from clinmerge_jax.checkpoint.parameters.params import load_params, save_params
 from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import forward

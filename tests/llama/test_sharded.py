@@ -11,7 +11,7 @@ import pytest
 from support import write_llama
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.checkpoint.parameters.params import load_params
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import forward

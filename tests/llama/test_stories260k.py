@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.params import load_params
+from clinmerge_jax.checkpoint.parameters.params import load_params
 from clinmerge_jax.llama.model import forward
 
 BOS = 1

@@ -8,15 +8,15 @@ import pytest
 from support import BF16, llama_tensors, write_llama
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.params import llama_config, load_params, write_weights
-from clinmerge_jax.checkpoint.safetensors import read_tensor
+from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params, write_weights
+from clinmerge_jax.merging.engines.on_device import OnDeviceMerge
+from clinmerge_jax.merging.engines.streaming import run_merge
 from clinmerge_jax.merging.methods import METHODS, Base
-from clinmerge_jax.merging.on_device import OnDeviceMerge
 from clinmerge_jax.merging.plan import plan_merge
-from clinmerge_jax.merging.recipe import Recipe, Source, kind_of
-from clinmerge_jax.merging.schedule import Schedule
-from clinmerge_jax.merging.streaming import run_merge
+from clinmerge_jax.merging.recipes.recipe import Recipe, Source, kind_of
+from clinmerge_jax.merging.recipes.schedule import Schedule
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
 from configs import merge as merge_config

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.formats.safetensors import read_header, read_tensor
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.safetensors import read_header, read_tensor
-from clinmerge_jax.merging import mergekit_yaml
+from clinmerge_jax.merging.engines.streaming import run_merge
 from clinmerge_jax.merging.methods import COLLINEAR_COSINE
 from clinmerge_jax.merging.plan import open_model, plan_merge
-from clinmerge_jax.merging.streaming import run_merge
+from clinmerge_jax.merging.recipes import mergekit_yaml
 
 CASES = (
     "arcee_fusion", "breadcrumbs_d0.9_g0.01", "dare_linear_d1.0", "dare_ties_d1.0", "della_d1.0", "karcher_2",

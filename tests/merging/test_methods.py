@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from clinmerge_jax.merging.methods import COLLINEAR_COSINE, METHODS, PairTotals, Problem
+from clinmerge_jax.merging.methods import COLLINEAR_COSINE, METHODS, PairTotals, TensorSpec
 
 
 def _totals(a, b):
@@ -15,9 +15,9 @@ def _totals(a, b):
 
 def _factors(method, values, sources, pair=None):
     """What the host half comes to, its one question answered with the totals of a pair."""
-    problem = Problem("tensor", 1, 2, values, sources)
-    METHODS[method].check(problem)
-    host_half = METHODS[method].factors(problem)
+    spec = TensorSpec("tensor", 1, 2, values, sources)
+    METHODS[method].check(spec)
+    host_half = METHODS[method].coefficients(spec)
     try:
         next(host_half)
         host_half.send(np.array([[pair.a_squared, pair.b_squared, pair.difference_squared]]))

@@ -8,8 +8,8 @@ import transformers
 from tokenizer_builders import BOS, EOT, llama_3, write_model
 
 from clinmerge_jax.merging.plan import plan_merge
-from clinmerge_jax.merging.recipe import Recipe, Source, VocabularyChoice
-from clinmerge_jax.merging.schedule import Schedule
+from clinmerge_jax.merging.recipes.recipe import Recipe, Source, VocabularyChoice
+from clinmerge_jax.merging.recipes.schedule import Schedule
 
 CHAT = [{"role": "user", "content": "fever"}]
 

@@ -11,8 +11,8 @@ from support import LLAMA_3_1_8B, tpu_devices
 
 from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import iterate_params, parameters
-from clinmerge_jax.merging import on_device
-from clinmerge_jax.merging.methods import DIFFERENCES, METHODS, Problem
+from clinmerge_jax.merging.engines import on_device
+from clinmerge_jax.merging.methods import DIFFERENCES, METHODS, TensorSpec
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.parallel.mesh import build_mesh, pick_shape
 
@@ -87,14 +87,14 @@ def test_forward_pass_fits_and_gathers_weights_within_the_scan(layout, params, m
 def test_merges_take_no_temporaries_and_no_communication(layout, params, measure, method):
     dtypes = tuple(np.dtype(leaf.dtype) for _, leaf in iterate_params(params, LLAMA_3_1_8B))
     layers = LLAMA_3_1_8B.num_hidden_layers
-    factors = [
+    coefficients = [
         {
             "args": {"coefficients": jax.ShapeDtypeStruct((*(layers,) * row.stacked, 2, 3), jnp.float32)},
             "row_args": {},
         }
         for row in parameters(LLAMA_3_1_8B)
     ]
-    lowered = on_device.apply_program(layout, METHODS[method], dtypes).lower((params, params), factors, None)
+    lowered = on_device.apply_program(layout, METHODS[method], dtypes).lower((params, params), coefficients, None)
     compiled, (argument, temporary, output) = measure(f"{method} merge", lowered)
     assert 2 * output <= argument < 2.01 * output
     assert temporary < 0.01 * output
@@ -134,8 +134,8 @@ def test_counts_and_ranks_take_the_memory_of_a_few_blocks(layout, params, measur
     leaf = params["layers"]["mlp"]["gate_proj"]["weight"]
     rows = _block_rows(leaf)
     sources = [{"weight": 0.5, "density": 0.5, "epsilon": 0.1}] * 2
-    problem = Problem("tensor", leaf.shape[1], leaf.shape[2], METHODS[method].parameters, sources, True)
-    step = next(METHODS[method].steps(problem))
+    spec = TensorSpec("tensor", leaf.shape[1], leaf.shape[2], METHODS[method].parameters, sources, True)
+    step = next(METHODS[method].steps(spec))
     start = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = on_device.block_statistics.lower(
         [leaf] * 3,

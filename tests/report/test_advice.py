@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from families import BASE, CLINICAL, INSTRUCT, UNRELATED, changed, inspected, opened
 
-from clinmerge_jax.merging.lineage import lineage
-from clinmerge_jax.merging.measures import FROM_BASE, PARENTS, combine
+from clinmerge_jax.merging.inspection.lineage import lineage
+from clinmerge_jax.merging.inspection.measures import FROM_BASE, PARENTS, combine
 from clinmerge_jax.report.advice import advice, normal_top_share
 
 

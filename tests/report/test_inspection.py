@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from families import BASE, CLINICAL, INSTRUCT, inspected, opened
 
-from clinmerge_jax.merging.measures import FROM_BASE, PARENTS
+from clinmerge_jax.merging.inspection.measures import FROM_BASE, PARENTS
 from clinmerge_jax.report.inspection import change_table, distance_table, figures_by_layer, figures_by_module, heat_maps
 
 

@@ -10,9 +10,9 @@ import safetensors.numpy
 import support
 import tokenizers
 
-from clinmerge_jax.checkpoint.embedding import has_vocabulary_rows
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.safetensors import read_tensor
+from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
+from clinmerge_jax.checkpoint.tokenizers.embedding import has_vocabulary_rows
 
 SIZE = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 8}
 SIZE |= {"num_key_value_heads": 4, "vocab_size": 300}

@@ -14,11 +14,11 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.parallel.layout import one_device
+from clinmerge_jax.training.batching import Batching
 from clinmerge_jax.training.grid import Grid, Member, pick_slots, replicas
 from clinmerge_jax.training.log import TrainingLog
 from clinmerge_jax.training.loop import LoopSettings, train
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.rows import Rows
 from clinmerge_jax.training.run import Run, name_rows
 from clinmerge_jax.training.step import StepSettings
 
@@ -29,7 +29,7 @@ SETTINGS = {
     "full": StepSettings(OPTIMIZER, 1, dtype=jnp.float32, l2=0.01),
     "lora": StepSettings(OPTIMIZER, 1, dtype=jnp.float32, lora=LORA),
 }
-ROWS = Rows(4, 2, length=16)
+ROWS = Batching(4, 2, length=16)
 
 
 def _data(count: int, seed: int, longest: int = 12) -> Sequences:

@@ -17,12 +17,12 @@ from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.parameters import init_params
 from clinmerge_jax.parallel.layout import make_layout, one_device
 from clinmerge_jax.parallel.mesh import MeshShape
-from clinmerge_jax.training import rows
+from clinmerge_jax.training import batching
+from clinmerge_jax.training.batching import Batching
 from clinmerge_jax.training.checkpoints import Checkpoints
 from clinmerge_jax.training.log import TrainingLog
 from clinmerge_jax.training.loop import Interrupted, LoopSettings, train
 from clinmerge_jax.training.optimizer import OptimizerSettings
-from clinmerge_jax.training.rows import Rows
 from clinmerge_jax.training.run import Run, name_rows
 from clinmerge_jax.training.step import StepSettings
 
@@ -45,13 +45,13 @@ def _data(count: int = 10, longest: int = 12) -> Sequences:
 def several_shapes():
     """Programs that cost nothing, so that the runs here go through batches of several shapes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "_CPU", rows._Device(unit=4, at_a_time=24, compiling=0.0))
+        patch.setattr(batching, "_CPU", batching._Device(unit=4, at_a_time=24, compiling=0.0))
         assert len({batch.tokens.shape for batch in _run().loader()}) > 1
         yield
 
 
 def _run(settings=SETTINGS, layout=None) -> Run:
-    return Run(layout or one_device(CONFIG), settings, _data(), Rows(4, length=24), seed=3)
+    return Run(layout or one_device(CONFIG), settings, _data(), Batching(4, length=24), seed=3)
 
 
 def _begin(run: Run):
@@ -145,7 +145,7 @@ def test_eight_devices_train_as_one_does():
     config = dataclasses.replace(CONFIG, num_key_value_heads=CONFIG.num_attention_heads)
     losses = []
     for layout in (one_device(config), make_layout(config, MeshShape(2, 2, 2))):
-        run = Run(layout, SETTINGS, _data(16), Rows(16, 8), seed=3)
+        run = Run(layout, SETTINGS, _data(16), Batching(16, 8), seed=3)
         state = run.begin(jax.device_put(init_params(config, jax.random.key(1)), layout.shardings()))
         some: list[float] = []
         train(state, run.take, run.loader(), LoopSettings(STEPS), progress=lambda _, loss, some=some: some.append(loss))
@@ -169,4 +169,4 @@ def test_an_adapter_leaves_the_model_alone():
 )
 def test_rows_that_cannot_be_taken_are_refused(given, named):
     with pytest.raises(BadInput, match=f"config.{named}: "):
-        Run(make_layout(CONFIG, MeshShape(8, 1, 1)), SETTINGS, _data(), Rows(*given))
+        Run(make_layout(CONFIG, MeshShape(8, 1, 1)), SETTINGS, _data(), Batching(*given))

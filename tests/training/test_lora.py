@@ -13,10 +13,10 @@ import pytest
 from support import tiny_config, write_llama
 from training_batches import draw_documents, make_batch, take_step
 
+from clinmerge_jax.checkpoint.adapters.lora import load_lora, save_lora
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.lora import load_lora, save_lora
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.checkpoint.params import llama_config, load_params
+from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.lora import LoraSettings, low_rank_product
 from clinmerge_jax.llama.model import abstract_block, forward, last_states

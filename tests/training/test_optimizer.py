@@ -12,7 +12,14 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.lora import LoraSettings
 from clinmerge_jax.llama.parameters import abstract_params, iterate_params
 from clinmerge_jax.training.lora import init_adapter
-from clinmerge_jax.training.optimizer import OptimizerSettings, Schedule, adamw, clip_by_norm, is_matrix, rate_share
+from clinmerge_jax.training.optimizer import (
+    OptimizerSettings,
+    Schedule,
+    adamw,
+    clip_by_norm,
+    is_matrix,
+    rate_share,
+)
 
 CONFIG = tiny_config(attention_bias=True, mlp_bias=True)
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clinmerge_jax.benchmark.device import peak_bytes
 from clinmerge_jax.benchmark.gpu_check.record import Reporter
+from clinmerge_jax.benchmark.measuring.device import peak_bytes
 from clinmerge_jax.llama.attention import Backend, Use, over_sequences, resolve
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.parallel.layout import one_device

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clinmerge_jax.benchmark import generating
-from clinmerge_jax.benchmark.device import copy_bandwidth, peak_bytes, product_flops
 from clinmerge_jax.benchmark.gpu_check.record import Reporter
+from clinmerge_jax.benchmark.measuring.device import copy_bandwidth, peak_bytes, product_flops
 from clinmerge_jax.llama.cache import cache_bytes
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, count_parameters, init_params

@@ -12,8 +12,8 @@ import transformers
 
 from clinmerge_jax.benchmark.gpu_check.record import Reporter
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.params import load_params
-from clinmerge_jax.checkpoint.tokenizer import TOKENIZER_FILE
+from clinmerge_jax.checkpoint.parameters.params import load_params
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import TOKENIZER_FILE
 from clinmerge_jax.generation.engine import Engine
 from clinmerge_jax.generation.parity import compare
 from clinmerge_jax.parallel.layout import one_device

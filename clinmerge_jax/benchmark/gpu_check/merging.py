@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from clinmerge_jax.benchmark.device import peak_bytes
 from clinmerge_jax.benchmark.gpu_check.record import Reporter
-from clinmerge_jax.benchmark.points import copy_params, random_params, time_points
+from clinmerge_jax.benchmark.measuring.device import peak_bytes
+from clinmerge_jax.benchmark.measuring.points import copy_params, random_params, time_points
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, count_parameters
-from clinmerge_jax.merging.on_device import OnDeviceMerge
-from clinmerge_jax.merging.recipe import two_parents
+from clinmerge_jax.merging.engines.on_device import OnDeviceMerge
+from clinmerge_jax.merging.recipes.recipe import two_parents
 from clinmerge_jax.parallel.layout import Layout, one_device
 
 _DRIFTS = (0.0, 0.03, 0.05)  # of the models; those of another drift are siblings

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from clinmerge_jax.benchmark.shapes import LLAMA_1B, LLAMA_8B
+from clinmerge_jax.benchmark.measuring.shapes import LLAMA_1B, LLAMA_8B
 
 _SMALL = {
     **LLAMA_8B, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

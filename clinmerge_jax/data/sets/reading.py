@@ -12,8 +12,8 @@ from typing import Any
 import openpyxl
 from openpyxl.utils.exceptions import InvalidFileException
 
-from clinmerge_jax.checkpoint.safetensors import parse_json
-from clinmerge_jax.data.rows import check_unicode
+from clinmerge_jax.checkpoint.formats.safetensors import parse_json
+from clinmerge_jax.data.files.rows import check_unicode
 from clinmerge_jax.errors import BadInput
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.params import llama_config, load_params
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation.engine import Engine, check_engine
 from clinmerge_jax.generation.stopping import stop_ids

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import logging
 
-from clinmerge_jax.data.rows import read_rows
+from clinmerge_jax.data.files.rows import read_rows
 from clinmerge_jax.errors import BadInput
 
 _FIELD = "config.harness_tasks"

@@ -6,11 +6,11 @@ from clinmerge_jax.merging.methods.common import (
     COLLINEAR_COSINE,
     DIFFERENCES,
     Base,
-    Factors,
+    Coefficients,
     Method,
     PairTotals,
-    Problem,
-    Step,
+    Reduction,
+    TensorSpec,
 )
 from clinmerge_jax.merging.methods.dare import DARE_LINEAR, DARE_TIES
 from clinmerge_jax.merging.methods.della import DELLA, DELLA_LINEAR
@@ -27,7 +27,17 @@ from clinmerge_jax.merging.methods.slerp import SLERP
 from clinmerge_jax.merging.methods.task_arithmetic import TASK_ARITHMETIC
 from clinmerge_jax.merging.methods.ties import TIES
 
-__all__ = ["COLLINEAR_COSINE", "DIFFERENCES", "METHODS", "Base", "Factors", "Method", "PairTotals", "Problem", "Step"]
+__all__ = [
+    "COLLINEAR_COSINE",
+    "DIFFERENCES",
+    "METHODS",
+    "Base",
+    "Coefficients",
+    "Method",
+    "PairTotals",
+    "TensorSpec",
+    "Reduction",
+]
 
 METHODS: dict[str, Method] = {
     method.name: method

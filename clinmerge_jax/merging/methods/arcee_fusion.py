@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from clinmerge_jax.merging import exact
-from clinmerge_jax.merging.methods.common import Base, Factors, Method, Problem, Step, Steps
+from clinmerge_jax.merging.methods.common import (
+    Base,
+    Coefficients,
+    Method,
+    Reduction,
+    Reductions,
+    TensorSpec,
+)
 from clinmerge_jax.merging.methods.order import kth_largest
 
 _FLOOR = 1e-8  # added to every probability
@@ -51,15 +58,15 @@ def _weigh(pieces, divergence_R1) -> jax.Array:
 class ArceeFusion(Method):
     """See the module."""
 
-    def steps(self, problem: Problem) -> Steps:
-        """See `Method.steps`."""
-        divergence = yield Step(_divergence)
+    def reductions(self, spec: TensorSpec) -> Reductions:
+        """See `Method.reductions`."""
+        divergence = yield Reduction(_divergence)
         # Position int(p (n - 1)) in ascending order.
-        ks = [problem.size - int(p * (problem.size - 1)) for p in (0.5, 0.25, 0.75)]
+        ks = [spec.size - int(p * (spec.size - 1)) for p in (0.5, 0.25, 0.75)]
         found = yield from kth_largest(_importance, (0, 0, 0), ks, {"divergence": divergence})
         median, low, high = np.array([one.bits for one in found], np.uint32).view(np.float32).astype(np.float64)
         threshold = np.float32(median + _SPREAD * (high - low))
-        return Factors({"threshold": threshold}, {"divergence": divergence})
+        return Coefficients({"threshold": threshold}, {"divergence": divergence})
 
     def apply(self, pieces, first_row, args, row_args, dtype):
         """See `Method.apply`."""

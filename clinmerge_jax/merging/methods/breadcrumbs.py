@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clinmerge_jax.merging.methods import order
-from clinmerge_jax.merging.methods.common import Problem
+from clinmerge_jax.merging.methods.common import TensorSpec
 from clinmerge_jax.merging.methods.task_vectors import Sparsifier, check_density, make
 from clinmerge_jax.merging.methods.ties import magnitudes
 
@@ -19,24 +19,24 @@ from clinmerge_jax.merging.methods.ties import magnitudes
 class WithoutOutliers(Sparsifier):
     """What lies between the largest and the smallest."""
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """See `Sparsifier.check`."""
-        check_density(problem)
-        for gamma in problem.each("gamma"):
+        check_density(spec)
+        for gamma in spec.each("gamma"):
             if not 0.0 <= gamma <= 1.0:
                 raise ValueError(f"gamma is {gamma:g}; it is the share of the largest that is dropped, give 0 to 1")
 
-    def select(self, problem: Problem):
+    def select(self, spec: TensorSpec):
         """See `Sparsifier.select`."""
-        pairs = list(zip(problem.each("density"), problem.each("gamma")))
-        size = problem.size
+        pairs = list(zip(spec.each("density"), spec.each("gamma")))
+        size = spec.size
         ks = []
         for density, gamma in pairs:
             kept = int(density * size) if density < 1.0 else size
             top = min(int(gamma * size), size - kept)
             ks += [top + kept, top]
         of = [index // 2 for index in range(len(ks))]
-        found = yield from order.largest(magnitudes, of, ks, size, problem.columns)
+        found = yield from order.largest(magnitudes, of, ks, size, spec.columns)
         return {"selections": np.stack([selection.as_array() for selection in found]).reshape(-1, 2, 3)}
 
     def keep(self, index, change, first_row, args, rank):

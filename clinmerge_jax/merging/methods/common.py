@@ -1,4 +1,4 @@
-"""What a merge method is: a host half that asks for statistics and gives factors, and an elementwise device half.
+"""What a merge method is: a host half that asks for statistics and gives coefficients, and an elementwise device half.
 
 R rows, C columns of one tensor (a vector is one row); N models beside the base.
 """
@@ -29,7 +29,7 @@ class Base(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class TensorSpec:
     """One tensor to be merged, as the host half sees it.
 
     Attributes:
@@ -66,12 +66,12 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class Reduction:
     """A pass over one tensor that the host half asks for; the engine answers with an array [R, K].
 
     Attributes:
       reduce: (pieces, first_row, args) -> [R, K]; pieces are whole rows of every source, base first, then the ranks
-        that the method asks for (`Method.ranked`). Hashable, so that equal steps compile once.
+        that the method asks for (`Method.ranked`). Hashable, so that equal reductions compile once.
       args: arrays, traced.
       row: only this row is wanted, and the answer is [1, K]; None for all.
       tiled: `reduce` takes `gather` too (`exact.row_sums`) and then does not need whole rows.
@@ -106,7 +106,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Factors:
+class Coefficients:
     """What `Method.apply` needs to know of one tensor.
 
     Attributes:
@@ -120,7 +120,7 @@ class Factors:
     shown: tuple[float, ...] = ()
 
 
-Steps = Generator[Step, np.ndarray, Factors]
+Reductions = Generator[Reduction, np.ndarray, Coefficients]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Method:
     source_parameters: Mapping[str, float | None] = dataclasses.field(default_factory=dict, hash=False, compare=False)
     random: bool = False
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """Looks at the parameters of one tensor before any weight is read.
 
         Raises:
@@ -152,14 +152,14 @@ class Method:
         """
 
     def ranked(self, pieces: Sequence[jax.Array]) -> list[jax.Array]:
-        """Arrays [R, C] whose ranks within each row `steps` and `apply` find after the pieces, uint16 or uint32 from 0.
+        """Arrays [R, C]; `reductions` and `apply` get their ranks within each row after the pieces (uint16/32, from 0).
 
         Ranks cost a sort, so that an engine computes them once a piece and not in every pass.
         """
         return []
 
-    def steps(self, problem: Problem) -> Steps:
-        """The host half: yields the passes it needs, is sent their answers, and returns the factors."""
+    def reductions(self, spec: TensorSpec) -> Reductions:
+        """The host half: yields the passes it needs, is sent their answers, and returns the coefficients."""
         raise NotImplementedError
 
     def apply(
@@ -175,8 +175,8 @@ class Method:
         Args:
           pieces: the same rows of every source, the base first where there is one, then the ranks of `ranked`.
           first_row: the row of the tensor that the pieces begin with.
-          args: `Factors.args`.
-          row_args: the rows of `Factors.row_args` that belong to the pieces.
+          args: `Coefficients.args`.
+          row_args: the rows of `Coefficients.row_args` that belong to the pieces.
           dtype: of the result, rounded to once.
         """
         raise NotImplementedError
@@ -189,7 +189,7 @@ def differences(pieces: Sequence[jax.Array], first_row, args, gather: exact.Gath
     return jnp.concatenate([exact.pair_sums(pieces[0], other, gather) for other in pieces[1:]], axis=-1)
 
 
-DIFFERENCES = Step(differences, tiled=True)  # every merge takes it first
+DIFFERENCES = Reduction(differences, tiled=True)  # every merge takes it first
 
 
 def deltas(pieces: Sequence[jax.Array]) -> list[jax.Array]:

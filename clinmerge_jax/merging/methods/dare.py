@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.merging.methods.common import Problem
+from clinmerge_jax.merging.methods.common import TensorSpec
 from clinmerge_jax.merging.methods.task_vectors import Sparsifier, check_density, make
 
 _RANGE = 2**32
 
 
-def mask_keys(problem: Problem) -> np.ndarray:
+def mask_keys(spec: TensorSpec) -> np.ndarray:
     """Two words for every model, uint32 [N, 2]."""
-    texts = [f"{problem.seed}/{problem.name}/{index}" for index in range(problem.models)]
+    texts = [f"{spec.seed}/{spec.name}/{index}" for index in range(spec.models)]
     return np.stack([np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], "<u4") for text in texts])
 
 
@@ -43,16 +43,16 @@ def uniform_bits(shape: tuple[int, int], first_row: jax.Array, key_2: jax.Array)
 class Bernoulli(Sparsifier):
     """Each entry is kept with probability density."""
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """See `Sparsifier.check`."""
-        check_density(problem)
+        check_density(spec)
 
-    def select(self, problem: Problem):
+    def select(self, spec: TensorSpec):
         """See `Sparsifier.select`."""
         yield from ()
-        densities = np.array(problem.each("density"))
+        densities = np.array(spec.each("density"))
         limits = np.clip(np.rint(densities * _RANGE) - 1, 0, _RANGE - 1).astype(np.uint32)
-        return {"keys": mask_keys(problem), "limits": limits, "any": densities > 0.0}
+        return {"keys": mask_keys(spec), "limits": limits, "any": densities > 0.0}
 
     def keep(self, index, change, first_row, args, rank):
         """See `Sparsifier.keep`."""

@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.merging.methods.common import Problem
+from clinmerge_jax.merging.methods.common import TensorSpec
 from clinmerge_jax.merging.methods.dare import mask_keys, uniform_bits
 from clinmerge_jax.merging.methods.task_vectors import Sparsifier, check_density, make
 
@@ -22,24 +22,24 @@ class MagnitudeRanks(Sparsifier):
 
     ranked = True
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """See `Sparsifier.check`."""
-        check_density(problem)
-        for density, epsilon in zip(problem.each("density"), problem.each("epsilon")):
+        check_density(spec)
+        for density, epsilon in zip(spec.each("density"), spec.each("epsilon")):
             if 0.0 < density < 1.0 and not (0.0 < density - abs(epsilon) and density + abs(epsilon) < 1.0):
                 raise ValueError(
                     f"density {density:g} with epsilon {epsilon:g}: density - epsilon and density + epsilon must lie"
                     " between 0 and 1; give a smaller epsilon"
                 )
 
-    def select(self, problem: Problem):
+    def select(self, spec: TensorSpec):
         """See `Sparsifier.select`."""
         yield from ()
-        densities, epsilons = np.array(problem.each("density")), np.array(problem.each("epsilon"))
+        densities, epsilons = np.array(spec.each("density")), np.array(spec.each("epsilon"))
         first = np.where(densities < 1.0, (densities - epsilons) * _RANGE, _RANGE - 1)
-        step = np.where(densities < 1.0, 2.0 * epsilons * _RANGE / max(1, problem.columns - 1), 0.0)
+        step = np.where(densities < 1.0, 2.0 * epsilons * _RANGE / max(1, spec.columns - 1), 0.0)
         return {
-            "keys": mask_keys(problem),
+            "keys": mask_keys(spec),
             "first": np.clip(np.rint(first), 0, _RANGE - 1).astype(np.uint32),
             "step": (np.floor(step).astype(np.int64) % _RANGE).astype(np.uint32),
             "any": densities > 0.0,

@@ -6,22 +6,22 @@ import math
 
 import numpy as np
 
-from clinmerge_jax.merging.methods.common import Base, Problem
+from clinmerge_jax.merging.methods.common import Base, TensorSpec
 from clinmerge_jax.merging.methods.weighted_sum import WeightedSum, whole_gram
 
 
 class Karcher(WeightedSum):
     """At most `max_iter` steps of gradient descent, until the step is shorter than `tol`."""
 
-    def factors(self, problem: Problem):
+    def coefficients(self, spec: TensorSpec):
         """The factor of each model; the iteration runs on coordinates in the span of the unit vectors."""
-        gram = yield from whole_gram(problem)
+        gram = yield from whole_gram(spec)
         norms = np.sqrt(np.diagonal(gram))
-        tolerance = problem.values["tol"]
+        tolerance = spec.values["tol"]
         there = norms > tolerance  # a vector of zeros has no direction; it counts in the mean norm
         count = int(there.sum())
         if count == 0:
-            return np.zeros(problem.models)
+            return np.zeros(spec.models)
         to_unit = np.where(there, 1.0 / np.where(there, norms, 1.0), 0.0)
         units = gram * np.outer(to_unit, to_unit)
         share = there / count
@@ -30,14 +30,14 @@ class Karcher(WeightedSum):
             return math.sqrt(max(0.0, coordinates @ units @ coordinates))
 
         length = norm(share)
-        centre = share / length if length >= tolerance else np.eye(problem.models)[np.argmax(there)]
-        for _ in range(int(problem.values["max_iter"])):
-            step = np.zeros(problem.models)
+        centre = share / length if length >= tolerance else np.eye(spec.models)[np.argmax(there)]
+        for _ in range(int(spec.values["max_iter"])):
+            step = np.zeros(spec.models)
             for i in np.flatnonzero(there):
                 dot = min(1.0, max(-1.0, units[i] @ centre))
                 theta = math.acos(dot)
                 if theta >= tolerance:
-                    step += share[i] * theta / math.sin(theta) * (np.eye(problem.models)[i] - dot * centre)
+                    step += share[i] * theta / math.sin(theta) * (np.eye(spec.models)[i] - dot * centre)
             length = norm(step)
             if length < tolerance:
                 break

@@ -2,23 +2,23 @@
 
 import math
 
-from clinmerge_jax.merging.methods.common import Base, Problem
+from clinmerge_jax.merging.methods.common import Base, TensorSpec
 from clinmerge_jax.merging.methods.weighted_sum import WeightedSum
 
 
 class Linear(WeightedSum):
     """sum w_i W_i, divided by the sum of the weights if they are to be normalized."""
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """See `Method.check`."""
-        if problem.values["normalize"] and math.fsum(problem.each("weight")) == 0.0:
+        if spec.values["normalize"] and math.fsum(spec.each("weight")) == 0.0:
             raise ValueError("the weights add up to 0; give weights with another sum, or normalize: false")
 
-    def factors(self, problem: Problem):
+    def coefficients(self, spec: TensorSpec):
         """w_i, over their sum."""
         yield from ()
-        weights = problem.each("weight")
-        scale = math.fsum(weights) if problem.values["normalize"] else 1.0
+        weights = spec.each("weight")
+        scale = math.fsum(weights) if spec.values["normalize"] else 1.0
         return [weight / scale for weight in weights]
 
 

@@ -4,7 +4,7 @@ between their changes says.
 
 import numpy as np
 
-from clinmerge_jax.merging.methods.common import Base, Problem
+from clinmerge_jax.merging.methods.common import Base, TensorSpec
 from clinmerge_jax.merging.methods.weighted_sum import WeightedSum, cosine, row_gram, whole_gram
 
 
@@ -14,10 +14,10 @@ class ModelStock(WeightedSum):
     With filter_wise every row has its own angle.
     """
 
-    def factors(self, problem: Problem):
+    def coefficients(self, spec: TensorSpec):
         """t / N for every model, [N] or [R, N]."""
-        count = problem.models
-        gram = yield from (row_gram if problem.values["filter_wise"] else whole_gram)(problem)
+        count = spec.models
+        gram = yield from (row_gram if spec.values["filter_wise"] else whole_gram)(spec)
         pairs = [cosine(gram, i, j, floor=1e-6) for i in range(count) for j in range(i + 1, count)]
         mean = np.mean(pairs, axis=0)
         t = count * mean / (1.0 + (count - 1) * mean)

@@ -6,25 +6,25 @@ import math
 
 import numpy as np
 
-from clinmerge_jax.merging.methods.common import Base, Problem
+from clinmerge_jax.merging.methods.common import Base, TensorSpec
 from clinmerge_jax.merging.methods.weighted_sum import WeightedSum, whole_gram
 
 
 class MultiSlerp(WeightedSum):
     """Unit vectors, mean direction m, tangent mean at m, exponential map back, times the weighted mean norm."""
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """See `Method.check`."""
-        if problem.values["normalize_weights"] and math.fsum(problem.each("weight")) == 0.0:
+        if spec.values["normalize_weights"] and math.fsum(spec.each("weight")) == 0.0:
             raise ValueError("the weights add up to 0; give weights with another sum, or normalize_weights: false")
 
-    def factors(self, problem: Problem):
+    def coefficients(self, spec: TensorSpec):
         """The factor of each model, from coordinates in the span of the unit vectors."""
-        weights = np.array(problem.each("weight"))
-        eps = problem.values["eps"]
-        if problem.values["normalize_weights"]:
+        weights = np.array(spec.each("weight"))
+        eps = spec.values["eps"]
+        if spec.values["normalize_weights"]:
             weights = weights / weights.sum()
-        gram = yield from whole_gram(problem)
+        gram = yield from whole_gram(spec)
         norms = np.sqrt(np.diagonal(gram))
         to_unit = 1.0 / (norms + eps)
         units = gram * np.outer(to_unit, to_unit)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clinmerge_jax.merging import exact
-from clinmerge_jax.merging.methods.common import Base, Factors, Method, Problem, Steps
+from clinmerge_jax.merging.methods.common import Base, Coefficients, Method, Reductions, TensorSpec
 
 _NEAREST = 1e-6  # smaller distances count as this
 
@@ -12,15 +12,15 @@ _NEAREST = 1e-6  # smaller distances count as this
 class NearSwap(Method):
     """w W_1 + (1 - w) W_0 with w = t / |W_0 - W_1|, at most 1."""
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """See `Method.check`."""
-        if problem.values["t"] < 0:
-            raise ValueError(f"t is {problem.values['t']}; it is a distance, give 0 or more")
+        if spec.values["t"] < 0:
+            raise ValueError(f"t is {spec.values['t']}; it is a distance, give 0 or more")
 
-    def steps(self, problem: Problem) -> Steps:
-        """See `Method.steps`; nothing needs to be known."""
+    def reductions(self, spec: TensorSpec) -> Reductions:
+        """See `Method.reductions`; nothing needs to be known."""
         yield from ()
-        return Factors({"t": np.float32(problem.values["t"])})
+        return Coefficients({"t": np.float32(spec.values["t"])})
 
     def apply(self, pieces, first_row, args, row_args, dtype):
         """See `Method.apply`."""

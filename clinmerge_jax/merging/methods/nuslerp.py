@@ -6,7 +6,7 @@ nuslerp_row_wise: true beside it each of its columns (mergekit's name notwithsta
 
 import numpy as np
 
-from clinmerge_jax.merging.methods.common import Base, Problem
+from clinmerge_jax.merging.methods.common import Base, TensorSpec
 from clinmerge_jax.merging.methods.weighted_sum import WeightedSum, column_gram, cosine, row_gram, whole_gram
 
 _NO_WEIGHT = 1e-6  # a smaller sum of the weights means halves
@@ -16,17 +16,17 @@ _STRAIGHT = 1e-8  # the straight line below this |sin theta|
 class NuSlerp(WeightedSum):
     """See the module."""
 
-    def by_column(self, problem: Problem) -> bool:
+    def by_column(self, spec: TensorSpec) -> bool:
         """See `WeightedSum.by_column`; a vector is one row, and has one angle."""
-        values = problem.values
-        return bool(values["nuslerp_row_wise"] and not values["nuslerp_flatten"] and problem.rows > 1)
+        values = spec.values
+        return bool(values["nuslerp_row_wise"] and not values["nuslerp_flatten"] and spec.rows > 1)
 
-    def factors(self, problem: Problem):
-        """The factors of the two models, [2], [R, 2] or [C, 2]."""
-        first, second = problem.each("weight")
+    def coefficients(self, spec: TensorSpec):
+        """The coefficients of the two models, [2], [R, 2] or [C, 2]."""
+        first, second = spec.each("weight")
         t = 0.5 if abs(first + second) < _NO_WEIGHT else second / (first + second)
-        by_row = row_gram if not problem.values["nuslerp_flatten"] else whole_gram
-        gram = yield from (column_gram if self.by_column(problem) else by_row)(problem)
+        by_row = row_gram if not spec.values["nuslerp_flatten"] else whole_gram
+        gram = yield from (column_gram if self.by_column(spec) else by_row)(spec)
         theta = np.arccos(cosine(gram, 0, 1, floor=1e-14))
         sine = np.sin(theta)
         straight = np.abs(sine) < _STRAIGHT

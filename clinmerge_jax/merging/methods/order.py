@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clinmerge_jax.merging.methods.common import Step
+from clinmerge_jax.merging.methods.common import Reduction
 
 _LOWER = 15  # bits that the second pass counts; the sign bit is 0, so 16 are left for the first
 _HIGH_BINS, _LOW_BINS = 1 << 16, 1 << _LOWER
@@ -147,10 +147,10 @@ def kth_largest(magnitudes: Magnitudes, of: Sequence[int], ks: Sequence[int], ar
     """
     args = dict(args or {})
     used = tuple(dict.fromkeys(of))
-    counts = dict(zip(used, (yield Step(_High(magnitudes, used), args, bins=_HIGH_BINS))))
+    counts = dict(zip(used, (yield Reduction(_High(magnitudes, used), args, bins=_HIGH_BINS))))
     places = [_place(counts[which], k) for which, k in zip(of, ks)]
     upper = np.array([place for place, _ in places], np.uint32)
-    counts = yield Step(_Low(magnitudes, tuple(of)), {**args, "upper": upper}, bins=_LOW_BINS)
+    counts = yield Reduction(_Low(magnitudes, tuple(of)), {**args, "upper": upper}, bins=_LOW_BINS)
     found = []
     for (high, rest), of_low in zip(places, counts):
         low, wanted = _place(of_low, rest)
@@ -186,12 +186,12 @@ def largest(magnitudes: Magnitudes, of: Sequence[int], ks: Sequence[int], size: 
     if not cut:
         return result
     thresholds = np.array([found[m].bits for m in cut], np.uint32)
-    equal = yield Step(_EqualInRow(magnitudes, tuple(of[m] for m in cut)), {**args, "thresholds": thresholds})
+    equal = yield Reduction(_EqualInRow(magnitudes, tuple(of[m] for m in cut)), {**args, "thresholds": thresholds})
     for index, m in enumerate(cut):
         so_far, wanted = np.cumsum(equal[:, index], dtype=np.int64), found[m].wanted
         row = int(np.searchsorted(so_far, wanted))
         in_row = wanted - (int(so_far[row - 1]) if row else 0)
-        on_it = yield Step(_Equal(magnitudes, of[m]), {**args, "threshold": thresholds[index]}, row=row)
+        on_it = yield Reduction(_Equal(magnitudes, of[m]), {**args, "threshold": thresholds[index]}, row=row)
         result[m] = Selection(thresholds[index], row, int(np.flatnonzero(on_it[0])[in_row - 1]))
     return result
 

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from clinmerge_jax.merging import exact
-from clinmerge_jax.merging.methods.common import Base, Factors, Method, Problem, Step, Steps, deltas
+from clinmerge_jax.merging.methods.common import (
+    Base,
+    Coefficients,
+    Method,
+    Reduction,
+    Reductions,
+    TensorSpec,
+    deltas,
+)
 
 
 def _changed(pieces, epsilon) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
@@ -33,16 +41,16 @@ class Ram(Method):
 
     rescale: bool = False
 
-    def steps(self, problem: Problem) -> Steps:
-        """See `Method.steps`."""
-        epsilon = np.float32(problem.values["epsilon"])
-        own = np.ones(problem.models)
+    def reductions(self, spec: TensorSpec) -> Reductions:
+        """See `Method.reductions`."""
+        epsilon = np.float32(spec.values["epsilon"])
+        own = np.ones(spec.models)
         if self.rescale:
-            counts = yield Step(_shared_and_unique, {"epsilon": epsilon})
+            counts = yield Reduction(_shared_and_unique, {"epsilon": epsilon})
             shared, unique = np.split(counts.sum(axis=0, dtype=np.int64), 2)
-            ratio = shared / np.maximum(unique, problem.values["epsilon"])
-            own = 1.0 + problem.values["r"] * np.clip(ratio, 0.0, problem.values["alpha"])
-        return Factors({"epsilon": epsilon, "own": exact.split_coefficients(own)})
+            ratio = shared / np.maximum(unique, spec.values["epsilon"])
+            own = 1.0 + spec.values["r"] * np.clip(ratio, 0.0, spec.values["alpha"])
+        return Coefficients({"epsilon": epsilon, "own": exact.split_coefficients(own)})
 
     def apply(self, pieces, first_row, args, row_args, dtype):
         """See `Method.apply`."""

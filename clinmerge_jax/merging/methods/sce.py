@@ -10,7 +10,15 @@ import numpy as np
 
 from clinmerge_jax.merging import exact
 from clinmerge_jax.merging.methods import order
-from clinmerge_jax.merging.methods.common import Base, Factors, Method, Problem, Step, Steps, deltas
+from clinmerge_jax.merging.methods.common import (
+    Base,
+    Coefficients,
+    Method,
+    Reduction,
+    Reductions,
+    TensorSpec,
+    deltas,
+)
 from clinmerge_jax.merging.methods.task_vectors import consensus
 
 _NO_WEIGHT = 1e-6  # a smaller sum of the mean squares means equal weights
@@ -41,28 +49,28 @@ def _square_sums(pieces, first_row, args) -> jax.Array:
 class Sce(Method):
     """See the module."""
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """See `Method.check`."""
-        share = problem.values["select_topk"]
+        share = spec.values["select_topk"]
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"select_topk is {share:g}; it is the share that is kept, give 0 to 1")
 
-    def steps(self, problem: Problem) -> Steps:
-        """See `Method.steps`."""
-        share = problem.values["select_topk"]
-        count = problem.size
+    def reductions(self, spec: TensorSpec) -> Reductions:
+        """See `Method.reductions`."""
+        share = spec.values["select_topk"]
+        count = spec.size
         if share < 1.0:
-            count = int(share * int((yield Step(_not_zero)).sum(dtype=np.int64)))
-        (found,) = yield from order.largest(_variances, (0,), [count], problem.size, problem.columns)
+            count = int(share * int((yield Reduction(_not_zero)).sum(dtype=np.int64)))
+        (found,) = yield from order.largest(_variances, (0,), [count], spec.size, spec.columns)
         args = {"selection": found.as_array()}
-        means = exact.total([(yield Step(_square_sums, args))]) / problem.size
+        means = exact.total([(yield Reduction(_square_sums, args))]) / spec.size
         total = means.sum()
-        weights = means / total if total >= _NO_WEIGHT else np.full(problem.models, 1.0 / problem.models)
-        return Factors(
+        weights = means / total if total >= _NO_WEIGHT else np.full(spec.models, 1.0 / spec.models)
+        return Coefficients(
             {
                 **args,
-                "signs": exact.split_coefficients(np.ones(problem.models)),
-                "flip": np.ones(problem.models, np.float32),
+                "signs": exact.split_coefficients(np.ones(spec.models)),
+                "flip": np.ones(spec.models, np.float32),
                 "coefficients": exact.split_coefficients(weights),
                 "weights": weights.astype(np.float32),
                 "normalize": np.bool_(True),

@@ -8,16 +8,16 @@ normalised; the straight line where |cos theta| > 0.9995.
 import math
 
 from clinmerge_jax.merging import exact
-from clinmerge_jax.merging.methods.common import DIFFERENCES, Base, PairTotals, Problem
+from clinmerge_jax.merging.methods.common import DIFFERENCES, Base, PairTotals, TensorSpec
 from clinmerge_jax.merging.methods.weighted_sum import WeightedSum
 
 
 class Slerp(WeightedSum):
     """See the module."""
 
-    def factors(self, problem: Problem):
-        """The factors of the two models; t = 0 is the first."""
-        t = problem.values["t"]
+    def coefficients(self, spec: TensorSpec):
+        """The coefficients of the two models; t = 0 is the first."""
+        t = spec.values["t"]
         sums = yield DIFFERENCES
         pair = PairTotals.from_array(exact.total([sums]))
         if pair.collinear:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from clinmerge_jax.merging.methods.common import Problem
+from clinmerge_jax.merging.methods.common import TensorSpec
 from clinmerge_jax.merging.methods.task_vectors import Sparsifier, make
 
 
@@ -10,7 +10,7 @@ from clinmerge_jax.merging.methods.task_vectors import Sparsifier, make
 class Everything(Sparsifier):
     """Nothing is dropped, whatever the density (as mergekit has it)."""
 
-    def drops(self, problem: Problem) -> bool:
+    def drops(self, spec: TensorSpec) -> bool:
         """See `Sparsifier.drops`."""
         return False
 

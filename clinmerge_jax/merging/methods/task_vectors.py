@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from clinmerge_jax.merging import exact
-from clinmerge_jax.merging.methods.common import Base, Factors, Method, Problem, Step, Steps, deltas
+from clinmerge_jax.merging.methods.common import (
+    Base,
+    Coefficients,
+    Method,
+    Reduction,
+    Reductions,
+    TensorSpec,
+    deltas,
+)
 
 _NO_WEIGHT = 1e-8  # a smaller sum of weights does not divide
 _NO_NORM = 1e-7  # a smaller L1 norm is not restored
@@ -29,15 +37,15 @@ class Sparsifier:
 
     ranked = False
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """Raises ValueError where the parameters cannot be used."""
 
-    def drops(self, problem: Problem) -> bool:
+    def drops(self, spec: TensorSpec) -> bool:
         """Whether anything is dropped at all."""
-        return any(density < 1.0 for density in problem.each("density"))
+        return any(density < 1.0 for density in spec.each("density"))
 
-    def select(self, problem: Problem):
-        """A generator like `Method.steps` that returns the arguments of `keep`."""
+    def select(self, spec: TensorSpec):
+        """A generator like `Method.reductions` that returns the arguments of `keep`."""
         yield from ()
         return {}
 
@@ -53,9 +61,9 @@ class Sparsifier:
         return jnp.ones(change.shape, bool)
 
 
-def check_density(problem: Problem) -> None:
+def check_density(spec: TensorSpec) -> None:
     """Raises ValueError for a density outside 0..1."""
-    for density in problem.each("density"):
+    for density in spec.each("density"):
         if not 0.0 <= density <= 1.0:
             raise ValueError(f"density is {density:g}; it is the share that is kept, give 0 to 1")
 
@@ -120,39 +128,39 @@ class TaskVectors(Method):
     sparsifier: Sparsifier = Sparsifier()
     consensus: bool = False
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """See `Method.check`."""
-        self.sparsifier.check(problem)
+        self.sparsifier.check(spec)
 
     def ranked(self, pieces: Sequence[jax.Array]) -> list[jax.Array]:
         """See `Method.ranked`."""
         return [jnp.abs(change) for change in deltas(pieces)] if self.sparsifier.ranked else []
 
-    def steps(self, problem: Problem) -> Steps:
-        """See `Method.steps`."""
-        values, count = problem.values, problem.models
-        args = yield from self.sparsifier.select(problem)
+    def reductions(self, spec: TensorSpec) -> Reductions:
+        """See `Method.reductions`."""
+        values, count = spec.values, spec.models
+        args = yield from self.sparsifier.select(spec)
         scales = np.ones(count)
         if values.get("inverse_density"):
-            scales = np.array([1.0 / density if density else 1.0 for density in problem.each("density")])
-        elif values["rescale"] and self.sparsifier.drops(problem):
-            sums = yield Step(_NormSums(self.sparsifier), args)
+            scales = np.array([1.0 / density if density else 1.0 for density in spec.each("density")])
+        elif values["rescale"] and self.sparsifier.drops(spec):
+            sums = yield Reduction(_NormSums(self.sparsifier), args)
             whole, kept = np.split(exact.total([sums]), 2)
             small = (whole < _NO_NORM) | (kept < _NO_NORM)
             scales = np.where(small, 1.0, whole / np.where(small, 1.0, kept))
-        weights = np.array(problem.each("weight"))
-        factors = values["lambda"] * weights * scales
+        weights = np.array(spec.each("weight"))
+        coefficients = values["lambda"] * weights * scales
         if not self.consensus:
             total = math.fsum(weights)
             if values["normalize"] and abs(total) >= _NO_WEIGHT:
-                factors = factors / total
-            return Factors({**args, "coefficients": exact.split_coefficients([1.0, *factors])})
-        return Factors(
+                coefficients = coefficients / total
+            return Coefficients({**args, "coefficients": exact.split_coefficients([1.0, *coefficients])})
+        return Coefficients(
             {
                 **args,
                 "signs": exact.split_coefficients(weights * scales),
                 "flip": np.sign(weights).astype(np.float32),
-                "coefficients": exact.split_coefficients(factors),
+                "coefficients": exact.split_coefficients(coefficients),
                 "weights": weights.astype(np.float32),
                 "normalize": np.bool_(values["normalize"]),
             }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clinmerge_jax.merging.methods import order
-from clinmerge_jax.merging.methods.common import Problem, deltas
+from clinmerge_jax.merging.methods.common import TensorSpec, deltas
 from clinmerge_jax.merging.methods.task_vectors import Sparsifier, check_density, make
 
 
@@ -22,14 +22,14 @@ def magnitudes(pieces, first_row, args):
 class Largest(Sparsifier):
     """The int(density n) largest of each change, at least one for a density over 0."""
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: TensorSpec) -> None:
         """See `Sparsifier.check`."""
-        check_density(problem)
+        check_density(spec)
 
-    def select(self, problem: Problem):
+    def select(self, spec: TensorSpec):
         """See `Sparsifier.select`."""
-        ks = [max(density > 0.0, int(density * problem.size)) for density in problem.each("density")]
-        found = yield from order.largest(magnitudes, range(len(ks)), ks, problem.size, problem.columns)
+        ks = [max(density > 0.0, int(density * spec.size)) for density in spec.each("density")]
+        found = yield from order.largest(magnitudes, range(len(ks)), ks, spec.size, spec.columns)
         return {"selections": np.stack([selection.as_array() for selection in found])}
 
     def keep(self, index, change, first_row, args, rank):

@@ -1,6 +1,6 @@
-"""Methods whose result is a sum of the sources times factors, of a whole tensor, of each row or of each column.
+"""Methods whose result is a sum of the sources times coefficients, of a whole tensor, of each row or of each column.
 
-The factors follow from norms and dot products (the Gram matrix) of the sources or of their changes, so whatever a
+The coefficients follow from norms and dot products (the Gram matrix) of the sources or of their changes, so whatever a
 method does on a sphere happens on the host in float64, in the coordinates that the sources span.
 """
 
@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from clinmerge_jax.merging import exact
-from clinmerge_jax.merging.methods.common import Factors, Method, Problem, Step, Steps, deltas
+from clinmerge_jax.merging.methods.common import (
+    Coefficients,
+    Method,
+    Reduction,
+    Reductions,
+    TensorSpec,
+    deltas,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +51,16 @@ def gram_matrix(sums: np.ndarray, count: int) -> np.ndarray:
     return gram
 
 
-def whole_gram(problem: Problem):
+def whole_gram(spec: TensorSpec):
     """Asks for the Gram matrix [N, N] of whole tensors."""
-    sums = yield Step(GramSums(problem.from_base), tiled=True)
-    return gram_matrix(exact.total([sums]), problem.models)
+    sums = yield Reduction(GramSums(spec.from_base), tiled=True)
+    return gram_matrix(exact.total([sums]), spec.models)
 
 
-def row_gram(problem: Problem):
+def row_gram(spec: TensorSpec):
     """Asks for the Gram matrix of every row, [R, N, N]."""
-    sums = yield Step(GramSums(problem.from_base), tiled=True)
-    return gram_matrix(sums, problem.models)
+    sums = yield Reduction(GramSums(spec.from_base), tiled=True)
+    return gram_matrix(sums, spec.models)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +75,13 @@ class ColumnSquares:
         return jnp.concatenate([vector * vector for vector in vectors], axis=-1)
 
 
-def column_gram(problem: Problem):
+def column_gram(spec: TensorSpec):
     """Asks for the Gram matrix of every column, [C, N, N]."""
-    sums = yield Step(GramSums(problem.from_base), tiled=True)
+    sums = yield Reduction(GramSums(spec.from_base), tiled=True)
     # Of whole tensors, doubled: the terms of the columns are rounded one by one.
     scales = tuple(int(np.frexp(2.0 * total)[1]) for total in exact.total([sums]))
-    columns = yield Step(ColumnSquares(problem.from_base), column_scales=scales)
-    return gram_matrix(columns.T, problem.models)
+    columns = yield Reduction(ColumnSquares(spec.from_base), column_scales=scales)
+    return gram_matrix(columns.T, spec.models)
 
 
 def cosine(gram: np.ndarray, i: int, j: int, floor: float = 0.0) -> np.ndarray:
@@ -85,31 +92,31 @@ def cosine(gram: np.ndarray, i: int, j: int, floor: float = 0.0) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class WeightedSum(Method):
-    """The common device half; a method of this kind gives `factors`."""
+    """The common device half; a method of this kind gives `coefficients`."""
 
-    def factors(self, problem: Problem):
-        """A generator like `Method.steps` that returns the factor of each model: [N], or [R, N] for each row.
+    def coefficients(self, spec: TensorSpec):
+        """A generator like `Method.reductions` that returns the factor of each model: [N], or [R, N] for each row.
 
         Where `by_column` says so it is [C, N] for each column.
         """
         raise NotImplementedError
 
-    def by_column(self, problem: Problem) -> bool:
-        """Whether the factors of a tensor differ from column to column."""
+    def by_column(self, spec: TensorSpec) -> bool:
+        """Whether the coefficients of a tensor differ from column to column."""
         return False
 
-    def steps(self, problem: Problem) -> Steps:
-        """See `Method.steps`."""
-        models = np.asarray((yield from self.factors(problem)), np.float64)
-        factors = models
-        if problem.from_base:  # B + sum f_i (W_i - B)
-            factors = np.concatenate([1.0 - models.sum(axis=-1, keepdims=True), models], axis=-1)
-        split = exact.split_coefficients(factors)
-        if factors.ndim == 1:
-            return Factors({"coefficients": split}, shown=tuple(map(float, factors)))
-        if self.by_column(problem):
-            return Factors({"column_coefficients": split})
-        return Factors({}, {"coefficients": split})
+    def reductions(self, spec: TensorSpec) -> Reductions:
+        """See `Method.reductions`."""
+        models = np.asarray((yield from self.coefficients(spec)), np.float64)
+        coefficients = models
+        if spec.from_base:  # B + sum f_i (W_i - B)
+            coefficients = np.concatenate([1.0 - models.sum(axis=-1, keepdims=True), models], axis=-1)
+        split = exact.split_coefficients(coefficients)
+        if coefficients.ndim == 1:
+            return Coefficients({"coefficients": split}, shown=tuple(map(float, coefficients)))
+        if self.by_column(spec):
+            return Coefficients({"column_coefficients": split})
+        return Coefficients({}, {"coefficients": split})
 
     def apply(self, pieces: Sequence[jax.Array], first_row, args, row_args, dtype) -> jax.Array:
         """See `Method.apply`."""

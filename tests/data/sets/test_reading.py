@@ -5,7 +5,14 @@ import json
 import published_rows
 import pytest
 
-from clinmerge_jax.data.sets import gsm8k, mts_dialog, multiple_choice, pubmedqa, question_summaries, radiology
+from clinmerge_jax.data.sets import (
+    gsm8k,
+    mts_dialog,
+    multiple_choice,
+    pubmedqa,
+    question_summaries,
+    radiology,
+)
 from clinmerge_jax.data.sets.reading import csv_rows
 from clinmerge_jax.errors import BadInput
 

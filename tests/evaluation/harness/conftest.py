@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
-from clinmerge_jax.checkpoint.params import load_params
-from clinmerge_jax.checkpoint.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.parameters.params import load_params
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.evaluation.harness.model import ClinmergeLM
 from clinmerge_jax.generation.engine import Engine
 from clinmerge_jax.generation.stopping import stop_ids

@@ -6,12 +6,12 @@ import jax
 import pytest
 
 from clinmerge_jax.data.sets.files import Source
-from clinmerge_jax.evaluation.answering import GENERATED, LETTERS, Respondent
+from clinmerge_jax.evaluation.answering import GENERATED, LETTERS, Evaluator
 from clinmerge_jax.evaluation.harness.run import run_harness
 from clinmerge_jax.evaluation.harness.tasks import load_tasks
-from clinmerge_jax.evaluation.instructions.following import strict
-from clinmerge_jax.evaluation.questions import read_tasks
 from clinmerge_jax.evaluation.systems import parse_systems
+from clinmerge_jax.evaluation.task_data import read_tasks
+from clinmerge_jax.instructions.scores import strict
 
 # Kinds whose verdict lm-eval leaves to chance: langdetect without a seed, a letter that it draws.
 _DRAWN = ("change_case:english_lowercase", "change_case:english_capital", "language:response_language")
@@ -30,7 +30,7 @@ def respondent(repository):
     config.too_long, config.dtype, config.max_new_tokens = "cut", "float32", _NEW_TOKENS
     (system,) = parse_systems("miniature:instruct")
     with jax.default_matmul_precision("highest"):
-        respondent = Respondent(system, config)
+        respondent = Evaluator(system, config)
         respondent.load(respondent.longest)
         yield respondent
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from method_runner import agreeing_sum, run_method, siblings
 
-from clinmerge_jax.merging.methods import Problem
+from clinmerge_jax.merging.methods import TensorSpec
 from clinmerge_jax.merging.methods.dare import mask_keys, uniform_bits
 from clinmerge_jax.merging.methods.order import ranks
 
@@ -53,14 +53,14 @@ def test_masks_are_independent_of_neighbours_models_tensors_and_seeds():
     for what, other in others.items():
         agreement = (one == other).mean()
         assert abs(agreement - 0.5) <= SIGMAS * 0.5 / math.sqrt(one.size), what
-    keys = mask_keys(Problem("t", 1, 1, {}, [{}, {}, {}]))
+    keys = mask_keys(TensorSpec("t", 1, 1, {}, [{}, {}, {}]))
     assert len({tuple(key) for key in keys}) == 3
     two = [np.asarray(uniform_bits(SHAPE, jnp.uint32(0), key)) >> 31 for key in keys[:2]]
     assert abs((two[0] == two[1]).mean() - 0.5) <= SIGMAS * 0.5 / math.sqrt(one.size)
 
 
 def test_bits_are_uniform():
-    words = np.asarray(uniform_bits(SHAPE, jnp.uint32(0), mask_keys(Problem("t", 1, 1, {}, [{}]))[0]))
+    words = np.asarray(uniform_bits(SHAPE, jnp.uint32(0), mask_keys(TensorSpec("t", 1, 1, {}, [{}]))[0]))
     for bit in range(32):
         _within((words >> np.uint32(bit) & 1).mean(), 0.5, words.size)
     counts = np.bincount(words.ravel() >> np.uint32(24), minlength=256)
@@ -70,7 +70,7 @@ def test_bits_are_uniform():
 
 
 def test_masks_do_not_depend_on_the_piece():
-    key = mask_keys(Problem("t", 1, 1, {}, [{}]))[0]
+    key = mask_keys(TensorSpec("t", 1, 1, {}, [{}]))[0]
     whole = np.asarray(uniform_bits((9, 7), jnp.uint32(0), key))
     np.testing.assert_array_equal(uniform_bits((4, 7), jnp.uint32(5), key), whole[5:])
 

@@ -1,0 +1,1 @@
+"""LoRA adapters in the layout of PEFT: read, added to a checkpoint, written."""

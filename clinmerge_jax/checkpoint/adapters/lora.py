@@ -1,0 +1,110 @@
+"""A trained LoRA adapter to a folder as PEFT has it, and back, bit for bit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clinmerge_jax.checkpoint.adapters.adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE, open_adapter
+from clinmerge_jax.checkpoint.adapters.adapter_files import Target, config_text, write_weights
+from clinmerge_jax.checkpoint.folder import Checkpoint
+from clinmerge_jax.checkpoint.output import OutputFolder
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.llama.lora import LoraSettings, build_adapter, targeted_rows
+from clinmerge_jax.llama.parameters import Parameter
+
+
+def save_lora(
+    adapter: Mapping[str, Any],
+    lora: LoraSettings,
+    config: LlamaConfig,
+    output: OutputFolder,
+    *,
+    location: str,
+    base: Checkpoint,
+) -> None:
+    """Writes an adapter into an open OutputFolder (without committing it): weights first, adapter_config.json last.
+
+    Args:
+      adapter: from `training.lora.init_adapter`, trained; on the host or on devices of this process.
+      lora: its settings.
+      config: of the model.
+      output: where to.
+      location: of the base, as the config names it.
+      base: the model that the adapter is for.
+    """
+    targets, values = [], {}
+    for row in targeted_rows(config, lora):
+        node = _node(adapter, row)
+        a_LRI, b_LOR = (np.asarray(node[leaf]) for leaf in ("lora_a", "lora_b"))
+        for layer, name in enumerate(row.names(config)):
+            module = PREFIX + name.removesuffix(".weight")
+            pair = [np.ascontiguousarray(a_LRI[layer]), np.ascontiguousarray(b_LOR[layer])]
+            stored = tuple((f"{module}.lora_{kind}.weight", x.dtype, x.shape) for kind, x in zip("AB", pair))
+            targets.append(Target(name, row.shape(config), lora.rank, stored))
+            values[name] = pair
+    for left in (WEIGHTS_FILE, f"{WEIGHTS_FILE}.part"):  # by an interrupted run, whose factors may be others
+        output.path(left).unlink(missing_ok=True)
+    write_weights(targets, lambda target: (values[target.name], 0.0), output)
+    text = config_text(
+        location,
+        base,
+        base,
+        targets,
+        lora.rank,
+        int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        dropout=lora.dropout,
+        rank_stabilized=lora.rank_stabilized,
+    )
+    output.write_text(CONFIG_FILE, text)
+
+
+def _node(adapter: Mapping[str, Any], row: Parameter) -> Mapping[str, Any]:
+    for key in row.path[:-1]:
+        adapter = adapter[key]
+    return adapter
+
+
+def load_lora(location: str, field: str, config: LlamaConfig) -> tuple[LoraSettings, dict[str, Any]]:
+    """Reads an adapter to train it on or to add it: its settings and its factors, of NumPy, in their own dtype.
+
+    Args:
+      location: a folder or what else `folder.resolve` knows.
+      field: the config field that gave it, for messages.
+      config: of the model that it is for.
+
+    Raises:
+      BadInput: as `open_adapter`; or layers of one parameter are treated differently, or what is changed is no linear
+        layer of this model.
+    """
+    adapter = open_adapter(location, field)
+    modules = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in adapter.targets)
+    lora = LoraSettings(
+        rank=adapter.config["r"],
+        alpha=adapter.config["lora_alpha"],
+        dropout=adapter.config.get("lora_dropout") or 0.0,
+        targets=tuple(modules),
+        rank_stabilized=bool(adapter.config.get("use_rslora")),
+    )
+    rows = targeted_rows(config, lora)
+    expected = {name for row in rows for name in row.names(config)}
+    odd = sorted(expected.symmetric_difference(adapter.targets))
+    if odd:
+        raise BadInput(f"{field}: {adapter.path} does not treat all layers of {odd[0]} alike; give another adapter")
+
+    def leaves(row: Parameter) -> dict[str, np.ndarray]:
+        outputs, inputs = row.shape(config)
+        pairs = []
+        for name in row.names(config):
+            a_RI, b_OR, scaling = adapter.factors(name)
+            if (a_RI.shape, b_OR.shape) != ((lora.rank, inputs), (outputs, lora.rank)) or scaling != lora.scaling:
+                raise BadInput(
+                    f"{field}: {adapter.path} has for {name} factors of {list(a_RI.shape)} and {list(b_OR.shape)},"
+                    f" scaled by {scaling:g}, where r and lora_alpha ask for rank {lora.rank} and {lora.scaling:g};"
+                    " give an adapter of this model and one rank"
+                )
+            pairs.append((a_RI, b_OR))
+        return {leaf: np.stack(factors) for leaf, factors in zip(("lora_a", "lora_b"), zip(*pairs))}
+
+    return lora, build_adapter(config, lora, leaves)

@@ -1,0 +1,1 @@
+"""Single-file formats, read by byte ranges: safetensors and GGUF."""

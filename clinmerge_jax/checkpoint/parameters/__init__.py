@@ -1,0 +1,1 @@
+"""Checkpoints to Params and back: weight files, sharded loading, Orbax."""

@@ -1,5 +1,0 @@
-"""BERT and RoBERTa as encoders of texts: what BERTScore compares."""
-
-from clinmerge_jax.evaluation.encoder.encoder import Encoder, load_encoder
-
-__all__ = ["Encoder", "load_encoder"]

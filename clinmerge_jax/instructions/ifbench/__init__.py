@@ -1,0 +1,1 @@
+"""The kinds of instructions of IFBench (arXiv 2507.02833)."""

@@ -1,0 +1,1 @@
+"""What to merge and how: recipes, coefficients over depth and module, mergekit's recipe files."""

@@ -1,0 +1,1 @@
+"""Models with different tokenizers: whose embedding row goes where, and the tokenizer of the result."""

@@ -1,0 +1,269 @@
+"""Which token each row of the result stands for, and which of its own rows each model has for it.
+
+Same words at different ids are aligned by the token's text, never by row number. V: rows of the result.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from absl import logging
+
+from clinmerge_jax.checkpoint.folder import Checkpoint, resolve
+from clinmerge_jax.checkpoint.formats.safetensors import parse_json
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import (
+    SETTINGS_FILE,
+    TokenizerVocabulary,
+    listed_tokens,
+    read_tokenizer,
+    settings_of,
+    tokenizer_files,
+)
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.merging.compatibility import differing_tokens, moved_token
+from clinmerge_jax.merging.vocabulary.alignment_sources import AlignmentSources
+from clinmerge_jax.merging.vocabulary.chat_templates import TEMPLATE_FILE, template_of
+from clinmerge_jax.merging.vocabulary.tokenizer_union import check_union, unite
+
+_MENDS = "give a tokenizer (union, base or a model)"
+
+
+@dataclasses.dataclass(eq=False)
+class RowTable:
+    """The rows of the result before rules fill gaps.
+
+    Attributes:
+      size: V.
+      tokens: text by id.
+      rows: by model, int32 [V], -1 for rows that the model lacks.
+      tokenizer: the result's; None where no tokenizer is known.
+      files: the tokenizer files of the result, by name; empty where the leading model's stay as they are.
+      notes: what was done, in lines for people.
+      by_id: whether a token's row is its id in every model.
+    """
+
+    size: int
+    tokens: Mapping[int, str]
+    rows: dict[str, np.ndarray]
+    tokenizer: TokenizerVocabulary | None
+    files: dict[str, bytes | pathlib.Path]
+    notes: list[str]
+    by_id: bool
+
+    @functools.cached_property
+    def ids(self) -> dict[str, int]:
+        """Id by token."""
+        return {token: index for index, token in self.tokens.items()}
+
+
+def rows_by_agreement(sources: AlignmentSources, multiple: int = 0, *, by_name: bool = False) -> RowTable:
+    """Every row at its place: all models agree already, but for padding rows and for the names of special tokens.
+
+    Args:
+      sources: the models.
+      multiple: of which V is to be; 0 for any.
+      by_name: whether every model needs a tokenizer, as single tokens are named.
+
+    Raises:
+      BadInput: they do not agree, or lack the tokenizers that would tell.
+    """
+    convert = by_name or not sources.same_size
+    known = {name: sources.vocabulary(name, convert=convert) for name in sources.checkpoints}
+    without = [sources.checkpoints[name].label for name, one in known.items() if one is None]
+    if without and by_name:
+        raise BadInput(f"{without[0]}: has no tokenizer, which rows of single tokens need; add its tokenizer files")
+    if without and not sources.same_size:
+        raise BadInput(
+            f"{without[0]}: has no tokenizer to align by, and embeddings have different rows"
+            f" ({sources.described_sizes}); add its tokenizer files, or set cut_to_common"
+        )
+    for one, two in itertools.combinations([one for one in known.values() if one is not None], 2):
+        _refuse_disagreement(one, two, sources)
+    lead = known[sources.leading]
+    if sources.same_size:
+        size = sources.sizes[sources.leading]
+        padded = _padded(size, multiple)
+        notes = [f"{size} rows are padded with zeros to {padded}"] if padded != size else []
+        return RowTable(padded, _tokens_below(size, lead), _own_places(sources, padded), lead, {}, notes, by_id=True)
+    size = _padded(max(sources.sizes[sources.leading], max(lead.tokens) + 1), multiple)
+    rows = _own_places(sources, size)
+    used = np.isin(np.arange(size), list(lead.tokens))
+    for own in rows.values():
+        own[~used] = -1
+    note = (
+        f"the same {len(lead.ids)} tokens in all models, and rows beyond them in different numbers"
+        f" ({sources.described_sizes}): the result has {size} rows, those beyond the tokens are zeros"
+    )
+    return RowTable(size, lead.tokens, rows, lead, {}, [note], by_id=True)
+
+
+def rows_cut_to_common(sources: AlignmentSources, multiple: int = 0) -> RowTable:
+    """The common corner of embeddings of different sizes, whatever lies beyond it.
+
+    Args:
+      sources: the models.
+      multiple: of which V is to be; 0 for any.
+
+    Raises:
+      BadInput: an id within it means different tokens.
+    """
+    size = min(sources.sizes.values())
+    present = [one for one in map(sources.vocabulary, sources.checkpoints) if one is not None]
+    notes = [f"embeddings of {sources.described_sizes} rows are cut to the first {size}"]
+    if len(present) < len(sources.checkpoints):
+        notes.append("not every model has a tokenizer, so ids are taken to mean the same tokens")
+    for one in present:
+        lost = [token for index, token in one.tokens.items() if index >= size]
+        if lost:
+            notes.append(f"{one.label} loses {listed_tokens(lost)}")
+        for index, token, theirs in differing_tokens(one.tokens, present[0].tokens):
+            if index < size and not (token in one.added and theirs in present[0].added):
+                raise BadInput(
+                    f"{one.label}: id {index} is {token!r} there and {theirs!r} in {present[0].label}, so cutting"
+                    f" would mix them; {_MENDS} instead of cut_to_common"
+                )
+    for note in notes:
+        logging.warning("vocabulary: %s", note)
+    lead = sources.vocabulary(sources.leading)
+    rows = _own_places(sources, _padded(size, multiple))
+    for own in rows.values():
+        own[size:] = -1
+    return RowTable(_padded(size, multiple), _tokens_below(size, lead), rows, lead, {}, notes, by_id=True)
+
+
+def rows_by_tokenizer(sources: AlignmentSources, tokenizer: str, field: str, multiple: int = 0) -> RowTable:
+    """Rows by the tokens' texts, for the ids of the tokenizer that is asked for.
+
+    Args:
+      sources: the models, each with a tokenizer.
+      tokenizer: "union", "base", a model, or a folder with a tokenizer; see `vocabulary.align`.
+      field: the config field that gave it, for messages.
+      multiple: of which V is to be; 0 for any.
+
+    Raises:
+      BadInput: a tokenizer is missing or does not load, or two of them have no exact union.
+    """
+    known = {name: sources.must_have(name) for name in sources.checkpoints}
+    first = sources.base or sources.leading
+    if tokenizer == "union":
+        return _rows_by_union(sources, known, known[first], field, multiple)
+    if tokenizer == "base":
+        result, title = known[first], f"{known[first].label}'s"
+    elif tokenizer in known:
+        result, title = known[tokenizer], f"{known[tokenizer].label}'s"
+    else:
+        path = resolve(tokenizer, field)
+        result, title = read_tokenizer(path, field), f"{path.name}'s"
+    if not _all_at(known, result, sources):
+        files, kept = _with_template(tokenizer_files(result.path), sources.lead)
+        notes = [f"the tokenizer is {title}, of {len(result.ids)} tokens", *kept]
+        return _rows_by_text(known, result, files, notes, multiple)
+    table = rows_by_agreement(sources, multiple)
+    table.tokenizer = result
+    lead = known[sources.leading]
+    same_files = result.content == lead.content != b"" and settings_of(result.path) == settings_of(lead.path)
+    if not same_files and result.path != lead.path:
+        table.files, kept = _with_template(tokenizer_files(result.path), sources.lead)
+        table.notes += [*kept, f"all models have the same tokens; the tokenizer is {title}"]
+    return table
+
+
+def _rows_by_union(
+    sources: AlignmentSources,
+    known: Mapping[str, TokenizerVocabulary],
+    start: TokenizerVocabulary,
+    field: str,
+    multiple: int,
+) -> RowTable:
+    others = [one for one in known.values() if one is not start]
+    differences = check_union(start, others, field)
+    if _all_at(known, start, sources):
+        return rows_by_agreement(sources, multiple)
+    union = unite(start, others, field)
+    files, kept = _with_template(union.files, sources.lead)
+    title = f"the tokenizer is {start.label}'s, of {len(start.ids)} tokens, with {listed_tokens(union.added)} added"
+    notes = [title, *differences, *union.notes, *kept]
+    return _rows_by_text(known, union.tokenizer, files, notes, multiple)
+
+
+def _rows_by_text(
+    known: Mapping[str, TokenizerVocabulary],
+    result: TokenizerVocabulary,
+    files: dict[str, bytes | pathlib.Path],
+    notes: Sequence[str],
+    multiple: int,
+) -> RowTable:
+    size = _padded(max(result.tokens) + 1, multiple)
+    rows = {name: np.full(size, -1, np.int32) for name in known}
+    for name, one in known.items():
+        for index, token in result.tokens.items():
+            rows[name][index] = one.row(token)
+    notes = list(notes)
+    for one in known.values():
+        dropped = [token for token in one.tokens.values() if token not in result.ids]
+        if dropped:
+            notes.append(f"{listed_tokens(dropped)} of {one.label} are not in the result")
+    if size > len(result.tokens):
+        notes.append(f"{size - len(result.tokens)} of {size} rows belong to no token and are zeros")
+    return RowTable(size, result.tokens, rows, result, files, notes, by_id=False)
+
+
+def _refuse_disagreement(one: TokenizerVocabulary, two: TokenizerVocabulary, sources: AlignmentSources) -> None:
+    """Refuses two models in which an id means different tokens, or that have tokens of their own in padding rows."""
+    moved = moved_token(one.ids, two.ids)
+    if moved is not None:
+        raise BadInput(
+            f"{two.label}: token {moved!r} has id {two.ids[moved]} there and {one.ids[moved]} in {one.label};"
+            f" {_MENDS} to align them"
+        )
+    for index, token, theirs in differing_tokens(one.tokens, two.tokens):
+        if not (token in one.added and theirs in two.added):
+            raise BadInput(
+                f"{two.label}: id {index} is {theirs!r} there and {token!r} in {one.label}; {_MENDS} to align them"
+            )
+    ids = sorted(set(one.tokens) ^ set(two.tokens))
+    if ids and not sources.same_size:
+        owner = one if ids[0] in one.tokens else two
+        raise BadInput(
+            f"{two.label}: embeddings have different rows ({sources.described_sizes}), and {len(ids)} tokens such as"
+            f" {owner.tokens[ids[0]]!r} are {owner.label}'s alone; {_MENDS} to align them, or set cut_to_common"
+        )
+
+
+def _all_at(known: Mapping[str, TokenizerVocabulary], result: TokenizerVocabulary, sources: AlignmentSources) -> bool:
+    """Whether every model has its tokens where a tokenizer has them, in as many rows."""
+    return sources.same_size and all(one.ids == result.ids for one in known.values())
+
+
+def _padded(size: int, multiple: int) -> int:
+    """The next number of rows that is allowed."""
+    return -(-size // multiple) * multiple if multiple else size
+
+
+def _own_places(sources: AlignmentSources, size: int) -> dict[str, np.ndarray]:
+    """Every row from its own place, as far as a model has it."""
+    places = np.arange(size, dtype=np.int32)
+    return {name: np.where(places < rows, places, -1).astype(np.int32) for name, rows in sources.sizes.items()}
+
+
+def _tokens_below(size: int, vocabulary: TokenizerVocabulary | None) -> dict[int, str]:
+    return {index: token for index, token in vocabulary.tokens.items() if index < size} if vocabulary else {}
+
+
+def _with_template(
+    files: Mapping[str, bytes | pathlib.Path], lead: Checkpoint
+) -> tuple[dict[str, bytes | pathlib.Path], list[str]]:
+    """Adds the leading model's chat template to tokenizer files without one, and says so."""
+    settings = files.get(SETTINGS_FILE)
+    own = TEMPLATE_FILE in files
+    if settings is not None and not own:
+        content = parse_json(settings if isinstance(settings, bytes) else settings.read_bytes(), SETTINGS_FILE)
+        own = isinstance(content, dict) and bool(content.get("chat_template"))
+    template = "" if own else template_of(lead)
+    if not template:
+        return dict(files), []
+    note = f"the tokenizer has no chat template; the result keeps {lead.label}'s"
+    return {**files, TEMPLATE_FILE: template.encode()}, [note]

@@ -1,0 +1,5 @@
+"""BERT and RoBERTa as encoders of texts: what BERTScore compares."""
+
+from clinmerge_jax.metrics.encoder.encoder import Encoder, load_encoder
+
+__all__ = ["Encoder", "load_encoder"]

@@ -1,0 +1,248 @@
+"""Scores from a program of the user's, for what needs a licence or another stack (RadGraph, MEDCON, a local judge).
+
+The program is started once for each set of answers. It reads a JSON object on each line of its standard input,
+
+    {"id": 0, "output": "...", "reference": "...", "source": "..."}
+
+(`source` is null where there is none) until the input ends, and writes one line for each to its standard output, in any
+order: {"id": 0, "score": 3.5} or, where several scores are asked for, {"id": 0, "scores": {"f1": 0.5, "recall": 0.4}}.
+It may answer line by line or all at the end. Then it ends with exit status 0. I items.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import pathlib
+import queue
+import re
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from typing import IO, Any
+
+import numpy as np
+
+from clinmerge_jax.checkpoint.digest import sha256
+from clinmerge_jax.errors import BadInput, RunFailure
+from clinmerge_jax.metrics.metric import Metric, Output, check_texts, columns
+
+TIMEOUT = 600.0  # seconds
+_SPELLING = re.compile(
+    r"(?P<name>\w+)(?::(?P<parts>\w+(?:\s*,\s*\w+)*))?(?:\s+(?P<lower>[^\s=]+?)\.\.(?P<upper>[^\s=]+))?"
+    r"\s*=\s*(?P<command>.*)"
+)
+
+
+def external(
+    name: str,
+    command: str,
+    *,
+    parts: Sequence[str] = (),
+    lower: float = 0.0,
+    upper: float = 100.0,
+    timeout: float = TIMEOUT,
+    show_stderr: bool = False,
+) -> tuple[Metric, ...]:
+    """One metric, or one for each part, that a program counts; from its own scale to 0 to 100.
+
+    Messages name the metric and the number of answers that came, and never hold a text.
+
+    Args:
+      name: of the metric; those of parts are `name_part`.
+      command: is split as a shell would and run without one.
+      parts: what the program calls its scores, where it gives several.
+      lower: the program's worst score, which becomes 0.
+      upper: its best score, which becomes 100.
+      timeout: seconds that may pass without an answer, or from the last one to the program's end.
+      show_stderr: whether the program's standard error is shown. It may repeat the texts, so it is dropped by default.
+
+    Raises:
+      BadInput: the command or the bounds make no sense. Counting raises it where there is no such program, a reference
+        is no text, or an answer is not what was asked for; and RunFailure where the program dies or says nothing.
+    """
+    try:
+        arguments = shlex.split(command)
+    except ValueError as error:
+        raise BadInput(f"{name}: its command does not split ({error}); close its quotes") from error
+    if not arguments:
+        raise BadInput(f"{name}: has no command; give NAME=COMMAND")
+    if not -math.inf < lower < upper < math.inf:
+        raise BadInput(f"{name}: its scale goes from {lower:g} to {upper:g}; give the worst score and then the best")
+    if not timeout > 0:
+        raise BadInput(f"{name}: its timeout is {timeout:g}; give seconds")
+
+    def count_all(outputs: Sequence[Output], references: Sequence[Any], sources: Sequence[str] | None) -> np.ndarray:
+        check_texts(references, name)
+        questions = [
+            {"output": output.text, "reference": reference, "source": source}
+            for output, reference, source in zip(outputs, references, sources or [None] * len(outputs))
+        ]
+        lines = [json.dumps({"id": index} | question).encode() + b"\n" for index, question in enumerate(questions)]
+        answers = _Answers(name, parts, lower, upper, len(lines))
+        if lines:
+            _ask(arguments, lines, answers, timeout, show_stderr)
+        return np.concatenate([answers.scores, np.ones((len(lines), 1))], axis=1)
+
+    names = [f"{name}_{part}" for part in parts] or [name]
+    signature = f"external program {arguments[0]!r} ({_digest(arguments)}), {lower:g} to {upper:g} as 0 to 100"
+    return columns(names, signature, count_all)
+
+
+def _digest(arguments: Sequence[str]) -> str:
+    """Of a command and the files that it names, so that another script is another metric."""
+    parts = [[one, sha256(pathlib.Path(one)) if os.path.isfile(one) else ""] for one in arguments]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def parse_external(spec: str, taken: Collection[str]) -> dict[str, Metric]:
+    """The metrics of a config field such as "medcon=./medcon.sh; radgraph:f1,recall 0..1=python radgraph.py --x".
+
+    Args:
+      spec: NAME=COMMAND, separated by semicolons; after the name the parts and the program's scale, where it is not
+        0..100. A command with a semicolon of its own goes into a script.
+      taken: names that metrics have already, `RESERVED` ones among them.
+
+    Raises:
+      BadInput: one is not spelled so, as `external`, or a name is taken.
+    """
+    metrics: dict[str, Metric] = {}
+    for one in filter(None, (piece.strip() for piece in spec.split(";"))):
+        match = _SPELLING.fullmatch(one)
+        if match is None:
+            raise BadInput(f"external: {one!r} is not NAME=COMMAND, NAME:PART,PART=COMMAND or NAME 0..1=COMMAND")
+        parts = [part.strip() for part in (match["parts"] or "").split(",") if part]
+        bounds = {key: _bound(match["name"], match[key]) for key in ("lower", "upper") if match[key] is not None}
+        for metric in external(match["name"], match["command"], parts=parts, **bounds):
+            if metric.name in taken or metric.name in metrics:
+                raise BadInput(f"external: there is a metric {metric.name!r} already; take another name")
+            metrics[metric.name] = metric
+    return metrics
+
+
+def _bound(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise BadInput(f"{name}: its scale has {text!r}; give numbers as in 0..1") from error
+
+
+class _Answers:
+    """The scores that came, checked one by one and brought from the program's scale to 0 to 100."""
+
+    def __init__(self, name: str, parts: Sequence[str], lower: float, upper: float, items: int):
+        self.name = name
+        self.parts = parts
+        self.lower, self.upper = lower, upper
+        self.scores = np.full((items, max(1, len(parts))), np.nan)
+
+    @property
+    def came(self) -> int:
+        """The number of items that are answered."""
+        return int(np.isfinite(self.scores[:, 0]).sum())
+
+    def add(self, line: bytes) -> None:
+        """Takes one line of the program's output."""
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise self.refusal("is no JSON") from error
+        index = answer.get("id") if isinstance(answer, dict) else None
+        if type(index) is not int or not 0 <= index < len(self.scores):
+            raise self.refusal("has no id of an item")
+        if np.isfinite(self.scores[index, 0]):
+            raise self.refusal(f"is a second one to id {index}")
+        if not self.parts:
+            values = [answer.get("score")]
+        else:
+            given = answer.get("scores")
+            if not isinstance(given, dict) or set(given) != set(self.parts):
+                raise self.refusal(f"has no scores of {', '.join(self.parts)}, and these alone, for id {index}")
+            values = [given[part] for part in self.parts]
+        for value in values:
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise self.refusal(f"has no number as score for id {index}")
+            if not self.lower <= value <= self.upper:
+                raise self.refusal(
+                    f"has a score for id {index} outside of {self.lower:g} to {self.upper:g} (state its scale, as in"
+                    f" {self.name} 1..5=COMMAND)"
+                )
+        self.scores[index] = [100 * (value - self.lower) / (self.upper - self.lower) for value in values]
+
+    def refusal(self, problem: str) -> BadInput:
+        """What the next answer has wrong."""
+        return BadInput(f"{self.name}: its program's answer after {self.progress()} {problem}; mend the program")
+
+    def progress(self) -> str:
+        """How far it came."""
+        return f"{self.came} of {len(self.scores)} items"
+
+    def end(self, status: int) -> None:
+        """The program ended: every item must have its answer."""
+        if status:
+            reason = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+            raise RunFailure(f"{self.name}: its program {reason} after {self.progress()}; run it by hand to see why")
+        missing = np.flatnonzero(np.isnan(self.scores[:, 0]))
+        if len(missing):
+            raise BadInput(
+                f"{self.name}: its program left {len(missing)} of {len(self.scores)} items without an answer, the first"
+                f" is id {missing[0]}; it must answer each"
+            )
+
+
+def _ask(
+    arguments: Sequence[str], lines: Sequence[bytes], answers: _Answers, timeout: float, show_stderr: bool
+) -> None:
+    """Runs the program over all lines. One thread writes and one reads, so neither side waits on a full pipe."""
+    with _started(arguments, answers.name, show_stderr) as process:
+        came: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        threading.Thread(target=_write, args=(process.stdin, lines), daemon=True).start()
+        threading.Thread(target=_read, args=(process.stdout, came), daemon=True).start()
+        try:
+            while (line := came.get(timeout=timeout)) is not None:
+                answers.add(line)
+            status = process.wait(timeout)
+        except (queue.Empty, subprocess.TimeoutExpired) as error:
+            raise RunFailure(
+                f"{answers.name}: its program said nothing for {timeout:g} s after {answers.progress()}, and did not"
+                " end; run it by hand, or give it more time"
+            ) from error
+    answers.end(status)
+
+
+@contextlib.contextmanager
+def _started(arguments: Sequence[str], name: str, show_stderr: bool) -> Iterator[subprocess.Popen]:
+    """The running program, in a group of its own, all of which ends where something goes wrong meanwhile."""
+    try:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if show_stderr else subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise BadInput(f"{name}: {arguments[0]!r} does not start ({error.strerror}); give a program's path") from error
+    try:
+        yield process
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # it was not waited for yet, so the number is still its own
+        process.wait()
+        raise
+
+
+def _write(stream: IO[bytes], lines: Sequence[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError), stream:  # it ended early; what it did not answer will be missed
+        for line in lines:
+            stream.write(line)
+
+
+def _read(stream: IO[bytes], came: "queue.SimpleQueue[bytes | None]") -> None:
+    with stream:
+        for line in stream:
+            if line.strip():
+                came.put(line)
+    came.put(None)

@@ -1,0 +1,54 @@
+"""Answers made without a model, to be scored beside the systems': the reference itself at the top, floors below."""
+
+import re
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.metrics.metric import Output
+
+LEAD_SENTENCES = 3
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+def reference_itself(references: Sequence[str]) -> list[Output]:
+    """The reference as the answer: the value that each metric gives a perfect one, which is not 100 for all."""
+    return [Output(text) for text in references]
+
+
+def nothing(items: int) -> list[Output]:
+    """Empty answers."""
+    return [Output("")] * items
+
+
+def copied_input(inputs: Sequence[str]) -> list[Output]:
+    """The input as the answer."""
+    return [Output(text) for text in inputs]
+
+
+def fixed_target(training_targets: Sequence[str], items: int) -> list[Output]:
+    """The first training target for everybody."""
+    return [Output(training_targets[0])] * items
+
+
+def another_target(targets: Sequence[str], clusters: Sequence[Hashable], seed: int = 0) -> list[Output]:
+    """The target of another item of the same set, drawn from those of other clusters (encounters).
+
+    Raises:
+      BadInput: all items are of one cluster.
+    """
+    if len(set(clusters)) < 2:
+        raise BadInput("clusters: all items are of one; another's target needs a second")
+    rng = np.random.default_rng(seed)
+    outputs = []
+    for own in clusters:
+        while clusters[other := int(rng.integers(len(targets)))] == own:
+            pass
+        outputs.append(Output(targets[other]))
+    return outputs
+
+
+def lead(inputs: Sequence[str], sentences: int = LEAD_SENTENCES) -> list[Output]:
+    """The first sentences of the input; a line end ends one too."""
+    return [Output(" ".join([s for s in _SENTENCE_END.split(text) if s.strip()][:sentences])) for text in inputs]

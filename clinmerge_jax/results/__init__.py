@@ -1,0 +1,1 @@
+"""Results files, and comparisons between systems computed from them."""

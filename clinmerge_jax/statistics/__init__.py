@@ -1,0 +1,38 @@
+"""What may be concluded from scores: estimates over seeds and items, their intervals, and the tests on them.
+
+`samples` holds the scores, `estimation` the interval to report, `resampling` its bootstrap, `verdicts` the tests;
+`documents` serves held-out loss, where one model meets one set of documents.
+"""
+
+from clinmerge_jax.statistics.estimation import Estimate, estimate, item_only
+from clinmerge_jax.statistics.interval import LEVEL, Interval
+from clinmerge_jax.statistics.resampling import bootstrap_interval
+from clinmerge_jax.statistics.samples import (
+    Sample,
+    count_sample,
+    difference,
+    mean,
+    ratio,
+    score_sample,
+)
+from clinmerge_jax.statistics.verdicts import Verdict, holm, mcnemar, minimum_detectable_difference, verdict
+
+__all__ = [
+    "LEVEL",
+    "Estimate",
+    "Interval",
+    "Sample",
+    "Verdict",
+    "bootstrap_interval",
+    "count_sample",
+    "difference",
+    "estimate",
+    "holm",
+    "item_only",
+    "mcnemar",
+    "mean",
+    "minimum_detectable_difference",
+    "ratio",
+    "score_sample",
+    "verdict",
+]

@@ -1,0 +1,1 @@
+"""Instruction-following tasks: IFEval, IFBench, and the generated everyday and clinical sets."""

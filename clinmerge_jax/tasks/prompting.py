@@ -1,0 +1,304 @@
+"""Prompts of a task: an item and its few-shot examples, put into words by the task's form, as tokens. T tokens."""
+
+import dataclasses
+import string
+from collections.abc import Callable, Sequence
+
+import jinja2
+import numpy as np
+
+from clinmerge_jax.data.documents import Encoded, without_second_bos
+from clinmerge_jax.data.shortening import Built, fit
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.tasks.task import Form, Item, Task
+
+BETWEEN = "\n\n"  # instruction, examples and question of a prompt that is one text
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One prompt as tokens.
+
+    Attributes:
+      tokens: int32 [T], with one BOS at most.
+      answers: of a choice, the tokens of each letter as it would follow, int32.
+      cut: whether the item's source was shortened to make it fit.
+    """
+
+    tokens: np.ndarray
+    answers: tuple[np.ndarray, ...] = ()
+    cut: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompter:
+    """Puts the items of a task into words that one model reads.
+
+    Attributes:
+      task: what is asked.
+      tokenizer: of transformers.
+      chat: whether prompts are a user's messages in the chat template, and examples turns before them.
+      shots: examples, the same for every item.
+      most: tokens that a prompt may have.
+      cut: True shortens a source that is too long, from its end; False refuses it.
+    """
+
+    task: Task
+    tokenizer: object
+    chat: bool
+    shots: Sequence[Item]
+    most: int
+    cut: bool
+
+    def prompt(self, item: Item, letters: bool = False) -> Prompt:
+        """The prompt of an item.
+
+        Args:
+          item: what is asked.
+          letters: whether the answers of a choice are wanted too.
+
+        Raises:
+          BadInput: it is too long, holds a special token of the chat template, or lacks a field that the form names;
+            its words are never quoted.
+        """
+        self._check_words(item)
+
+        def build(source: str) -> tuple[tuple[np.ndarray, tuple[np.ndarray, ...]], int]:
+            text = self.text(_with_source(item, source))
+            tokens = self._tokens(text, item.name)
+            length, answers = len(tokens) + letters, ()  # a letter is one token at least
+            if letters and length <= self.most:
+                answers = self._answers(text, tokens, _letters(item))
+                length += max(map(len, answers)) - 1
+            return (tokens, answers), length
+
+        found, length, shortened = self._fitted(build, item)
+        if found is None:
+            raise self._too_long(item, length)
+        return Prompt(*found, shortened)
+
+    def example(self, item: Item, target: str, stop_ids: Sequence[int]) -> Encoded:
+        """A training example: the tokens that `prompt` asks with, and then, learned, the answer and the end of turn.
+
+        Args:
+          item: what is asked.
+          target: the answer.
+          stop_ids: tokens that end a model's answer. Of what the chat template puts behind an answer, the first of
+            them is the last token that is learned. Where it puts none of them there, and after raw text, the
+            tokenizer's end-of-sequence token is learned if it is one of them, else the first of them.
+
+        Raises:
+          BadInput: as `prompt`; or the answer and its end leave no room for the item, or no token ends an answer.
+        """
+        self._check_words(item, target)
+        end = self._end(stop_ids)
+
+        def build(source: str) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+            shown = _with_source(item, source)
+            tokens = self._tokens(self.text(shown), item.name)
+            learned = self._learned(shown, target, tokens, stop_ids, end)
+            return (tokens, learned), len(tokens) + len(learned)
+
+        found, length, shortened = self._fitted(build, item)
+        if found is None:
+            mend = "give a larger config.length, or leave it out"
+            raise BadInput(
+                f"{item.name}: its prompt and its answer, which is never cut, have {length} tokens, and config.length"
+                f" is {self.most}; {mend if self.cut else f'set config.too_long=cut to shorten the prompt, or {mend}'}"
+            )
+        tokens, learned = found
+        targets = np.arange(len(tokens) + len(learned)) >= len(tokens)
+        return Encoded(np.concatenate([tokens, learned]), targets, shortened)
+
+    def _fitted(self, build: Callable[[str], tuple[Built, int]], item: Item) -> tuple[Built | None, int, bool]:
+        """As `shortening.fit` of the item's source."""
+        cut = self.cut and item.source in item.fields.values()
+        return fit(build, item.source, self.most, self.tokenizer, cut)
+
+    def _learned(self, item: Item, target: str, asked: np.ndarray, stop_ids: Sequence[int], end: int) -> np.ndarray:
+        """The tokens of the answer and of what ends it, int32, given those that ask for it."""
+        text = self.text(item)
+        rest = self._rest(item, target, text) if self.chat else self.task.form.joint + target
+        whole = self._tokens(text + rest, item.name)
+        if np.array_equal(whole[: len(asked)], asked):
+            learned = whole[len(asked) :]
+        else:  # the tokenizer would join the end of the prompt with the answer, and nobody asks with such a token
+            learned = np.asarray(self.tokenizer(rest, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
+        ends = np.flatnonzero(np.isin(learned, [*stop_ids, end]))
+        return learned[: ends[0] + 1] if ends.size else np.append(learned, np.int32(end))
+
+    def _rest(self, item: Item, target: str, text: str) -> str:
+        """What the chat template puts behind the prompt's text once the answer is there."""
+        messages = [*self.messages(item), {"role": "assistant", "content": target}]
+        whole = self._rendered(messages, item.name, ask=False)
+        if whole.startswith(text):
+            return whole[len(text) :]
+        place = whole.rfind(target)
+        if place < 0:
+            raise BadInput(
+                f"{item.name}: the chat template changes the words of an answer, so they cannot be learned; mend the"
+                " template, or set config.chat_template to False"
+            )
+        return whole[place:]
+
+    def _end(self, stop_ids: Sequence[int]) -> int:
+        """The token that is to end an answer where nothing else does."""
+        eos = self.tokenizer.eos_token_id
+        if eos is None and not stop_ids:
+            raise BadInput(
+                "config.model: has no token that ends an answer; give its generation_config.json an eos_token_id"
+            )
+        return stop_ids[0] if eos is None or (stop_ids and eos not in stop_ids) else eos
+
+    def follow_up(self, item: Item, answers: Sequence[str]) -> np.ndarray:
+        """The tokens of a later turn, int32 [T]: the conversation so far, and what the user says next.
+
+        Raises:
+          BadInput: as `prompt`; a later turn is never shortened.
+        """
+        messages = self.messages(item)
+        for answer, turn in zip(answers, item.turns):
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+        if self.chat:
+            text = self._rendered(messages, item.name)
+        else:
+            text = BETWEEN.join(message["content"] for message in messages)
+        tokens = self._tokens(text, item.name)
+        if len(tokens) > self.most:
+            raise self._too_long(item, len(tokens))
+        return tokens
+
+    def text(self, item: Item) -> str:
+        """The prompt as text; in a chat with the template's own tokens."""
+        if self.chat:
+            return self._rendered(self.messages(item), item.name)
+        form = self.task.form
+        examples = [question(form, shot) + form.joint + answer(shot) for shot in self.shots]
+        return BETWEEN.join([*([form.instruction] if form.instruction else []), *examples, question(form, item)])
+
+    def messages(self, item: Item) -> list[dict[str, str]]:
+        """The prompt as a conversation: examples are earlier turns, the instruction opens the first message."""
+        form, messages = self.task.form, []
+        for shot in self.shots:
+            messages.append({"role": "user", "content": question(form, shot)})
+            messages.append({"role": "assistant", "content": answer(shot)})
+        messages.append({"role": "user", "content": question(form, item)})
+        if form.instruction:
+            messages[0]["content"] = form.instruction + BETWEEN + messages[0]["content"]
+        return messages
+
+    def redacted(self, item: Item) -> str:
+        """The form of a prompt, with the names of its fields where their words would stand."""
+        return dataclasses.replace(self, shots=[_redacted(shot) for shot in self.shots]).text(_redacted(item))
+
+    def _answers(self, text: str, tokens: np.ndarray, letters: str) -> tuple[np.ndarray, ...]:
+        """What the tokens have more once each letter follows the prompt."""
+        joint = "" if self.chat else self.task.form.joint
+        rows = self.tokenizer([text + joint + letter for letter in letters], **self._how)["input_ids"]
+        wholes = [without_second_bos(ids, self.tokenizer) for ids in rows]
+        if not all(np.array_equal(whole[: len(tokens)], tokens) for whole in wholes):
+            raise BadInput(
+                f"task {self.task.name}: the tokenizer joins the end of the prompt with the letter after it; end the"
+                " question otherwise"
+            )
+        return tuple(whole[len(tokens) :] for whole in wholes)
+
+    @property
+    def _how(self) -> dict[str, bool]:
+        """A chat template brings the special tokens itself; that a text is long is our business."""
+        return {"add_special_tokens": not self.chat, "verbose": False}
+
+    def _tokens(self, text: str, name: str) -> np.ndarray:
+        ids = self.tokenizer(text, **self._how)["input_ids"]
+        tokens = without_second_bos(ids, self.tokenizer)
+        if not tokens.size:
+            raise BadInput(f"{name}: the tokenizer makes no token of it; remove it")
+        return tokens
+
+    def _rendered(self, messages: list[dict[str, str]], name: str, ask: bool = True) -> str:
+        if not self.tokenizer.chat_template:
+            raise BadInput("config.chat_template: the model's tokenizer has no chat template; leave the field at False")
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)
+        except jinja2.TemplateError as error:  # the template's own words may quote the conversation
+            raise BadInput(f"{name}: the chat template refuses it; mend the template") from error
+
+    def _check_words(self, item: Item, target: str = "") -> None:
+        """Refuses words that would be read as special tokens: a conversation within the conversation.
+
+        A BOS in a prompt that is one text does no harm, as no more than one is left at its start.
+        """
+        special = set(self.tokenizer.all_special_tokens) - (set() if self.chat else {self.tokenizer.bos_token})
+        for one in (item, *self.shots):
+            texts = [*one.fields.values(), *one.turns, target if one is item else answer(one)]
+            for token in special:
+                if any(token in text for text in texts):
+                    twice = ", so the chat template would be applied twice" if self.chat else ""
+                    mend = ", or set config.chat_template to False" if token == self.tokenizer.bos_token else ""
+                    raise BadInput(f"{one.name}: holds {token}, a special token{twice}; give the words alone{mend}")
+
+    def _too_long(self, item: Item, length: int) -> BadInput:
+        mend = "shorten it" if self.cut else "shorten it, or set config.too_long=cut to cut what is to be read"
+        return BadInput(
+            f"{item.name}: its prompt has {length} tokens, and {self.most} fit beside the answer; {mend}, or ask for"
+            " fewer shots or new tokens"
+        )
+
+
+def question(form: Form, item: Item) -> str:
+    """The question of an item.
+
+    Raises:
+      BadInput: the form names a field that the item lacks.
+    """
+    try:
+        return form.question.format_map(item.fields)
+    except (KeyError, ValueError, IndexError) as error:
+        named = ", ".join(fields_of(form))
+        raise BadInput(
+            f"{item.name}: does not fill the prompt's form, which names {named}; it has {', '.join(item.fields)}"
+        ) from error
+
+
+def fields_of(form: Form) -> list[str]:
+    """The fields that a form names.
+
+    Raises:
+      BadInput: its braces do not match.
+    """
+    try:
+        return list(
+            dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(form.question) if name is not None)
+        )
+    except ValueError as error:
+        raise BadInput(f"the question's form: {error}; write a brace that is meant as such twice") from error
+
+
+def answer(item: Item, with_text: bool = False) -> str:
+    """How an item's answer stands in an example.
+
+    Args:
+      item: with an answer that is text.
+      with_text: whether a choice shows the text of the option behind its letter, as its question does.
+    """
+    shown = item.target if item.shown is None else item.shown
+    if not item.choices or not with_text:
+        return shown
+    return f"{shown}. {item.choices[string.ascii_uppercase.index(item.target)]}"
+
+
+def _with_source(item: Item, source: str) -> Item:
+    """The item with another source, in each field that has it."""
+    if source == item.source:
+        return item
+    fields = {name: source if text == item.source else text for name, text in item.fields.items()}
+    return dataclasses.replace(item, source=source, fields=fields)
+
+
+def _letters(item: Item) -> str:
+    return string.ascii_uppercase[: len(item.choices)]
+
+
+def _redacted(item: Item) -> Item:
+    named = {name: f"<{name}>" for name in item.fields}
+    return dataclasses.replace(item, fields=named, source="", shown="<answer>")
