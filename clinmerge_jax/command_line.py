@@ -1,4 +1,4 @@
-"""The command line's own errors: whatever absl and ml_collections refuse becomes one line and exit status 2."""
+"""Command-line errors: whatever absl and ml_collections refuse becomes one line and exit status 2."""
 
 import re
 import sys
@@ -11,17 +11,17 @@ from clinmerge_jax.errors import BadInput, one_line
 
 
 def refuse(message: str, status: int = 2) -> NoReturn:
-    """Prints one line and exits."""
+    """Prints one line to standard error and exits."""
     print("error:", one_line(message), file=sys.stderr)
     sys.exit(status)
 
 
 def _complaint(error: Exception) -> str:
-    """One line for what the flag and config parsers raise: what is wrong where, and the mend."""
+    """One line for an error of the flag or config parser: what is wrong, where, and how to fix it."""
     cause: BaseException = error
     while cause.__context__ is not None:
         cause = cause.__context__
-    if isinstance(cause, BadInput):  # from the config file's get_config
+    if isinstance(cause, BadInput):  # raised by the config file's get_config
         return str(cause)
     if isinstance(error, flags.IllegalFlagValueError):
         flag = str(error).partition(": ")[0].removeprefix("flag ")
@@ -32,19 +32,19 @@ def _complaint(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"--config: {str(error).splitlines()[-1].strip().rpartition('] ')[2]}; {mend}"
     field, hint = (re.search(form, str(error)) for form in (r"^[\"'\\]+(\w+)", r'mean \\*"(\w+)'))
-    if field:  # ConfigDict quotes the name that it does not know
+    if field:  # ConfigDict quotes the unknown name
         mend = f"did you mean {hint[1]}" if hint else "its config file lists the fields"
         return f"config.{field[1]}: is no field of this job; {mend}"
     return f"--config: {error}; {mend}"
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, but what it refuses ends with status 2 and one line."""
+    """Parses flags with absl; bad input prints one line and exits with status 2."""
     try:
         rest = flags.FLAGS(argv)
         if flags.FLAGS.config is None:
             raise BadInput("--config: is missing; give --config=configs/merge.py")
-        _ = flags.FLAGS.config.job  # a config file that could not be read complains at its first use
+        _ = flags.FLAGS.config.job  # a config file that cannot be read raises at its first use
     except BadInput as error:
         refuse(str(error))
     except (flags.Error, OSError, ValueError, TypeError, AttributeError, KeyError) as error:

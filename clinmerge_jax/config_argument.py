@@ -9,7 +9,7 @@ def parse(arg: str, choices: Sequence[str]) -> str:
     """Returns the argument if it is one of the choices.
 
     Raises:
-      BadInput: it is not.
+      BadInput: it is not one of them.
     """
     if arg not in choices:
         known = ", ".join(choice for choice in choices if choice) or "none"

@@ -1,4 +1,4 @@
-"""A disk that fills while a job writes: how it is recognised, and what is said.
+"""Recognises a disk that fills while a job writes, and reports it in one line.
 
 Orbax and tensorstore report it as text in exceptions of other types, and print tracebacks from their own threads.
 """
@@ -21,7 +21,7 @@ _TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 def cause_of(error: BaseException | None) -> BaseException | None:
-    """The exception behind this one that says that a disk, a quota or a file's limit is full; None for none."""
+    """The exception in this one's chain that reports a full disk, quota or file size limit; None if there is none."""
     seen: set[int] = set()
     current = error
     while current is not None and id(current) not in seen:
@@ -36,28 +36,28 @@ def cause_of(error: BaseException | None) -> BaseException | None:
 
 
 def message(cause: BaseException) -> str:
-    """One line that says what to do, for a result of `cause_of`."""
+    """The one-line message for a result of `cause_of`; it says what to do."""
     reason = getattr(cause, "strerror", None) or next(text for text in _TEXTS if text in str(cause))
     place = getattr(cause, "filename", None) or "config.output"
     return f"{place}: cannot be written ({reason}); free some space, and the same command goes on from what is there"
 
 
 def require(folder: pathlib.Path, nbytes: int) -> None:
-    """Raises before something is written that the disk has no room for.
+    """Checks before a write that the disk has room for it.
 
     Args:
-      folder: where it is to be written.
-      nbytes: of it.
+      folder: where the data will be written.
+      nbytes: size of the data.
 
     Raises:
-      OSError: with ENOSPC and the folder.
+      OSError: too little space; has ENOSPC and the folder.
     """
     if shutil.disk_usage(folder).free < nbytes:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
 
 def end_writers(error: BaseException) -> None:
-    """Ends the writers that a full disk cut off: at the interpreter's end they would print tracebacks."""
+    """Collects the writers that a full disk interrupted; at interpreter exit they would print tracebacks."""
     cause = cause_of(error)
     if cause is not None:
         error.__traceback__ = cause.__traceback__ = None
@@ -66,9 +66,9 @@ def end_writers(error: BaseException) -> None:
 
 @contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
-    """Ends the process as soon as a run has failed, around all of it.
+    """Wraps the whole program: exits the process as soon as a run has failed.
 
-    Threads of Orbax's wait for minutes for a folder that could not be made, and the interpreter would wait for them.
+    Orbax threads wait minutes for a folder that could not be made, and the interpreter would wait for them.
     """
     try:
         yield
@@ -82,7 +82,7 @@ def no_waiting() -> Iterator[None]:
 
 
 def _of_interest(record: logging.LogRecord) -> bool:
-    """False for what Orbax and its event loops log, with a traceback, of a failure that is also raised."""
+    """False for a full disk that Orbax or its event loop logs with a traceback; the failure is raised as well."""
     raised = record.exc_info[1] if record.exc_info else None
     of_orbax = record.name == "asyncio" or "orbax" in record.pathname
     return not of_orbax or raised is None or cause_of(raised) is None
@@ -90,14 +90,14 @@ def _of_interest(record: logging.LogRecord) -> bool:
 
 @functools.cache
 def report_once() -> None:
-    """Keeps Orbax's and tensorstore's threads from printing a failure that is raised, and reported, anyway.
+    """Keeps the threads of Orbax and tensorstore from printing failures that are raised and reported anyway.
 
-    It stays so until the process ends: threads may come late.
+    Stays in effect until the process ends, because threads may fail late.
     """
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        # Threads of tensorstore report to an event loop that ended with the first failure.
+        # tensorstore's threads report to an event loop that was closed at the first failure.
         if str(unraisable.exc_value) != "Event loop is closed":
             before(unraisable)
 

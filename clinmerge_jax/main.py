@@ -3,7 +3,7 @@
 On several machines, every process runs this same command with --distributed=auto (TPU pods, SLURM, MPI), or with
 --distributed=HOST:PORT --num_processes=N --process_id=I.
 
-Exit status: 0 done; 1 the run failed, or the disk is full; 2 bad input, with one line that says what to mend.
+Exit status: 0 success; 1 the run failed or the disk is full; 2 bad input, with one line that says how to fix it.
 """
 
 import importlib
@@ -30,7 +30,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 
 
 def _of_interest(record: python_logging.LogRecord) -> bool:
-    """Orbax tells of every file and thread, rouge-score of every scorer, TensorFlow Datasets of every look."""
+    """False for INFO records of Orbax (per file), rouge-score (per scorer) and TensorFlow Datasets (per look-up)."""
     noisy = ("orbax", "rouge_score", "tensorflow_datasets")
     return record.levelno > python_logging.INFO or not any(name in record.pathname for name in noisy)
 
@@ -40,7 +40,7 @@ def main(_: Sequence[str]) -> None:
     config = _CONFIG.value
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
-    python_logging.getLogger("jax").setLevel("WARNING")  # which backends it looked for is of no interest
+    python_logging.getLogger("jax").setLevel("WARNING")  # hides the list of backends that it looked for
     logging.get_absl_logger().addFilter(_of_interest)
     try:
         if config.job not in JOBS:
@@ -54,7 +54,7 @@ def main(_: Sequence[str]) -> None:
             distributed.session(_DISTRIBUTED.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
         ):
             job = importlib.import_module(f"clinmerge_jax.jobs.{config.job}")
-            # One alone is the first; to ask would start the devices, which benchmarks leave to processes of their own.
+            # A single process is the first. is_first() would start the devices, which benchmarks leave to subprocesses.
             first = not _DISTRIBUTED.value or distributed.is_first()
             logging.set_verbosity(logging.INFO if first else logging.ERROR)
             job.run(config)

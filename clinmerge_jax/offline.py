@@ -1,4 +1,4 @@
-"""A run that is told so opens no connection: libraries are told, and what they try all the same ends the run."""
+"""Offline runs: libraries are set to their offline modes, and any attempt to connect ends the run."""
 
 import contextlib
 import os
@@ -25,12 +25,12 @@ def _watch(event: str, arguments: tuple) -> None:
 
 @contextlib.contextmanager
 def session(offline: bool) -> Iterator[None]:
-    """Forbids connections while it lasts; sockets of this machine alone (AF_UNIX) stay allowed.
+    """Forbids network connections inside the context; AF_UNIX sockets, local to this machine, stay allowed.
 
-    Python's own audit events are watched, so what is written in C and opens sockets by itself is not seen.
+    It watches Python's audit events, so C code that opens sockets by itself is not detected.
 
     Args:
-      offline: whether to.
+      offline: whether to forbid connections.
     """
     global _forbidden, _hooked
     if not offline:
@@ -38,7 +38,7 @@ def session(offline: bool) -> Iterator[None]:
         return
     before = {name: os.environ.get(name) for name in _VARIABLES}
     os.environ.update(dict.fromkeys(_VARIABLES, "1"))
-    if not _hooked:  # there is no way to take one away again
+    if not _hooked:  # an audit hook cannot be removed
         sys.addaudithook(_watch)
         _hooked = True
     _forbidden = True

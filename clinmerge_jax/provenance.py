@@ -1,4 +1,4 @@
-"""What produced a result: the program, the packages, the inputs."""
+"""Provenance of a result: versions of the program and its packages, and fingerprints of the inputs."""
 
 import concurrent.futures
 import hashlib
@@ -20,17 +20,17 @@ _PACKAGES = ("clinmerge_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transf
 
 
 def environment() -> dict[str, Any]:
-    """Python, machine, package versions and the kind of device that JAX computes on."""
+    """Python version, machine, package versions, and the kind of device that JAX computes on."""
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     device = jax.devices()[0].device_kind
     return {"python": platform.python_version(), "machine": platform.machine(), "device": device, "packages": versions}
 
 
 def fingerprint(checkpoint: Checkpoint | Adapter) -> dict[str, Any]:
-    """What identifies a Checkpoint or adapter without reading its weights.
+    """Identifies a checkpoint or an adapter without reading its weights.
 
-    Place, sizes and times of config.json and the weight files; the digests of the small files that
-    travel with them.
+    Contains the path, the sizes and modification times of config.json and the weight files, and the SHA-256 of the
+    small files that travel with them.
     """
     return file_fingerprint(
         checkpoint.path, _large_files(checkpoint), {path.name: path for path in _carried(checkpoint)}
@@ -40,12 +40,12 @@ def fingerprint(checkpoint: Checkpoint | Adapter) -> dict[str, Any]:
 def file_fingerprint(
     folder: pathlib.Path, large: Iterable[pathlib.Path], small: Mapping[str, pathlib.Path | bytes]
 ) -> dict[str, Any]:
-    """The same of any input.
+    """Fingerprint of any input, in the form that `fingerprint` returns.
 
     Args:
-      folder: in which the large files lie.
-      large: files of which place, size and time are taken.
-      small: by name, files or contents that are digested.
+      folder: that holds the large files.
+      large: files identified by path, size and modification time.
+      small: files or contents by name, identified by SHA-256.
     """
     stats = {str(path.relative_to(folder)): path.stat() for path in large}
     return {
@@ -59,10 +59,10 @@ def file_fingerprint(
 
 
 def digests(checkpoint: Checkpoint | Adapter, known: Mapping[str, str]) -> dict[str, str]:
-    """SHA-256 by name of config.json and the weight files.
+    """SHA-256 of config.json and the weight files, by file name.
 
     Args:
-      checkpoint: the files are read where nothing is known of them.
+      checkpoint: its files are read unless `known` has their digest.
       known: SHA-256 by path.
     """
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
@@ -81,12 +81,11 @@ def _carried(checkpoint: Checkpoint | Adapter) -> list[pathlib.Path]:
 
 
 def same_result(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
-    """Whether a finished folder's provenance is that of a job, wherever and whatever version it runs now.
+    """Whether a finished folder's provenance describes this job, whatever the paths and package versions.
 
     Args:
-      recorded: the provenance, with the `identity` of the earlier run and the `sha256` of its inputs
-        by role.
-      identity: that of the job now; `inputs` are fingerprints by role, `environment` does not count.
+      recorded: the provenance, with the `identity` of the earlier run and the `sha256` of its inputs by role.
+      identity: that of this job; `inputs` are fingerprints by role, `environment` is ignored.
     """
 
     def rest(side: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,12 +96,12 @@ def same_result(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> boo
         return False
     try:
         return all(_same_input(old[role], new[role], recorded["sha256"][role]) for role in new)
-    except (KeyError, TypeError):  # written in another form, by another version
+    except (KeyError, TypeError):  # provenance written in the format of another version
         return False
 
 
 def _same_input(recorded: Mapping[str, Any], current: Mapping[str, Any], known: Mapping[str, str]) -> bool:
-    """Sizes and times settle it where they agree; where only times or the place differ, the digests do."""
+    """Compares fingerprints; where only times or the path differ, compares SHA-256 digests."""
     if recorded == current:
         return True
     sizes = [{name: file["bytes"] for name, file in side["files"].items()} for side in (recorded, current)]
@@ -113,10 +112,10 @@ def _same_input(recorded: Mapping[str, Any], current: Mapping[str, Any], known: 
 
 
 def is_credentialed(flag: bool, checkpoints: Iterable[Any]) -> bool:
-    """Whether a config or the provenance of an input says that data under a use agreement went in.
+    """Whether the config or the provenance of an input says that data under a use agreement went in.
 
     Args:
-      flag: of the config.
+      flag: the config's field `credentialed`.
       checkpoints: the inputs, each with a `path`.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Random choices that come out the same on every machine.
+"""Random choices that are the same on every machine.
 
-All generated text calls only `random.Random.random`, on string seeds: it is the one method whose
-sequence Python promises to keep across versions.
+They call only `random.Random.random`, the one method whose sequence Python guarantees to keep across
+versions. Callers seed it with strings.
 """
 
 import random

@@ -12,13 +12,14 @@ from clinmerge_jax.config_argument import parse
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Strict: "" for the models that ship, "runlocal" for a shrunken run of seconds."""
+    """The config; "" is for the models that ship, "runlocal" for a smaller run of seconds."""
     variant = parse(arg, ("", "runlocal"))
     config = ConfigDict()
     config.job = "miniature"
     config.output = "runs/miniature"
-    config.overwrite = False
-    config.seed = 0
+    config.overwrite = False  # True: replace what is in the output folder
+    config.seed = 0  # of the text, the initial weights and the order of training
+    # Shape of all three models, as in config.json.
     config.model = ConfigDict(
         {
             "vocab_size": 1024,
@@ -34,8 +35,10 @@ def get_config(arg: str = "") -> ConfigDict:
             "tie_word_embeddings": True,
         }
     )
-    config.length = 256
-    config.batch_size = 16
+    config.length = 256  # tokens of a row
+    config.batch_size = 16  # rows of a step
+    # By model: how many documents are generated, and the training on them; final_share is the share of the learning
+    # rate that is left at the end.
     config.stages = ConfigDict(
         {
             "base": {"documents": 24000, "epochs": 1.0, "learning_rate": 3e-3, "final_share": 0.1},

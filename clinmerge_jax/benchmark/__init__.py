@@ -1,1 +1,1 @@
-"""Measurements against the floor and the peer, in one run; `jobs/benchmark.py` calls them."""
+"""Benchmarks: floor, ours and the peer measured in one run; `jobs/benchmark.py` calls them."""

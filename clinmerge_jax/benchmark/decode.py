@@ -1,9 +1,9 @@
-"""Generates with a model of random weights: reading prompts, and decoding, at several batch sizes.
+"""Benchmarks generation with random weights: prefill and decode at several batch sizes.
 
-The floor of a decoded token is what it has to read, every weight once a step and the keys and values before it, at the
-bandwidth of a copy measured in the same repeat; that of a prompt the operations that it needs, at the speed of a
-product of two matrices measured likewise. The peer is transformers on the same device, eager and, where it works,
-compiled with a static cache.
+The floor of a decode step is the memory that it must read (every weight once, and the keys and values so far) at the
+bandwidth of a copy measured in the same repeat. The floor of prefill is the operations that it needs, at the speed of a
+product of two matrices measured in the same repeat. The peer is transformers on the same device, eager and, if
+`config.peer_compiled`, compiled with a static cache.
 """
 
 import jax
@@ -92,7 +92,7 @@ def _add(measured, floors, name: str, floor: str, seconds: float, rate: float) -
 
 
 def _peers(config: ConfigDict, prompts: np.ndarray, dtype: str) -> dict[str, generating.Generate]:
-    """transformers' generate with random weights of the same shapes."""
+    """transformers' `generate` with random weights of the same shapes, by row name."""
     try:
         model = generating.peer_model(config.model.to_dict(), dtype)
     except ImportError as error:

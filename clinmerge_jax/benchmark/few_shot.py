@@ -1,13 +1,13 @@
-"""Fine-tunes on examples as long as those of a few-shot set: a whole epoch, ours and transformers step by step in turn.
+"""Benchmarks few-shot fine-tuning: one epoch, in which this package and transformers take their steps in turn.
 
-Lengths are drawn with a fixed seed so that words are distributed as in MTS-Dialog's training set (dialogues: mean 106,
-95th percentile 339, at most 1,509; sections: mean 41, 95th percentile 150, at most 1,020): the logarithms are normal
-with means 4.20 and 2.67, deviations 0.96 and 1.45, correlation 0.82. A word is 1.35 tokens; the prompt has 60 more for
-instruction and chat template, the answer one for the end of turn. What is longer than a row loses from its prompt.
-Tokens and weights are random.
+Example lengths are drawn with a fixed seed so that word counts are distributed as in MTS-Dialog's training set
+(dialogues: mean 106, 95th percentile 339, at most 1,509; sections: mean 41, 95th percentile 150, at most 1,020): the
+logarithms are normal with means 4.20 and 2.67, standard deviations 0.96 and 1.45, correlation 0.82. A word counts as
+1.35 tokens; the prompt has 60 more for instruction and chat template, the answer one more for the end-of-turn token.
+The prompt of an example that is longer than a row is cut. Tokens and weights are random.
 
-The floor is the operations that tokens need which are not padding (the vocabulary's product for answers alone), at the
-speed of a product of two matrices in the same repeat, the best of both programs.
+The floor is the operations that tokens other than padding need (the product with the vocabulary for answers only), at
+the speed of a product of two matrices in the same repeat, the best of both programs.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ _LONGEST_DIALOGUE, _LONGEST_SECTION = 1509, 1020  # words
 
 
 def run(config: ConfigDict) -> None:
-    """Runs the benchmark; see configs/benchmark.py for its fields. The devices are left to the processes that train."""
+    """Runs the benchmark; see configs/benchmark.py for its fields. Only the training processes use the devices."""
     llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
     measure.check_counts(config, "repeats")
     if not config.weights or not set(config.weights) <= {"full", "lora"}:
@@ -82,12 +82,12 @@ def run(config: ConfigDict) -> None:
 
 
 def draw_examples(count: int, length: int, vocabulary: int, seed: int = 0) -> list[Encoded]:
-    """Examples of random tokens whose lengths follow those of MTS-Dialog, as the file's docstring says.
+    """Examples of random tokens whose lengths follow those of MTS-Dialog, as the module's docstring says.
 
     Args:
-      count: how many.
-      length: tokens that none exceeds.
-      vocabulary: ids are drawn from 3 up to it.
+      count: number of examples.
+      length: the most tokens of an example.
+      vocabulary: its size; token ids are drawn from 3 up to it.
       seed: of lengths and tokens.
     """
     rng = np.random.default_rng(seed)
@@ -104,7 +104,7 @@ def draw_examples(count: int, length: int, vocabulary: int, seed: int = 0) -> li
 
 
 def _job(config: ConfigDict, examples: Sequence[Encoded], weights: str) -> dict[str, Any]:
-    """What both programs are to do: the examples in the order of training."""
+    """The job of both programs: settings, and the examples in the order of training."""
     numbers = order(len(examples))
     return {
         "model": config.model.to_dict(),
@@ -120,7 +120,7 @@ def _job(config: ConfigDict, examples: Sequence[Encoded], weights: str) -> dict[
 
 
 class _Worker:
-    """A process that takes a step whenever a line is written to it, and answers with a line of JSON."""
+    """A process that takes a step for each line written to it, and answers with a line of JSON."""
 
     def __init__(self, command: Sequence[str], said: pathlib.Path):
         self._command, self._said = command, said
@@ -129,7 +129,7 @@ class _Worker:
         )
 
     def answer(self) -> dict[str, Any]:
-        """The next line."""
+        """The next answer; raises RuntimeError if the process has ended."""
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
@@ -137,7 +137,7 @@ class _Worker:
         return json.loads(line)
 
     def step(self) -> dict[str, float]:
-        """What one step took."""
+        """Has the process take one step; returns its figures."""
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return self.answer()
@@ -165,7 +165,7 @@ def _epoch(
     examples: Sequence[Encoded],
     work: pathlib.Path,
 ) -> dict[str, dict[str, float]]:
-    """What an epoch took: of both programs, whose steps take turns, and the floor."""
+    """Figures of one epoch: of both programs, whose steps take turns, and of the floor."""
     (work / "job.json").write_text(json.dumps(job))
     with contextlib.ExitStack() as stack:
         workers = {
@@ -199,7 +199,7 @@ def _epoch(
 
 
 def _table(measured: measure.Runs) -> str:
-    """Medians; a ratio is the median of the ratios within a repeat."""
+    """Table of medians; a ratio is the median of the ratios within each repeat."""
     rows = []
     for name, runs in measured.items():
         case, _, program = name.partition(": ")

@@ -1,4 +1,4 @@
-"""The process that `benchmark/few_shot.py` starts: training with random weights, a step for every line of its input.
+"""Subprocess of `benchmark/few_shot.py`: trains random weights, one step for each line of standard input.
 
 python -m clinmerge_jax.benchmark.few_shot_steps JOB.json
 """
@@ -30,14 +30,14 @@ from clinmerge_jax.training.step import StepSettings
 
 
 def main() -> None:
-    """Trains as the job says; its fields are those of third_party/peers/few_shot_with_transformers.py."""
+    """Trains as the job file says; its fields are those of third_party/peers/few_shot_with_transformers.py."""
     parser = argparse.ArgumentParser()
     parser.add_argument("job", type=pathlib.Path)
     train(json.loads(parser.parse_args().job.read_bytes()))
 
 
 def train(job: Mapping[str, Any]) -> None:
-    """Takes a step of each shape, says how long that took, then a step for each line of standard input, timed too."""
+    """Compiles and times a first step of each shape, then takes and times a step for each line of standard input."""
     llama = LlamaConfig.from_json(job["model"], "config.model")
     layout = one_device(llama)
     steps = len(job["examples"]) // job["batch_size"]
@@ -80,7 +80,7 @@ def train(job: Mapping[str, Any]) -> None:
 
 
 def answer(**values: Any) -> None:
-    """Writes a line for the benchmark to read."""
+    """Writes a line of JSON for the benchmark to read."""
     print(json.dumps(values), flush=True)
 
 

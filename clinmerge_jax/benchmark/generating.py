@@ -1,4 +1,4 @@
-"""Times generation with random weights: the engine, and transformers' `generate` on the same prompts.
+"""Times generation with random weights by the engine, and by transformers' `generate` on the same prompts.
 
 B prompts of C tokens each.
 """
@@ -15,19 +15,19 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, count_inner_parameters
 from clinmerge_jax.parallel.layout import Layout
 
-Generate = Callable[[int], float]  # reads all prompts, generates so many tokens after each, and returns the seconds
+Generate = Callable[[int], float]  # reads all prompts, generates that many tokens for each, and returns the seconds
 
 
 def reading_flops(config: LlamaConfig, batch: int, length: int) -> float:
-    """Operations that reading prompts up to their first new token needs, two for each product and sum.
+    """Operations of prefill up to the first new token, two for each multiplication with its addition.
 
-    What only a prompt's last token needs is counted for it alone: the head, and in the last layer all but keys and
-    values. Scores and weighted sums of attention are counted exactly.
+    The head and, in the last layer, everything but keys and values are counted for a prompt's last token only.
+    Attention scores and weighted sums are counted exactly.
 
     Args:
       config: the architecture.
-      batch: prompts.
-      length: tokens of each.
+      batch: number of prompts.
+      length: tokens of each prompt.
     """
     head = config.vocab_size * config.hidden_size
     layers = count_inner_parameters(config)
@@ -42,14 +42,14 @@ def reading_flops(config: LlamaConfig, batch: int, length: int) -> float:
 def ours(
     layout: Layout, params: Params, prompts: np.ndarray, new: int, attention: str | Backend = Backend.AUTO
 ) -> Generate:
-    """The engine, with a slot for every prompt.
+    """The engine, with one slot for each prompt.
 
     Args:
-      layout: how the parameters lie.
-      params: the model's. The engine has a copy of its own: they may be freed.
+      layout: how the parameters are sharded.
+      params: the model's. The engine makes its own copy, so the caller may free them.
       prompts: token ids, [B, C].
-      new: the most tokens that are generated after each.
-      attention: of the decode steps.
+      new: the most tokens that are generated for each prompt.
+      attention: kernel of the decode steps.
 
     Raises:
       BadInput: as `Engine`.
@@ -69,10 +69,10 @@ def ours(
 
 
 def peer_model(raw: Mapping[str, Any], dtype: str) -> Any:
-    """transformers' Llama of random weights, made on the GPU if there is one.
+    """transformers' Llama with random weights, made on the GPU if there is one.
 
     Args:
-      raw: as in config.json.
+      raw: the contents of config.json.
       dtype: of the weights.
 
     Raises:
@@ -93,7 +93,7 @@ def peer(model: Any, prompts: np.ndarray, **more: Any) -> Generate:
     Args:
       model: from `peer_model`.
       prompts: token ids, [B, C].
-      **more: for `generate`.
+      **more: passed to `generate`.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Fine-tunes one model for many seeds and numbers of examples: as one grid, as a launch for each run, one by one.
+"""Benchmarks many fine-tuning runs (seeds x numbers of examples): as one grid, and with a launch for each run.
 
-A launch is a whole process, and so is the grid: both read the model, compile, train, and write a checkpoint for each
-run. Of the launches a sample is measured, the first seeds of every number of examples, and the rest taken to need as
-long. In the warm process the same runs are trained by both ways with everything compiled, and nothing is written.
+The grid and each launch are whole processes: they read the model, compile, train, and write a checkpoint for each run.
+Of the launches only a sample is measured, the first seeds of each number of examples; the others are assumed to take as
+long. The warm rows train the same runs both ways in this process, with everything compiled, and write nothing.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def run(config: ConfigDict) -> None:
 
 
 def _members(config: ConfigDict) -> tuple[Grid, list[Member]]:
-    """The grid and its runs, as the job has them."""
+    """The grid and its runs, as the job sets them up."""
     checkpoint = open_checkpoint(config.model, "config.model")
     layout = replicas(load_params(checkpoint)[0])
     tokenizer = load_tokenizer(checkpoint.path, "config.model")
@@ -108,7 +108,7 @@ def _members(config: ConfigDict) -> tuple[Grid, list[Member]]:
 
 
 def _warm(config: ConfigDict, grid: Grid, members: Sequence[Member]) -> dict[str, dict[str, float]]:
-    """Seconds that training takes both ways in this process."""
+    """Seconds of training in this process both ways, without compilation."""
     checkpoint = open_checkpoint(config.model, "config.model")
     _, params = load_params(checkpoint, jnp.float32, mesh=grid.layout.mesh)
     grid.begin(params)

@@ -1,7 +1,7 @@
-"""Loads a checkpoint of random weights onto the devices and saves it again, from a cold page cache, in a process of its
-own whose memory is watched.
+"""Benchmarks loading a checkpoint of random weights onto the devices and saving it, from a cold page cache.
 
-The floors are plain file operations on the same bytes in the same repeat: read the files; write and sync as many bytes.
+Loading and saving run in a separate process, which reports its peak memory. The floors are plain file operations on the
+same bytes in the same repeat: read the files; write and sync as many bytes.
 """
 
 import json
@@ -66,7 +66,7 @@ def run(config: ConfigDict) -> None:
 
 
 def transfer(config: ConfigDict, source: pathlib.Path, saved: pathlib.Path, times: pathlib.Path, *more: str) -> dict:
-    """Runs `benchmark/measuring/transfer.py` in a process of its own; returns what it noted."""
+    """Runs `benchmark/measuring/transfer.py` as a process; returns the times that it wrote."""
     shape = {f"--{axis}": str(size) for axis, size in config.mesh.items()}
     words = [word for pair in shape.items() for word in pair]
     command = [
@@ -89,7 +89,7 @@ def transfer(config: ConfigDict, source: pathlib.Path, saved: pathlib.Path, time
 
 
 def check_same_tensors(one: pathlib.Path, two: pathlib.Path) -> None:
-    """Raises RuntimeError where two checkpoints differ in a byte of a tensor."""
+    """Raises RuntimeError if two checkpoints differ in any byte of a tensor."""
     left, right = (open_checkpoint(str(path), "config.model").tensors for path in (one, two))
     if left.keys() != right.keys():
         raise RuntimeError(f"{two} has other tensors than {one}")

@@ -1,7 +1,7 @@
-"""Merges checkpoints of random weights from a cold page cache, as whole processes, by one recipe file for every method.
+"""Benchmarks merges of random weights as whole processes, from a cold page cache, with one recipe for each method.
 
-The floor is what plain file operations take for the same bytes: read all inputs, then write and sync as many bytes as
-the result has. The peer is mergekit, with the same recipe.
+The floor is plain file operations on the same bytes: read all inputs, then write and sync as many bytes as the result
+has. The peer is mergekit, with the same recipe.
 """
 
 import pathlib
@@ -24,7 +24,7 @@ from clinmerge_jax.merging.methods import METHODS, Base
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _PEER_RUNNER = _ROOT / "third_party" / "peers" / "merge_with_mergekit.py"
-# What the recipes give each parameter that a method has; the others keep their defaults.
+# Values in the recipes of the parameters that a method has; all others keep their defaults.
 _PARAMETERS = {
     "weight": 0.5, "density": 0.5, "gamma": 0.01, "epsilon": 0.1, "select_topk": 0.1, "t": 0.5,
 }  # fmt: skip
@@ -40,7 +40,7 @@ def run(config: ConfigDict) -> None:
     place = measure.place_with_space(config.output, 4.2 * nbytes)
     measured: dict[str, list[dict[str, float]]] = {}
     floors: dict[str, str] = {}
-    # A folder of its own: what the benchmark removes is only what it made.
+    # In a separate folder, so that the benchmark removes only what it made.
     with tempfile.TemporaryDirectory(prefix="merge-", dir=place) as temporary:
         work = pathlib.Path(temporary)
         models = {name: work / name for name in ("instruct", "clinical", "base")}
@@ -67,23 +67,23 @@ def run(config: ConfigDict) -> None:
 
 
 def check_methods(methods: Sequence[str], known: Sequence[str] = tuple(METHODS)) -> None:
-    """Refuses what cannot be measured.
+    """Refuses an empty list of methods or an unknown one.
 
     Raises:
-      BadInput: naming the field.
+      BadInput: `config.methods` is empty or has an unknown method.
     """
     if not methods or any(method not in known for method in methods):
         raise BadInput(f"config.methods: {methods}; give one or more of {', '.join(known)}")
 
 
 def models_of(method: str) -> list[str]:
-    """Which of instruct, clinical and base a method's recipe merges."""
+    """The models among instruct, clinical and base that a method's recipe merges."""
     count = METHODS[method].models[1]
     return [*("instruct", "clinical")[:count], *["base"] * (METHODS[method].base is Base.REQUIRED)]
 
 
 def recipe_of(method: str, models: Mapping[str, pathlib.Path]) -> dict[str, Any]:
-    """The recipe that every program runs."""
+    """A method's recipe, which ours and the peer run."""
     first, *others = (str(models[name].resolve()) for name in models_of(method) if name != "base")
     values = {**_PARAMETERS, **_OF_ITS_OWN.get(method, {})}
     known = {**METHODS[method].parameters, **METHODS[method].source_parameters}
@@ -106,7 +106,7 @@ def _jobs(
     nbytes: int,
     work: pathlib.Path,
 ) -> Iterator[tuple[str, str, Callable[[], dict[str, float]]]]:
-    """What one repeat measures, with the name of its floor; floors first."""
+    """Yields what one repeat measures as (name, name of its floor, function that runs it); floors come first."""
     floor_of = {method: f"floor of {len(models_of(method))}" for method in config.methods}
     for method in {floor: method for method, floor in reversed(floor_of.items())}.values():
         inputs = [path for name in models_of(method) for path in files[name]]

@@ -1,7 +1,7 @@
-"""Merges two models that lie in device memory, one value of t after another.
+"""Benchmarks merges of two models in device memory, one value of t after another.
 
-The floor is what reading two models and writing one takes at the bandwidth of a plain copy, which is measured in the
-same repeat on the same devices, into memory that is there already, as the merge does.
+The floor is reading two models and writing one at the bandwidth of a plain copy. The copy is measured in the same
+repeat on the same devices and writes, as the merge does, into memory that is already allocated.
 """
 
 import time

@@ -1,8 +1,7 @@
-"""Writes a checkpoint of random weights as an Orbax folder and restores it onto a mesh, from a cold page cache, in
-processes of their own whose memory is watched.
+"""Benchmarks writing random weights as an Orbax folder and restoring it onto a mesh, from a cold page cache.
 
-The floors are plain file operations on the same bytes in the same repeat: read the files, and write and sync as many
-bytes; read as many bytes.
+Both run as separate processes whose peak memory is measured. The floors are plain file operations on the same bytes in
+the same repeat: for writing, read the files, then write and sync as many bytes; for restoring, read the files.
 """
 
 import json
@@ -20,6 +19,8 @@ from clinmerge_jax.checkpoint.parameters.orbax_folder import params_files
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters
 
+_ROOT = pathlib.Path(__file__).parents[2]
+
 
 def run(config: ConfigDict) -> None:
     """Runs the benchmark; see configs/benchmark.py for its fields."""
@@ -34,7 +35,8 @@ def run(config: ConfigDict) -> None:
         logging.info("making %s: %.2fe9 parameters, %.1f GB", source, nbytes / 2e9, nbytes / 1e9)
         make_checkpoint(source, config.model.to_dict(), llama, 0.0)
         files = sorted(source.glob("*.safetensors"))
-        command = [sys.executable, "-m", "clinmerge_jax.main", "--config=configs/convert.py", "--config.format=orbax"]
+        command = [sys.executable, "-m", "clinmerge_jax.main", f"--config={_ROOT / 'configs' / 'convert.py'}"]
+        command += ["--config.format=orbax"]
         command += [f"--config.source={source}", f"--config.output={saved}", "--config.overwrite=True"]
         for repeat in range(config.repeats):
             measure.drop_cache(files)

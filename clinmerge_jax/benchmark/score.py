@@ -1,8 +1,8 @@
-"""Times the whole scoring of stored answers: the job `evaluate`, as a process, floors and bootstrap included.
+"""Benchmarks scoring of stored answers: the whole job `evaluate`, trivial baselines and bootstrap included.
 
-The answers come from a seeded generator: to a request for text the words of another item's reference, some left out and
-some doubled; to a choice a sentence with a letter. The floor is what the metric libraries themselves take to count the
-same answers, and those of the job's own floors, once each.
+The answers come from a seeded generator. Where text is asked for, they are the words of a random item's reference, some
+left out and some doubled; for a choice, a sentence with a letter. The floor is the time of the metric libraries alone:
+counting the same answers and those of the trivial baselines once each.
 """
 
 import os
@@ -64,8 +64,8 @@ def _counting(asked: list[TaskData], outputs: dict[str, list[Output]]) -> float:
     for one in asked:
         metrics = scoring.metrics_of(one.task, True)
         scoring.count(one.task, metrics, one.items, outputs[one.name])
-        for name, trivial_baselines in scoring.trivial_baselines(one.task, one.items, one.train).items():
-            scoring.floor(one.task, scoring.metrics_of(one.task, False), one.items, name, trivial_baselines)
+        for name, answers in scoring.trivial_baselines(one.task, one.items, one.train).items():
+            scoring.floor(one.task, scoring.metrics_of(one.task, False), one.items, name, answers)
     return time.perf_counter() - start
 
 

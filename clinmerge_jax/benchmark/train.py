@@ -1,7 +1,8 @@
-"""Trains models of random weights: all of them or an adapter, in several shapes of a batch, as processes.
+"""Benchmarks training steps with random weights, for all weights or an adapter, in several batch shapes.
 
-The floor of a step is the operations that it needs, recomputation left out, at the speed of a product of two matrices
-in the same repeat, the best of all programs. The peer is transformers with torch.optim.AdamW and, for adapters, PEFT.
+Each program is a separate process. The floor of a step is the operations that it needs, without recomputation, at the
+speed of a product of two matrices in the same repeat, the best of all programs. The peer is transformers with
+torch.optim.AdamW and, for adapters, PEFT.
 """
 
 import dataclasses
@@ -30,15 +31,15 @@ _OURS, _FLOOR = "clinmerge_jax", "floor"
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """What trains: a command that takes the files of a job and of its result."""
+    """A training program: a command that takes the paths of a job file and of a result file."""
 
     command: Sequence[str]
-    adapters: bool = True  # whether it can train them
+    adapters: bool = True  # whether it can train adapters
     compiled: bool = False
 
 
 def run(config: ConfigDict) -> None:
-    """Runs the benchmark; see configs/benchmark.py for its fields. The devices are left to the processes that train."""
+    """Runs the benchmark; see configs/benchmark.py for its fields. Only the training processes use the devices."""
     llama = LlamaConfig.from_json(config.model.to_dict(), "config.model")
     measure.check_counts(config, "repeats")
     cases = dict(_cases(config, llama))
@@ -57,7 +58,7 @@ def run(config: ConfigDict) -> None:
                     try:
                         done[row] = _train(program, job, pathlib.Path(temporary))
                     except RuntimeError as error:
-                        if not program.compiled:  # which does not work everywhere
+                        if not program.compiled:  # torch.compile does not work everywhere
                             raise
                         failed[row] = str(error).splitlines()[-1]
                         logging.warning("%s failed: %s", row, failed[row])
@@ -80,10 +81,10 @@ def run(config: ConfigDict) -> None:
 
 
 def _cases(config: ConfigDict, llama: LlamaConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is trained, by name; shapes are the inner loop.
+    """Yields the jobs that are trained, with their names; shapes are the inner loop.
 
     Raises:
-      BadInput: naming the field.
+      BadInput: a field is wrong; the message names it.
     """
     if config.remat not in [remat.value for remat in Remat]:
         raise BadInput(
@@ -109,7 +110,7 @@ def _cases(config: ConfigDict, llama: LlamaConfig) -> Iterator[tuple[str, dict[s
 
 
 def _programs(config: ConfigDict) -> dict[str, _Program]:
-    """What trains, in the order of a repeat.
+    """The training programs, in the order of a repeat.
 
     Raises:
       BadInput: the peer is not installed.
@@ -131,7 +132,7 @@ def _programs(config: ConfigDict) -> dict[str, _Program]:
 
 
 def has_packages(python: str, *packages: str) -> bool:
-    """Whether a Python finds some packages."""
+    """Whether a Python interpreter finds all of some packages."""
     script = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
     try:
         return subprocess.run([python, "-c", script, *packages]).returncode == 0
@@ -140,7 +141,7 @@ def has_packages(python: str, *packages: str) -> bool:
 
 
 def _train(program: _Program, job: Mapping[str, Any], work: pathlib.Path) -> dict[str, float]:
-    """What a program says of a job."""
+    """Runs a program on a job; returns the figures that it reports."""
     (work / "job.json").write_text(json.dumps({**job, "compiled": program.compiled}))
     command = [*program.command, str(work / "job.json"), str(work / "result.json")]
     process = subprocess.run(command, capture_output=True, text=True)
@@ -155,7 +156,7 @@ def _train(program: _Program, job: Mapping[str, Any], work: pathlib.Path) -> dic
 def _judged(
     case: str, job: Mapping[str, Any], llama: LlamaConfig, done: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float]]:
-    """The floor of a case in one repeat, and what the programs did beside their share of the peak."""
+    """One repeat of a case: its floor, and the figures of each program with its share of the peak (MFU)."""
     tokens = job["rows"] * job["tokens"]
     flops = step_flops(llama, tokens, tokens * (job["tokens"] + 1) // 2, frozen=job["rank"] > 0)
     peak = max(found["product_flops"] for found in done.values())
@@ -170,7 +171,7 @@ def _judged(
 
 
 def _table(measured: measure.Runs) -> str:
-    """Medians; a ratio is the median of the ratios within a repeat."""
+    """Table of medians; a ratio is the median of the ratios within each repeat."""
     rows = []
     for name, runs in measured.items():
         case, _, program = name.partition(": ")

@@ -1,4 +1,4 @@
-"""The process that `benchmark/train.py` starts: steps of training with random weights, their time and memory.
+"""Subprocess of `benchmark/train.py`: training steps with random weights, their time and memory.
 
 python -m clinmerge_jax.benchmark.train_steps JOB.json RESULT.json
 """
@@ -34,7 +34,7 @@ from clinmerge_jax.training.step import StepSettings
 
 
 def main() -> None:
-    """Trains as the job says; its fields are those of third_party/peers/train_with_transformers.py, and some more."""
+    """Trains as the job file says; it has the fields of third_party/peers/train_with_transformers.py and some more."""
     parser = argparse.ArgumentParser()
     parser.add_argument("job", type=pathlib.Path)
     parser.add_argument("result", type=pathlib.Path)
@@ -47,10 +47,10 @@ def main() -> None:
 
 
 def train(job: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of a step and of the first, which compiles; the peak of products; memory.
+    """Trains; returns seconds per step and of the first, which compiles, the speed of matrix products, and peak memory.
 
     Raises:
-      BadInput: the mesh does not fit the model or the rows, or the attention cannot be had.
+      BadInput: the mesh does not fit the model or the rows, or the attention kernel is not available.
     """
     llama = LlamaConfig.from_json(job["model"], "config.model")
     layout = make_layout(llama, MeshShape(**job["mesh"]))
@@ -90,7 +90,7 @@ def train(job: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _full_rows(llama: LlamaConfig, rows: int, tokens: int) -> Sequences:
-    """Sequences of random tokens that are all learned but for the first."""
+    """Rows of random tokens, of which all but the first are learned."""
     drawn = np.random.default_rng(0).integers(3, llama.vocab_size, (rows, tokens), np.int32)
     return sequences_of([[Encoded(row, np.arange(tokens) > 0)] for row in drawn])
 

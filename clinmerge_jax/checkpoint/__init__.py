@@ -1,1 +1,1 @@
-"""Hugging Face folders: reading, checking, converting to Params and back, atomic writing."""
+"""Model folders: fetching, opening and checking them, loading Params and saving them, atomic output."""

@@ -1,4 +1,4 @@
-"""Model cards (README.md) and terms of what jobs write."""
+"""Model cards (README.md) and licence files of the results that jobs write."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ _FENCE = "---"
 
 
 def front_matter(folder: pathlib.Path) -> dict[str, Any]:
-    """The YAML head of a folder's README.md; empty where there is none or it is not YAML."""
+    """The YAML front matter of a folder's README.md; empty if there is none or it is not YAML."""
     path = folder / "README.md"
     if not path.is_file():
         return {}
@@ -32,7 +32,7 @@ def front_matter(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def shown_name(location: str) -> str:
-    """How a card names a model or a file: by its last part, so that no place of this machine gets into it.
+    """The name of a model or file in a card: the last part of a local path, so that a card shows no local folders.
 
     Args:
       location: `model` or `model+adapter`, as a config or a recipe names it.
@@ -42,12 +42,12 @@ def shown_name(location: str) -> str:
 
 
 def copy_licences(output: OutputFolder, leading: pathlib.Path, others: Iterable[tuple[str, pathlib.Path]]) -> None:
-    """Copies the terms of what a result derives from, each as ROLE.FILE; but not what the leading folder has too.
+    """Copies the licence files of a result's other inputs as ROLE.FILE, except those that the leading folder has too.
 
     Args:
-      output: where the leading folder's own files go by other ways.
-      leading: the folder.
-      others: role and folder of each; other texts of a role that comes again go to ROLE-2.FILE and so on.
+      output: the result; the leading folder's own files are copied elsewhere.
+      leading: the input whose licence files the result carries under their own names.
+      others: role and folder of each other input; a second, different text of a role becomes ROLE-2.FILE, and so on.
     """
     known = {path.read_bytes() for path in licence_files(leading)}
     copied: dict[str, bytes] = {}
@@ -64,7 +64,7 @@ def copy_licences(output: OutputFolder, leading: pathlib.Path, others: Iterable[
 
 
 def credentialed_note(what: str) -> str:
-    """The line that a result needs which derives from data under a use agreement."""
+    """The note in a card of a result that derives from data under a use agreement."""
     return f"**Derived from credentialed data**: the data use agreement applies to {what} too."
 
 
@@ -76,13 +76,13 @@ def merge_card(
     tables: Sequence[tuple[str, str]],
     credentialed: bool,
 ) -> str:
-    """The card's text.
+    """The card of a merged model.
 
     Args:
       title: the model's name.
       parents: role, name and folder of each parent.
-      method: of the merge.
-      recipe: as YAML, with the names that the card may show.
+      method: the merge method.
+      recipe: the recipe as YAML, with the names that the card may show.
       tables: heading and Markdown table of what was measured.
       credentialed: whether a parent was derived from data under a use agreement.
     """
@@ -107,9 +107,9 @@ def conversion_card(title: str, name: str, licence: Any, facts: Sequence[str], c
 
     Args:
       title: the model's name.
-      name: of what was converted.
-      licence: of that, as it is stated there.
-      facts: about its format and its values.
+      name: the name of the source model.
+      licence: the licence that the source states.
+      facts: lines about its format and its values.
       credentialed: whether data under a use agreement went into it.
     """
     lines = _beginning(title, {"tags": ["clinmerge_jax"]}, [licence])
@@ -125,10 +125,10 @@ def training_card(title: str, name: str, start: pathlib.Path, training: Mapping[
 
     Args:
       title: the model's name.
-      name: of the checkpoint that training began from.
+      name: the name of the checkpoint that training started from.
       start: its folder.
-      training: its settings.
-      credentialed: whether data under a use agreement went into it or into its start.
+      training: the settings of the training.
+      credentialed: whether data under a use agreement went into the training or into its start.
     """
     licence = front_matter(start).get("license")
     lines = _beginning(title, {"base_model": name, "tags": ["clinmerge_jax"]}, [licence])
@@ -147,14 +147,14 @@ def adapter_card(
     tables: Sequence[tuple[str, str]],
     credentialed: bool,
 ) -> str:
-    """The card of a difference of two models as a LoRA adapter.
+    """The card of a LoRA adapter extracted from the difference of two models.
 
     Args:
       title: the adapter's name.
-      parents: role, name and folder of the model that it is for, and of the one that it leads to.
-      rank: of the adapter.
-      alpha: likewise.
-      tables: heading and Markdown table of what it keeps.
+      parents: role, name and folder of the adapter's base model, and of the model that it approximates.
+      rank: the adapter's rank.
+      alpha: the adapter's alpha.
+      tables: heading and Markdown table of how much of the difference it keeps.
       credentialed: whether one of the models was derived from data under a use agreement.
     """
     licences = {role: front_matter(folder).get("license") for role, _, folder in parents}
@@ -172,7 +172,7 @@ def adapter_card(
 
 
 def _beginning(title: str, head: Mapping[str, Any], licences: Iterable[Any]) -> list[str]:
-    """The YAML head and the title; where a licence is not stated, that of the result is not known."""
+    """The front matter and the title; `license` is left out if that of any input is not stated."""
     stated = sorted({str(licence or "") for licence in licences})
     if all(stated):
         head = {**head, "license": stated[0] if len(stated) == 1 else "other"}

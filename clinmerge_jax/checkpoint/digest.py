@@ -1,4 +1,4 @@
-"""SHA-256 of files that are being read anyway."""
+"""SHA-256 of files, computed while they are read for another purpose."""
 
 import concurrent.futures
 import hashlib
@@ -12,10 +12,10 @@ _CHUNK = 8 << 20
 
 
 class FileDigest:
-    """The digest of one file, fed with whatever pieces a reader happens to read.
+    """The SHA-256 of one file, computed from the pieces that a reader reads.
 
-    Pieces that continue where the digest stands are taken; others are passed over, and `finish`
-    reads what is then still missing. A reader that goes through the file in order costs no extra read.
+    A piece that begins where the digest ends is added; other pieces are ignored, and `finish` reads the missing bytes
+    itself. A reader that goes through the file in order therefore causes no extra read.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -29,20 +29,20 @@ class FileDigest:
         return self._position
 
     def update(self, offset: int, data: memoryview) -> None:
-        """Offers the bytes that lie at `offset` of the file."""
+        """Adds the bytes at `offset` of the file if they continue the digest."""
         if offset == self._position:
             self._hash.update(data)
             self._position += len(data)
 
     def read_header(self) -> None:
-        """Takes in the safetensors header, if nothing was taken yet, so that the tensors after it are in order."""
+        """Adds the safetensors header if the digest is empty, so that the tensors after it continue the digest."""
         if self._position == 0:
             with self.path.open("rb") as file:
                 prefix = file.read(8)
                 self.update(0, memoryview(prefix + file.read(int.from_bytes(prefix, "little"))))
 
     def finish(self) -> str:
-        """Reads what was not offered in order and returns the hexadecimal digest."""
+        """Reads the bytes that are not digested yet and returns the hexadecimal digest."""
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             size = os.fstat(descriptor).st_size
@@ -57,7 +57,7 @@ class FileDigest:
 
 
 def finish_all(digests: Iterable[FileDigest]) -> dict[str, str]:
-    """The hexadecimal digest of each file by its path; what is still missing is read from several at once."""
+    """Finishes several digests in parallel and returns the hexadecimal digest of each file by its path."""
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         jobs = {str(digest.path): pool.submit(digest.finish) for digest in digests}
         return {path: job.result() for path, job in jobs.items()}

@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder: their names, which travel with the weights, and refusals of other formats."""
+"""The files of a checkpoint folder: their names, which are copied with weights, and refusals of other formats."""
 
 import pathlib
 import shlex
@@ -8,9 +8,9 @@ from clinmerge_jax.errors import BadInput
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
-ORBAX_FOLDER = "params"  # of what configs/convert.py writes with format=orbax
+ORBAX_FOLDER = "params"  # in a folder that configs/convert.py wrote with format=orbax
 
-# What travels with the weights when a checkpoint is derived from another one; ROLE.LICENSE is what a parent left there.
+# Files copied to a derived checkpoint. *.LICENSE* matches the ROLE.LICENSE files of its parents (`copy_licences`).
 LICENCE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.LICENSE*", "*.NOTICE*", "*.USE_POLICY*")
 CARRIED_FILES = (
     GENERATION_FILE,
@@ -25,12 +25,12 @@ CARRIED_FILES = (
 
 
 def licence_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a folder that state its terms."""
+    """The licence, notice and use-policy files of a folder."""
     return sorted({path for pattern in LICENCE_FILES for path in folder.glob(pattern) if path.is_file()})
 
 
 def conversion_refusal(what: str, source: pathlib.Path, target: pathlib.Path) -> BadInput:
-    """The refusal of a model in another format, with the command that converts it."""
+    """Builds the error for a model in another format, with the command that converts it."""
     fields = " ".join(shlex.quote(f"--config.{key}={place}") for key, place in (("source", source), ("output", target)))
     return BadInput(f"{what}; give {target} after launch/run.sh --config=configs/convert.py {fields}")
 
@@ -38,17 +38,17 @@ def conversion_refusal(what: str, source: pathlib.Path, target: pathlib.Path) ->
 def pickle_refusal(
     place: str, pickle: str, source: str, target: str, revision: str | None = None, before: str = ""
 ) -> BadInput:
-    """The refusal of weights that can run code, with the command that converts them without running any.
+    """Builds the error for pickle weights, which can run code, with a command that converts them without running it.
 
-    Transformers from version 5 on opens such files with `torch.load(weights_only=True)`.
+    transformers 5 and later open such files with `torch.load(weights_only=True)`.
 
     Args:
-      place: field and place, as the line begins.
-      pickle: one of the files.
-      source: the folder or hub id that transformers is to read.
-      target: the folder that it is to write.
-      revision: of the hub id.
-      before: Python statements that make `source`, each with "; " after it.
+      place: config field and location, the beginning of the message.
+      pickle: the name of one pickle file.
+      source: the folder or hub id that transformers reads.
+      target: the folder that it writes.
+      revision: the revision of the hub id.
+      before: Python statements that create `source`, each followed by "; ".
 
     Returns:
       The BadInput to raise.

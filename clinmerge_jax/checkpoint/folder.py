@@ -37,10 +37,10 @@ class Checkpoint:
 
     Attributes:
       path: the folder.
-      config: config.json as it was read.
+      config: the content of config.json.
       tensors: every parameter by its usual name, in the order of the files and of the bytes in them.
-      label: how messages name it (a config field, say).
-      naming: how the files spell the names.
+      label: its name in messages, such as a config field.
+      naming: how the files spell the tensor names.
     """
 
     path: pathlib.Path
@@ -61,10 +61,10 @@ class Checkpoint:
 
     @functools.cached_property
     def num_hidden_layers(self) -> int:
-        """Layers, as config.json states them.
+        """The number of layers in config.json.
 
         Raises:
-          BadInput: config.json does not.
+          BadInput: config.json states no positive integer.
         """
         layers = self.config.get("num_hidden_layers")
         if type(layers) is not int or layers < 1:
@@ -72,17 +72,17 @@ class Checkpoint:
         return layers
 
     def carried_files(self) -> list[pathlib.Path]:
-        """Tokenizer, generation and licence files that a derived checkpoint takes along."""
+        """The tokenizer, generation and licence files to copy to a derived checkpoint."""
         found = {path for pattern in CARRIED_FILES for path in self.path.glob(pattern) if path.is_file()}
         return sorted(found)
 
 
 def resolve(location: str, field: str) -> pathlib.Path:
-    """The folder of the model that a config field names; what lies elsewhere is fetched.
+    """Returns the local folder of a model, which is fetched first if it is remote.
 
     Args:
-      location: `miniature:NAME`, a folder, org/name or org/name@revision on the hub, or a URL such as gs://bucket/model;
-        a folder wins over a hub id of the same spelling.
+      location: `miniature:NAME`, a folder, org/name or org/name@revision on the hub, or a URL (gs://bucket/model);
+        an existing folder takes precedence over a hub id of the same spelling.
       field: the config field that gave it, for messages.
 
     Raises:
@@ -116,12 +116,13 @@ def open_checkpoint(location: str, field: str, dtypes: Mapping[str, np.dtype] = 
     """Opens a folder, reads config.json and every header, and checks that they agree.
 
     Args:
-      location: a folder or what else `resolve` knows.
+      location: any location that `resolve` accepts.
       field: the config field that gave it, for messages.
-      dtypes: those that tensors may have, by their safetensors codes.
+      dtypes: the dtypes that tensors may have, by safetensors code.
 
     Raises:
-      BadInput: in one line, whatever is missing, doubled, damaged or outside the folder.
+      BadInput: something is missing, duplicated, damaged or outside the folder, or the weights are quantized, pickled
+        or in another format; the message is one line.
     """
     path = resolve(location, field)
     config_path = path / "config.json"

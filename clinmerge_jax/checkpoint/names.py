@@ -1,8 +1,8 @@
-"""Tensor names: wrappers and bare base models store Llama's tensors under other prefixes.
+"""Maps stored tensor names to the usual ones: wrappers and base models store the tensors under other prefixes.
 
 The package uses the names of transformers' causal language models (`model.layers.0...`, `lm_head.weight`). A checkpoint
 may have `language_model.model.layers.0...` (saved from a multimodal wrapper) or `layers.0...` (saved from the base
-model). Those are read as if they had the usual names, and results get the stored ones back.
+model). Such tensors are read under the usual names, and results are written with the stored names.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ class Naming:
     """How a checkpoint spells the names of its tensors.
 
     Attributes:
-      base: stands where the usual names have `model.`.
-      head: precedes `lm_head.weight`.
+      base: the prefix in place of the usual `model.`.
+      head: the prefix before `lm_head.weight`.
     """
 
     base: str = _BASE
@@ -32,7 +32,7 @@ class Naming:
         return _BASE + stored.removeprefix(self.base) if stored.startswith(self.base) else stored
 
     def stored(self, usual: str) -> str:
-        """The stored name of a tensor; inverts `usual`."""
+        """The stored name of a tensor; the inverse of `usual`."""
         if usual == _HEAD:
             return self.head + _HEAD
         return self.base + usual.removeprefix(_BASE) if usual.startswith(_BASE) else usual
@@ -42,10 +42,10 @@ USUAL = Naming()
 
 
 def naming_of(names: Collection[str]) -> Naming:
-    """How these tensors are named; the usual way where that is unclear.
+    """Recognises how these tensors are named; USUAL if that is unclear.
 
-    A prefix is recognised if a single one precedes all layers, an embedding and the final norm lie under it, and every
-    tensor but one head does too.
+    A prefix is recognised if all layers share it, the embedding and the final norm have it, and every other tensor has
+    it too, except at most one head.
 
     Args:
       names: the stored names of all tensors.

@@ -1,4 +1,4 @@
-"""What lies in checkpoints beside parameters: buffers, a second copy of a tied embedding, quantized weights."""
+"""Handles stored tensors that are not parameters: buffers, the stored copy of a tied head, quantized weights."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ from absl import logging
 from clinmerge_jax.checkpoint.formats.safetensors import DTYPES, TensorEntry, read_into
 from clinmerge_jax.errors import BadInput
 
-# The dtypes of quantized weights too, to look at headers that are then refused.
+# Includes the dtypes of quantized weights, so that the headers of checkpoints that are then refused can be read.
 ALL_DTYPES: Mapping[str, np.dtype] = DTYPES | {
     code: np.dtype(kind)
     for code, kind in {
@@ -29,7 +29,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _BUFFER = re.compile(
     r"(^|\.)(rotary_emb\.\w*inv_freq|rotary_emb\.(cos|sin)_cached|rope\.freqs|causal_mask|masked_bias|position_ids)$"
 )
-_MASK = re.compile(r"\.(attn|attention|self_attn)\.bias$")  # GPT-2 and GPT-NeoX store the causal mask so, [1, 1, T, T]
+_MASK = re.compile(r"\.(attn|attention|self_attn)\.bias$")  # the causal mask of GPT-2 and GPT-NeoX, [1, 1, T, T]
 _QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 _QUANTIZED = re.compile(
     r"\.(qweight|qzeros|g_idx|scales|SCB|absmax|quant_map|nested_absmax|weight_scale\w*|weight_packed|input_scale"
@@ -39,24 +39,24 @@ _CHUNK = 16 << 20
 
 
 def is_buffer(name: str, shape: Sequence[int]) -> bool:
-    """Whether a tensor is a buffer that follows from config.json (frequencies, masks, positions), not a parameter."""
+    """Whether a tensor is a buffer derived from config.json (frequencies, masks, positions), not a parameter."""
     return bool(_BUFFER.search(name)) or (len(shape) == 4 and bool(_MASK.search(name)))
 
 
 def quantization_key(config: Mapping[str, Any]) -> str | None:
-    """The key of config.json that says that the weights are quantized; None where there is none."""
+    """The key of config.json that declares quantized weights; None if there is none."""
     return next((key for key in _QUANTIZATION_KEYS if config.get(key) is not None), None)
 
 
 def quantization_refusal(
     path: pathlib.Path, config: Mapping[str, Any], tensors: Iterable[TensorEntry] | None
 ) -> BadInput:
-    """The refusal of a checkpoint whose config.json says that it is quantized.
+    """Builds the error for a checkpoint whose config.json declares quantized weights.
 
     Args:
       path: the folder.
       config: its config.json, which has a `quantization_key`.
-      tensors: read with ALL_DTYPES; None where even that does not read them.
+      tensors: its tensors, read with ALL_DTYPES; None if they cannot be read even so.
     """
     key = quantization_key(config)
     plain = tensors is not None and all(
@@ -82,7 +82,7 @@ def quantization_refusal(
 def without_tied_head(
     path: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]
 ) -> dict[str, TensorEntry]:
-    """The tensors without a head that config.json ties to the embedding and that was stored nevertheless.
+    """Removes a stored head that config.json ties to the embedding, and returns the remaining tensors.
 
     Args:
       path: the folder.
@@ -90,7 +90,7 @@ def without_tied_head(
       tensors: by their usual names.
 
     Raises:
-      BadInput: the stored head is not the embedding.
+      BadInput: the stored head differs from the embedding.
     """
     kept = dict(tensors)
     if config.get("tie_word_embeddings") is not True or not {_EMBEDDING, _HEAD} <= set(tensors):
@@ -124,5 +124,5 @@ def _same_bytes(one: TensorEntry, other: TensorEntry) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def say(path: pathlib.Path, message: str) -> None:
-    """Says something of a checkpoint once, however often it is opened."""
+    """Logs a message about a checkpoint once, however often the checkpoint is opened."""
     logging.info("%s: %s", path, message)

@@ -1,7 +1,7 @@
-"""Output folders that appear whole or not at all.
+"""Atomic output folders: a result appears complete or not at all.
 
-Work happens in a hidden folder beside the target, which a last rename puts in place. A killed run
-leaves that hidden folder; the next run with the same identity goes on in it, any other starts afresh.
+Files are written to a hidden folder beside the target, which a final rename puts in place. A killed run leaves the
+hidden folder: the next run with the same identity resumes in it, and any other run starts afresh.
 """
 
 import enum
@@ -19,7 +19,7 @@ from clinmerge_jax import full_disk
 from clinmerge_jax.errors import BadInput
 
 PROVENANCE_FILE = "provenance.json"
-# Of the work alone: hidden, and gone once the result is in place.
+# Working files: hidden, and removed once the result is in place.
 _JOURNAL_FILE = ".journal.json"
 _IDENTITY_FILE = ".identity.json"
 _LOCK_FILE = ".lock"
@@ -36,15 +36,15 @@ class OutputState(enum.Enum):
 
 
 class OutputFolder:
-    """The one writer of a result folder.
+    """A result folder, which one process at a time may write.
 
     Args:
-      target: the folder to make.
+      target: the folder to create.
       identity: what determines the result (recipe, inputs); JSON-serialisable. Two runs with equal
-        identities are taken to give the same result.
-      overwrite: whether a finished result of ours may be replaced.
-      same_result: tells from a finished folder's provenance and this identity whether they are the
-        same; by default they are if the identities are equal.
+        identities are assumed to give the same result.
+      overwrite: whether a finished result of this program may be replaced.
+      same_result: function of a finished folder's provenance and this identity, true if they describe the same result;
+        by default the identities are compared.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class OutputFolder:
         self._made_parents: list[pathlib.Path] = []
 
     def finished(self) -> dict[str, Any] | None:
-        """The provenance of the finished result in the target, None where there is none.
+        """The provenance of the finished result in the target; None if there is none or it is to be replaced.
 
         Raises:
-          BadInput: the target exists and is no result of ours, or holds another one and
-            `overwrite` is off.
+          BadInput: the target exists and is not a result of this program, or holds a different result and `overwrite`
+            is off.
         """
         if not os.path.lexists(self.target):
             return None
@@ -86,14 +86,14 @@ class OutputFolder:
         )
 
     def open(self) -> OutputState:
-        """Looks at the target and prepares the hidden folder.
+        """Checks the target and prepares the hidden folder.
 
         1. A finished target of this identity: FINISHED, nothing is prepared.
-        2. A hidden folder of this identity: RESUMED, what it holds stays.
-        3. Otherwise: FRESH, a hidden folder of another identity is removed.
+        2. A hidden folder of this identity: RESUMED, its content is kept.
+        3. Otherwise: FRESH, the content of a hidden folder of another identity is removed.
 
         Raises:
-          BadInput: as `finished`; or another process is writing there.
+          BadInput: as `finished`; or the folder cannot be made, or another process is writing there.
         """
         if self.finished() is not None:
             self._remove_leftovers()
@@ -104,7 +104,7 @@ class OutputFolder:
                 break
         else:
             raise BadInput(f"config.output: cannot make {self.partial}; name another folder")
-        if self.finished() is not None:  # by a process that let go of the lock just now
+        if self.finished() is not None:  # by a process that has just released the lock
             self.discard()
             return OutputState.FINISHED
         identity = self.partial / _IDENTITY_FILE
@@ -126,7 +126,7 @@ class OutputFolder:
                 self._made_parents.append(parent)
 
     def _remove_leftovers(self) -> None:
-        """Removes what a process killed right after putting the target in place did not come to remove."""
+        """Removes the working files that a process left if it was killed just after putting the target in place."""
         for name in (_JOURNAL_FILE, _IDENTITY_FILE, _LOCK_FILE):
             (self.target / name).unlink(missing_ok=True)
         shutil.rmtree(self._replaced(), ignore_errors=True)
@@ -135,7 +135,7 @@ class OutputFolder:
         return self.target.with_name(f".{self.target.name}.replaced")
 
     def _take_lock(self) -> bool:
-        """Makes the hidden folder and locks it; False where it was put in place or removed meanwhile."""
+        """Creates and locks the hidden folder; False if it was put in place or removed in the meantime."""
         path = self.partial / _LOCK_FILE
         try:
             self.partial.mkdir(exist_ok=True)
@@ -161,10 +161,13 @@ class OutputFolder:
         return False
 
     def refuse_overlap(self, inputs: Mapping[str, pathlib.Path]) -> None:
-        """Refuses a target that is, lies in or holds one of the input folders, named by config field.
+        """Refuses a target that is, contains or lies inside an input folder.
+
+        Args:
+          inputs: the input folders by config field.
 
         Raises:
-          BadInput: naming the field.
+          BadInput: the target overlaps an input; the message names its field.
         """
         target = self.target.resolve()
         for field, folder in inputs.items():
@@ -174,15 +177,15 @@ class OutputFolder:
                 raise BadInput(f"config.output: {self.target} holds the folder of {field}; name another folder")
 
     def path(self, name: str) -> pathlib.Path:
-        """Where a file of the result lies while the result is being made."""
+        """The path of a result file in the hidden folder."""
         return self.partial / name
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes one small file, whole or not at all."""
+        """Writes one small text file atomically."""
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """The same of bytes."""
+        """Writes one small binary file atomically."""
         write_atomically(self.path(name), content)
 
     def copy(self, source: pathlib.Path, name: str = "") -> None:
@@ -190,26 +193,26 @@ class OutputFolder:
         write_atomically(self.path(name or source.name), source.read_bytes())
 
     def read_journal(self) -> dict[str, Any]:
-        """What `write_journal` has left in the hidden folder; empty where it has left nothing."""
+        """The journal in the hidden folder; empty if there is none."""
         path = self.path(_JOURNAL_FILE)
         return json.loads(path.read_bytes()) if path.is_file() else {}
 
     def write_journal(self, content: Mapping[str, Any]) -> None:
-        """Makes durable what an interrupted run goes on from; it is gone once the result is in place."""
+        """Stores durably what an interrupted run resumes from; `commit` removes it."""
         self.write_text(_JOURNAL_FILE, json.dumps(content))
 
     def check_space(
         self, nbytes: int, result: str = "the result", mend: str = "free some or name a folder elsewhere"
     ) -> None:
-        """Refuses a result that is larger than what is free.
+        """Refuses a result that is larger than the free disk space.
 
         Args:
-          nbytes: that the result takes.
-          result: what to call it.
-          mend: what to do.
+          nbytes: bytes of the result.
+          result: its name in the message.
+          mend: the remedy in the message.
 
         Raises:
-          BadInput: naming both sizes.
+          BadInput: it is too large; the message gives both sizes.
         """
         free = shutil.disk_usage(self.partial).free
         if free < nbytes:
@@ -217,11 +220,11 @@ class OutputFolder:
             raise BadInput(f"config.output: {result} takes {need} and {self.target.parent} has {have} free; {mend}")
 
     def finished_text(self, same: str, tables: str) -> str:
-        """What to say where `open` found the result finished.
+        """The message for a result that `open` found finished.
 
         Args:
-          same: what is as it was then.
-          tables: what README.md is or holds.
+          same: what is unchanged since then.
+          tables: the beginning of the sentence that ends in "README.md there.", saying what that file holds.
         """
         return (
             f"{self.target} is finished already: {same}, nothing to do.\n"
@@ -229,11 +232,11 @@ class OutputFolder:
         )
 
     def commit(self, provenance: Mapping[str, Any]) -> None:
-        """Writes the provenance, makes everything durable and puts the folder in place.
+        """Writes the provenance, syncs every file and renames the folder into place.
 
-        The index and config.json are synced last, so that even a machine that loses power between
-        here and the rename leaves no weights that look complete and are not. Lock and identity stay
-        until the folder is in place, so that no other process takes it for abandoned meanwhile.
+        The index and config.json are synced last, so that a power failure before the rename leaves no weights that look
+        complete but are not. The lock and the identity stay until the folder is in place, so that no other process
+        takes it for abandoned.
         """
         self.write_text(PROVENANCE_FILE, json.dumps({**provenance, "identity": self.identity}, indent=1) + "\n")
         for path in sorted(self.partial.rglob("*"), key=lambda path: path.name in _COMMITTED_LAST):
@@ -249,9 +252,9 @@ class OutputFolder:
         self.close()
 
     def discard(self) -> None:
-        """Removes what was begun, and the parent folders that were made for it.
+        """Removes the hidden folder, and the empty parent folders that were created for it.
 
-        Without the lock there is nothing of ours to remove: the hidden folder is another process's.
+        Without the lock the hidden folder belongs to another process and is kept.
         """
         if self._lock is not None:
             _remove(self.partial)
@@ -261,7 +264,7 @@ class OutputFolder:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the lock; the hidden folder, if it is still there, can be resumed."""
+        """Releases the lock; a hidden folder that still exists can be resumed."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -280,7 +283,7 @@ def result_path(text: pathlib.Path | str) -> pathlib.Path:
     """The absolute path that `config.output` names.
 
     Raises:
-      BadInput: it is empty, or names the home of nobody.
+      BadInput: it is empty, or names the home folder of an unknown user.
     """
     if not str(text).strip():
         raise BadInput("config.output: is empty; give the folder to write")
@@ -294,12 +297,12 @@ def refuse_place(do: str, path: pathlib.Path, error: OSError) -> NoReturn:
     """Refuses a config.output that cannot be used.
 
     Args:
-      do: what was tried, such as "write".
-      path: the file or folder that it was tried on.
-      error: what the system says.
+      do: the action that failed, such as "write".
+      path: the file or folder that it failed on.
+      error: the system's error.
 
     Raises:
-      OSError: the error itself, where the disk is full: the place is right, and the run can go on there.
+      OSError: `error` itself if the disk is full: the location is valid, and a rerun can resume there.
       BadInput: otherwise.
     """
     if full_disk.cause_of(error) is not None:
@@ -308,7 +311,7 @@ def refuse_place(do: str, path: pathlib.Path, error: OSError) -> NoReturn:
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file under a temporary name, syncs it and renames it."""
+    """Writes a file under a temporary name, syncs it to disk and renames it."""
     temporary = path.with_name(path.name + ".part")
     with temporary.open("wb") as file:
         file.write(data)
@@ -318,7 +321,7 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
 
 
 def sync(path: pathlib.Path) -> None:
-    """Makes a file or folder durable."""
+    """Syncs a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -327,7 +330,7 @@ def sync(path: pathlib.Path) -> None:
 
 
 def _read_provenance(path: pathlib.Path) -> dict[str, Any] | None:
-    """What `commit` wrote; None where there is no such file or another program wrote it."""
+    """The provenance that `commit` wrote; None if there is no such file or another program wrote it."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):

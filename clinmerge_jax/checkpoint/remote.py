@@ -1,7 +1,7 @@
-"""Models that lie elsewhere: a hub id or a bucket's URL becomes a local folder.
+"""Remote models: a hub id or a bucket's URL becomes a local folder.
 
-Both ways take the same files (`FETCHED_FILES`, of the model's own folder alone), look at the list of files before
-anything is fetched, and keep what they fetched: the hub's in its own cache, a bucket's in `$CLINMERGE_CACHE`, else
+Both ways fetch the same files (`FETCHED_FILES`, from the model's own folder only) and check the list of files before
+they fetch anything. Files are cached: the hub's in the hub's own cache, a bucket's in `$CLINMERGE_CACHE`, by default
 `~/.cache/clinmerge_jax`.
 """
 
@@ -32,10 +32,10 @@ FETCHED_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "README.md",
-    PROVENANCE_FILE,  # it says whether data under a use agreement went in
+    PROVENANCE_FILE,  # it records whether data under a use agreement went in
     *CARRIED_FILES,
 )
-# Folders below, pickles, and the second copy of the weights that some models bring in their maker's own layout.
+# Subfolders, pickles, and the second copy of the weights that some models include in their maker's own layout.
 LEFT_FILES = ("*/*", "*.bin", "*.pt", "*.pth", "consolidated*.safetensors")
 
 MANIFEST = ".clinmerge_fetched.json"
@@ -46,7 +46,7 @@ _HUB_SECONDS = 30
 _NAME = r"\w(?:[\w.-]*\w)?"
 _HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>\w[\w./+-]*))?", re.ASCII)
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
-# What tells one version of a file from another, in the words of the file systems that have it.
+# The keys under which file systems report the version of a file.
 _VERSION_KEYS = (
     "etag", "ETag", "md5Hash", "crc32c", "generation", "mtime", "updated", "LastModified", "last_modified", "created",
 )  # fmt: skip
@@ -77,13 +77,13 @@ def _one_line(error: BaseException) -> str:
 
 
 def _check_listing(names: Iterable[str], place: str, field: str, **conversion: Any) -> None:
-    """Refuses what would not open, from the names alone.
+    """Refuses a model that could not be opened, judging by its file names alone.
 
     Args:
       names: the files of the model's folder.
-      place: how messages name it.
+      place: its name in messages.
       field: the config field that gave it, for messages.
-      **conversion: how to reach the folder in the command that converts pickles, for `pickle_refusal`.
+      **conversion: arguments of `pickle_refusal` for the command that converts pickles.
 
     Raises:
       BadInput: there are no safetensors, or nothing that describes them.
@@ -102,10 +102,10 @@ def _check_listing(names: Iterable[str], place: str, field: str, **conversion: A
 
 
 def fetch_hub(location: str, field: str) -> pathlib.Path:
-    """Fetches a model of the hub into the hub's cache, or finds it there.
+    """Returns the folder of a hub model in the hub's cache, and fetches what is missing there.
 
-    The library's own settings hold: HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN or a login. Where the hub cannot be
-    asked, a complete copy of that revision in the cache is taken, with a warning.
+    The library's own settings apply: HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN or a login. If the hub cannot be
+    reached, a complete copy of that revision in the cache is used, with a warning unless HF_HUB_OFFLINE is set.
 
     Args:
       location: org/name or org/name@revision; the revision is a branch, a tag or a commit.
@@ -115,7 +115,7 @@ def fetch_hub(location: str, field: str) -> pathlib.Path:
       The folder of the commit in the cache.
 
     Raises:
-      BadInput: in one line, whatever kept the model from being there.
+      BadInput: the model cannot be fetched or could not be opened; the message is one line.
     """
     from huggingface_hub import HfApi, constants, errors, snapshot_download
 
@@ -155,11 +155,11 @@ def fetch_hub(location: str, field: str) -> pathlib.Path:
 
 
 def _hub_refusal(error: BaseException, repo: str, revision: str | None, field: str) -> BadInput:
-    """The line for what the hub or its library answered."""
+    """Builds the error for what the hub answered or its library raised."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # the library looked into its cache after this
+        error = error.__cause__  # the first failure; the library then looked into its cache
     hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
     login = "log in with `hf auth login` or set HF_TOKEN"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
@@ -208,21 +208,21 @@ def _is_full(error: BaseException) -> bool:
 
 
 def fetch_url(url: str, field: str) -> pathlib.Path:
-    """Copies a model's folder from a bucket into the local cache, or finds it there unchanged.
+    """Returns the folder of a bucket's model in the local cache, and copies new and changed files into it.
 
-    Files are compared by size and by whatever the file system tells of a file's version (etag, checksum, time). Each
-    is written under another name and renamed, and noted in a manifest at once, so that an interrupted copy goes on
+    Files are compared by size and by the version that the file system reports (etag, checksum, time). Each file is
+    written under a temporary name, renamed, and recorded in a manifest at once, so that an interrupted copy resumes
     with the next file.
 
     Args:
-      url: gs://, s3:// or what else fsspec knows.
+      url: gs://, s3:// or another protocol of fsspec, except hf, http and https.
       field: the config field that gave it, for messages.
 
     Returns:
       The folder in the cache.
 
     Raises:
-      BadInput: in one line, whatever kept the model from being there.
+      BadInput: the model cannot be fetched or could not be opened; the message is one line.
     """
     url = url.rstrip("/")
     system, root = _open_url(url, field)
@@ -269,7 +269,7 @@ def _open_url(url: str, field: str) -> tuple[Any, str]:
         package = _PACKAGES.get(protocol)
         mend = f"run `pip install {package}`" if package else "install the package that this names"
         raise BadInput(f"{field}: {url} needs {package or f'more ({_one_line(error)})'}; {mend}") from error
-    except Exception as error:  # every file system raises its own: no protocol, no credentials, no project
+    except Exception as error:  # every file system has its own exceptions: no protocol, no credentials, no project
         raise BadInput(
             f"{field}: {url} cannot be opened ({_one_line(error)}); give a folder, org/name, gs://... or s3://..., and"
             " see to the credentials of the bucket"
@@ -277,7 +277,7 @@ def _open_url(url: str, field: str) -> tuple[Any, str]:
 
 
 def _list(system: Any, root: str, url: str, field: str) -> dict[str, dict[str, Any]]:
-    """Name of every file of a folder to its size and version."""
+    """The size and version of every file of a folder, by name."""
     try:
         system.invalidate_cache()
         entries = system.ls(root, detail=True)
@@ -287,7 +287,7 @@ def _list(system: Any, root: str, url: str, field: str) -> dict[str, dict[str, A
         raise BadInput(
             f"{field}: {url} may not be read ({_one_line(error)}); log in to the bucket with an account that may"
         ) from error
-    except Exception as error:  # as above: the clouds' own exceptions share no class
+    except Exception as error:  # as above: the cloud libraries' exceptions share no class
         raise BadInput(
             f"{field}: {url} cannot be listed ({_one_line(error)}); check the network and the bucket's credentials"
         ) from error
@@ -306,7 +306,7 @@ def _list(system: Any, root: str, url: str, field: str) -> dict[str, dict[str, A
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Makes the folder and keeps other processes of this command from filling it at the same time."""
+    """Creates the folder and locks it, so that no other process of this program fills it at the same time."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(folder.name + ".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -316,7 +316,7 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
 def _copy_missing(
     system: Any, root: str, url: str, wanted: Mapping[str, dict[str, Any]], folder: pathlib.Path, field: str
 ) -> bool:
-    """Brings the folder to what is wanted and returns whether anything had to be fetched."""
+    """Makes the folder hold exactly the wanted files, and returns whether any had to be fetched."""
     noted = _read_manifest(folder, url)
     present = {
         name: version
@@ -345,7 +345,7 @@ def _copy_missing(
 
 
 def _copy(system: Any, source: str, target: pathlib.Path, size: int, bar: tqdm.tqdm, label: str) -> None:
-    """Copies one file under another name, checks its size and renames it."""
+    """Copies one file under a temporary name, checks its size and renames it."""
     from fsspec.callbacks import Callback
 
     before = bar.n
@@ -357,7 +357,7 @@ def _copy(system: Any, source: str, target: pathlib.Path, size: int, bar: tqdm.t
     part = target.with_name(f".{target.name}{_PART}")
     try:
         system.get_file(source, str(part), callback=Progress())
-    except Exception as error:  # the clouds' own exceptions share no class
+    except Exception as error:  # the cloud libraries' exceptions share no class
         if _is_full(error):
             raise
         raise BadInput(
@@ -374,7 +374,7 @@ def _size(path: pathlib.Path) -> int | None:
 
 
 def _read_manifest(folder: pathlib.Path, url: str) -> dict[str, Any]:
-    """Name to size and version of what was fetched from this URL; empty where nothing tells."""
+    """The size and version of each file fetched from this URL, by name; empty without a valid manifest."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())

@@ -1,1 +1,1 @@
-"""Models of other formats as Hugging Face folders, and the other way."""
+"""Conversion of GGUF, llama2.c, Orbax and Hugging Face models to Hugging Face or Orbax folders."""

@@ -1,4 +1,4 @@
-"""SentencePiece's BPE, with scores, as a fast tokenizer: what llama2.c and GGUF files of Llama 2's kind hold."""
+"""Builds a fast tokenizer from SentencePiece BPE with scores, as in llama2.c and in GGUF files of Llama 2's kind."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -8,14 +8,14 @@ SPACE_MARK = "\u2581"  # sentencepiece's visible space
 
 
 def merge_rules(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
-    """Merges that make rank-ordered BPE do what merging the pair of the best score does.
+    """The merges with which rank-ordered BPE reproduces SentencePiece, which merges the pair of the best score.
 
-    A merge is any split of a piece into two pieces; its rank is the merged piece's score, highest first, then its
-    place. Only where two different splits of one piece meet in a text can the two differ: SentencePiece takes the
-    leftmost pair then, BPE the split listed first (shortest left half).
+    Every split of a piece into two pieces is a merge. Merges are ranked by the score of the merged piece, highest
+    first, then by its position. The two can differ only where two different splits of one piece meet in a text:
+    SentencePiece takes the leftmost pair then, BPE the split listed first (shortest left half).
 
     Args:
-      pieces: text and score of each piece that takes part.
+      pieces: text and score of each piece that merges may use.
     """
     known = {piece for piece, _ in pieces}
     return [
@@ -40,7 +40,7 @@ def build(
     Args:
       ids: id by piece, special and byte pieces among them.
       merges: from `merge_rules`.
-      unknown: the piece of unknown text.
+      unknown: the piece for unknown text.
       special: pieces that are special tokens.
       space_first: whether a space is put before the text.
     """

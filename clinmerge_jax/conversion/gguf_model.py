@@ -1,4 +1,4 @@
-"""A Llama in a GGUF file as a Source: config.json from the metadata, tensors by their Hugging Face names."""
+"""A Llama in a GGUF file as a Source: config.json from the metadata, tensors under their Hugging Face names."""
 
 import collections
 import pathlib
@@ -25,9 +25,9 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import parameters
 
-ARCHITECTURES = ("llama",)  # in it llama.cpp keeps Llama, Mistral, SmolLM2 and others of the same forward pass
+ARCHITECTURES = ("llama",)  # llama.cpp uses it for Llama, Mistral, SmolLM2 and others with the same forward pass
 
-# llama.cpp's names, left of .weight and .bias; "{}" is the layer.
+# llama.cpp's names without .weight and .bias; "{}" is the layer.
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -51,10 +51,10 @@ def open_source(path: pathlib.Path, tokenizer: Mapping[str, pathlib.Path | bytes
 
     Args:
       path: the file.
-      tokenizer: the tokenizer's files; None has them made from the metadata.
+      tokenizer: the tokenizer files; None builds them from the metadata.
 
     Raises:
-      BadInput: the file is damaged, holds another architecture, or what it holds does not fit its metadata.
+      BadInput: the file is damaged, holds another architecture, or its tensors do not fit its metadata.
     """
     model = open_gguf(path)
     config = config_json(model)
@@ -84,10 +84,10 @@ def open_source(path: pathlib.Path, tokenizer: Mapping[str, pathlib.Path | bytes
 
 
 def config_json(model: Gguf) -> dict[str, Any]:
-    """config.json of a Llama from the metadata of its GGUF file.
+    """Builds a Llama's config.json from the metadata of its GGUF file.
 
     Raises:
-      BadInput: another architecture, or metadata that are missing or ask for what Llama does not have.
+      BadInput: the architecture is not Llama, or metadata are missing or ask for what Llama does not have.
     """
     path, metadata, tensors = model.files[0], model.metadata, model.tensors
     architecture = metadata.get("general.architecture")
@@ -113,7 +113,7 @@ def config_json(model: Gguf) -> dict[str, Any]:
     if embedding is None:
         raise BadInput(f"{path}: lacks tensor token_embd.weight; give a whole model, or fetch it again")
     layers = values.whole("block_count")
-    if layers > len(tensors):  # before anything is listed layer by layer
+    if layers > len(tensors):  # checked before anything loops over the layers
         raise BadInput(f"{path}: {architecture}.block_count is {layers} for {len(tensors)} tensors; fetch it again")
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -144,7 +144,7 @@ def config_json(model: Gguf) -> dict[str, Any]:
 
 
 class _Metadata:
-    """The entries of one architecture."""
+    """The metadata entries of one architecture."""
 
     def __init__(self, metadata: Mapping[str, Any], path: pathlib.Path, prefix: str):
         self.path = path
@@ -233,13 +233,13 @@ def _tensor(name: str, tensor: GgufTensor, llama: LlamaConfig, files: InputFiles
 
 
 def _dtype(tensors: Any) -> np.dtype:
-    """The dtype in which no matrix is rounded: that of the matrices if it is one, else float32."""
+    """A dtype that rounds no matrix: the matrices' own if they all share an unquantized one, else float32."""
     kinds = {tensor.kind for tensor in tensors if len(tensor.shape) > 1}
     return PLAIN[next(iter(kinds))] if len(kinds) == 1 and kinds <= set(PLAIN) else np.dtype(np.float32)
 
 
 def _quantization(metadata: Mapping[str, Any], kinds: Mapping[str, int]) -> str:
-    """A line for the card."""
+    """The card's line about quantization."""
     stated = metadata.get("general.file_type")
     known = (kind.name.removeprefix("MOSTLY_") for kind in gguf.LlamaFileType if kind.value == stated)
     name = next(known, "not stated")

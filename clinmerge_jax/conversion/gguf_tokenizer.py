@@ -1,7 +1,7 @@
-"""The tokenizer in a GGUF file's metadata as the files of a Hugging Face folder.
+"""Builds the tokenizer files of a Hugging Face folder from a GGUF file's metadata.
 
-transformers builds one too, but only with torch, and for a vocabulary of SmolLM2's kind it splits digits otherwise than
-the model's own tokenizer and llama.cpp do.
+transformers builds a tokenizer too, but only with torch. For a vocabulary of SmolLM2's kind it also splits digits
+differently from the model's own tokenizer and from llama.cpp.
 """
 
 import pathlib
@@ -24,8 +24,8 @@ _TYPES = gguf.TokenType
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # llama.cpp ends an answer at any of these
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
-# How text is split before byte-level BPE, by tokenizer.ggml.pre; "" is GPT-2's own rule, built into the library.
-# As in llama.cpp's src/llama-vocab.cpp, which has them from the models' own tokenizers.
+# How text is split before byte-level BPE, by tokenizer.ggml.pre; () is GPT-2's own rule, built into the library.
+# As in llama.cpp's src/llama-vocab.cpp, which takes the patterns from the models' own tokenizers.
 _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,7 +36,7 @@ _TEKKEN = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN_2 = _LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
-_DIGITS = r"\p{N}"  # each on its own, then GPT-2's rule
+_DIGITS = r"\p{N}"  # each digit on its own, then GPT-2's rule
 _SPLITS = {
     **dict.fromkeys(("gpt-2", "phi-2"), ()),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (_DIGITS,)),
@@ -44,12 +44,12 @@ _SPLITS = {
     "qwen2": (_QWEN_2,),
     "tekken": (_TEKKEN,),
 }
-# A word that is a token is not taken apart; a text begins with BOS.
+# A word that is itself a token is not split; a text begins with BOS.
 _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 
 
 def token_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """bos_token_id, eos_token_id and pad_token_id of config.json, as far as they are stated."""
+    """bos_token_id, eos_token_id and pad_token_id of config.json, as far as the metadata state them."""
     named = {f"{field}_token_id": f"{_PREFIX}{key}_token_id" for field, key in
              (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}  # fmt: skip
     return {field: metadata[key] for field, key in named.items() if key in metadata}
@@ -59,7 +59,7 @@ def tokenizer_files(metadata: Mapping[str, Any], path: pathlib.Path, llama: Llam
     """tokenizer.json, tokenizer_config.json, generation_config.json and the chat template, by name.
 
     Args:
-      metadata: of the file.
+      metadata: the metadata of the file.
       path: the file, for messages.
       llama: the model.
 
@@ -107,7 +107,7 @@ def tokenizer_files(metadata: Mapping[str, Any], path: pathlib.Path, llama: Llam
 
 
 class _Vocabulary:
-    """The tokens, their kinds and scores, checked."""
+    """The tokens of a GGUF file and their kinds, checked; scores and merges are checked when they are used."""
 
     def __init__(self, metadata: Mapping[str, Any], path: pathlib.Path, rows: int):
         self.path = path
@@ -144,14 +144,14 @@ class _Vocabulary:
 
     @property
     def begins(self) -> bool:
-        """Whether a BOS token begins a text where the file does not say: llama.cpp's defaults."""
+        """Whether a text begins with BOS if the file does not say, by llama.cpp's defaults."""
         return self.model == "llama" or self._metadata.get(_PREFIX + "pre") in _WHOLE_WORDS
 
     def flag(self, key: str, default: bool) -> bool:
         return bool(self._metadata.get(_PREFIX + key, default))
 
     def token(self, key: str) -> str | None:
-        """The token with the id that this entry states."""
+        """The token whose id this entry states; None without the entry."""
         index = self._metadata.get(_PREFIX + key)
         if index is None:
             return None
@@ -160,7 +160,7 @@ class _Vocabulary:
         return self.tokens[index]
 
     def _ids(self) -> dict[str, int]:
-        """Id by token; llama.cpp's names for rows that no token has are left out."""
+        """Id by token, without llama.cpp's placeholders for rows that have no token."""
         padding = {index for index, token in enumerate(self.tokens)
                    if self.kinds[index] == _TYPES.UNUSED and token == f"[PAD{index}]"}  # fmt: skip
         return {token: index for index, token in enumerate(self.tokens) if index not in padding}
@@ -169,13 +169,13 @@ class _Vocabulary:
         return [token for token, kind in zip(self.tokens, self.kinds) if kind in kinds]
 
     def add_tokens(self, made: Tokenizer) -> None:
-        """Has the special tokens, and those that users defined, found in texts before anything else."""
+        """Adds the special and the user-defined tokens, which are matched in texts before anything else."""
         for kind, special in ((_TYPES.CONTROL, True), (_TYPES.USER_DEFINED, False)):
             tokens = [AddedToken(token, normalized=False, special=special) for token in self._of_kind(kind) if token]
             (made.add_special_tokens if special else made.add_tokens)(tokens)
 
     def byte_level(self) -> Tokenizer:
-        """Byte-level BPE with merges, of GPT-2's and Llama 3's kind."""
+        """Builds byte-level BPE with merges, of GPT-2's and Llama 3's kind."""
         kind = self._text("pre")
         if kind not in _SPLITS:
             raise self._unknown("pre")
@@ -189,7 +189,7 @@ class _Vocabulary:
         return made
 
     def sentencepiece(self) -> Tokenizer:
-        """SentencePiece BPE with scores, of Llama 2's kind."""
+        """Builds SentencePiece BPE with scores, of Llama 2's kind."""
         ids = self._ids()
         if _PREFIX + "merges" in self._metadata:
             merges: Sequence[tuple[str, str]] = self._merges(ids)

@@ -2,8 +2,8 @@
 
 The checkpoint is llama2.c's version 0 export: a header of seven little-endian int32, then float32
 tensors back to back, each kind stacked over the layers. The tokenizer is an int32 (the longest
-piece in bytes), then for each token a float32 score, an int32 length and that many bytes. Format and
-encoding rule are llama2.c's (MIT licence); the code is written anew.
+piece in bytes), then for each token a float32 score, an int32 length and that many bytes. The format and
+the encoding rule are llama2.c's (MIT licence); the code is not.
 
 Shape letters: V vocabulary, D hidden size, F intermediate size, H query heads, K key/value heads,
 C head size (D / H), S sequence length.
@@ -45,7 +45,7 @@ ROPE_THETA = 10000.0
 
 
 class Header(NamedTuple):
-    """Sizes in a legacy checkpoint's header; `shared` is False where the file has its own head."""
+    """Sizes in a legacy checkpoint's header; `shared` is False if the file has a head of its own."""
 
     dim: int
     hidden_dim: int
@@ -177,10 +177,10 @@ def _tensor(
 
 
 def _blocks(path: pathlib.Path) -> tuple[Header, list[Block]]:
-    """The header and the blocks of a file that is as long as they ask for.
+    """Reads the header, checks the file's length against it, and returns header and blocks.
 
     Raises:
-      BadInput: it is not, or the header is invalid.
+      BadInput: the header is invalid, or the file has another length.
     """
     header = read_header(path)
     blocks = file_layout(header)
@@ -252,7 +252,7 @@ def read_tokenizer(path: pathlib.Path, vocab_size: int) -> list[tuple[str, float
 
 
 def build_tokenizer(pieces: Sequence[tuple[str, float]]) -> Tokenizer:
-    """Builds the fast tokenizer; a text begins with BOS."""
+    """Builds the fast tokenizer, which begins a text with BOS."""
     ids = {piece: token for token, (piece, _) in enumerate(pieces)}
     merges = byte_fallback.merge_rules(pieces[FIRST_TEXT_ID:])
     tokenizer = byte_fallback.build(ids, merges, UNK, SPECIAL_PIECES)
@@ -296,7 +296,7 @@ def model_config(header: Header) -> dict[str, Any]:
 def generation_config() -> dict[str, Any]:
     """Contents of generation_config.json."""
     bos, eos = SPECIAL_PIECES.index(BOS), SPECIAL_PIECES.index(EOS)
-    # llama2.c trains on texts that only <s> separates, so <s> ends a text as well as </s> does.
+    # llama2.c separates its training texts by <s> alone, so <s> ends a text as well as </s> does.
     return {"bos_token_id": bos, "eos_token_id": [bos, eos]}
 
 

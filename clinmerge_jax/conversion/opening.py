@@ -1,4 +1,4 @@
-"""Which Source a location is: a Hugging Face folder, a GGUF file, a llama2.c checkpoint or an Orbax folder."""
+"""Opens a location as a Source: a Hugging Face folder, a GGUF file, a llama2.c checkpoint or an Orbax folder."""
 
 import os
 import pathlib
@@ -22,11 +22,11 @@ FIELD, TOKENIZER_FIELD = "config.source", "config.tokenizer"
 
 
 def open_source(location: str, tokenizer: str) -> Source:
-    """Opens what is to be converted.
+    """Opens the model to convert.
 
     Args:
-      location: a file or folder, or what else names a model.
-      tokenizer: a folder whose tokenizer is taken in place of the source's own, or llama2.c's tokenizer file; "" for
+      location: a file, or any location that `folder.resolve` accepts.
+      tokenizer: a folder whose tokenizer is used in place of the source's own, or llama2.c's tokenizer file; "" for
         none.
 
     Raises:
@@ -49,7 +49,7 @@ def open_source(location: str, tokenizer: str) -> Source:
 
 
 def _tokenizer_folder(location: str) -> dict[str, pathlib.Path] | None:
-    """The tokenizer files of a folder, its chat template among them; None where none is named."""
+    """The tokenizer files of a folder, including its chat template; None if no folder is named."""
     if not location:
         return None
     folder = resolve(location, TOKENIZER_FIELD)

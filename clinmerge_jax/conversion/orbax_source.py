@@ -1,4 +1,4 @@
-"""An Orbax folder as a Source: one leaf, all layers of it, is in memory at a time."""
+"""An Orbax folder as a Source; one leaf, with all its layers, is in memory at a time."""
 
 import pathlib
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ def open_source(folder: pathlib.Path, tokenizer: Mapping[str, pathlib.Path] | No
 
     Args:
       folder: with config.json and params/.
-      tokenizer: the tokenizer's files in place of the folder's own; None keeps those.
+      tokenizer: tokenizer files that take precedence over the folder's own; None keeps its own.
 
     Raises:
       BadInput: as `read_config` and `read_dtypes`.
@@ -47,7 +47,7 @@ def open_source(folder: pathlib.Path, tokenizer: Mapping[str, pathlib.Path] | No
 
 
 class _Leaf:
-    """The leaf that was asked for last."""
+    """A cache of the leaf that was read last."""
 
     def __init__(self, folder: pathlib.Path, config: LlamaConfig):
         self._folder = folder
@@ -57,7 +57,7 @@ class _Leaf:
 
     def get(self, path: tuple[str, ...]) -> np.ndarray:
         if path != self._path:
-            self._values = np.empty(0)  # before the next is read
+            self._values = np.empty(0)  # frees the leaf before the next is read
             self._values, self._path = np.asarray(load_leaf(self._folder, self._config, path)), path
         return self._values
 

@@ -1,9 +1,9 @@
-"""Llama 3.1's RoPE scaling from the factors that llama.cpp stores in its place (tensor rope_freqs.weight).
+"""Recovers Llama 3.1's RoPE scaling from the factors that llama.cpp stores in its place (rope_freqs.weight).
 
-llama.cpp divides each frequency by a factor: 1 for short waves, `factor` for long ones, and between them
+llama.cpp divides each frequency by a factor: 1 for short wavelengths, `factor` for long ones, and between them
 1 / ((1 - s) / factor + s) with s = (original / wavelength - low) / (high - low). So s is linear in 1 / wavelength, and
-two of the three numbers follow from it; a common scale of all three cancels, so `low` is taken as 1, as in every
-published config.
+the fit gives two of the three numbers original, low and high. A common scale of all three cancels, so `low` is set to
+1, as in every published config.
 """
 
 import math
@@ -15,22 +15,22 @@ _TOLERANCE = 1e-5  # relative, of factors stored in float32
 
 
 def llama3_factors(theta: float, head_dim: int, factor: float, low: float, high: float, original: int) -> np.ndarray:
-    """What llama.cpp stores for a scaling of rope_type "llama3", float64 [head_dim / 2]."""
+    """The factors that llama.cpp stores for rope_type "llama3", float64 [head_dim / 2]."""
     turns = original / _wavelengths(theta, head_dim)
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     return 1 / ((1 - smooth) / factor + smooth)
 
 
 def llama3_scaling(factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any] | None:
-    """The fields of rope_scaling that give these factors.
+    """Fits the fields of rope_scaling that reproduce these factors.
 
     Args:
       factors: [head_dim / 2], as stored.
       theta: base of the frequencies.
-      head_dim: of the model.
+      head_dim: the head size of the model.
 
     Returns:
-      Fields of rope_type "llama3"; None where the factors are not of this kind.
+      Fields of rope_type "llama3"; None if the factors are not of this kind.
     """
     factors = factors.astype(np.float64)
     if factors.shape != (head_dim // 2,) or not np.isfinite(factors).all() or factors.min() < 1 - _TOLERANCE:

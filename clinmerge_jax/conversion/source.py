@@ -1,4 +1,4 @@
-"""A Source: a model of whatever format, as config.json, small files, and tensors that are read by rows."""
+"""A Source: a model of any format as config.json, small files, and tensors that are read by rows."""
 
 import contextlib
 import dataclasses
@@ -15,12 +15,12 @@ from clinmerge_jax.checkpoint.formats.safetensors import read_into
 from clinmerge_jax.checkpoint.names import USUAL, Naming
 from clinmerge_jax.llama.config import LlamaConfig
 
-PIECE_BYTES = 16 << 20  # that are read and written at a time
-_GAP_BYTES = 64 << 20  # of headers and padding between tensors, which the digest reads for itself
+PIECE_BYTES = 16 << 20  # bytes read and written at a time
+_GAP_BYTES = 64 << 20  # largest gap between tensors (headers, padding) that is read for the digest alone
 
 
 class InputFiles:
-    """Weight files that are read by byte ranges and digested on the way; for one thread at a time.
+    """Weight files that are read by byte ranges and digested while they are read; for one thread at a time.
 
     Args:
       paths: the files.
@@ -42,7 +42,7 @@ class InputFiles:
         self._stack.close()
 
     def read(self, path: pathlib.Path, offset: int, nbytes: int) -> np.ndarray:
-        """Bytes of a file, uint8 [nbytes]."""
+        """Reads bytes of a file, uint8 [nbytes]."""
         descriptor, digest = self._descriptors[path], self._digests[path]
         if 0 < offset - digest.position <= _GAP_BYTES:
             gap = bytearray(offset - digest.position)
@@ -54,7 +54,7 @@ class InputFiles:
         return raw
 
     def sha256(self) -> dict[str, str]:
-        """SHA-256 by path; what was not read in order is read now."""
+        """SHA-256 by path; bytes that were not read in order are read now."""
         return finish_all(self._digests.values())
 
 
@@ -63,11 +63,11 @@ class SourceTensor:
     """One tensor under its Hugging Face name.
 
     Attributes:
-      name: as in a Hugging Face folder.
-      shape: likewise.
-      stored: how it is stored, such as "Q4_1" or "bfloat16".
-      dtype: of the values that `read` gives.
-      read: first row and number of rows to values [rows, columns].
+      name: its name in a Hugging Face folder.
+      shape: its shape there.
+      stored: its type in the source, such as "Q4_1" or "bfloat16".
+      dtype: the dtype of the values that `read` returns.
+      read: function of the first row and the number of rows to values [rows, columns].
       unit: rows are read in multiples of this many.
     """
 
@@ -89,7 +89,7 @@ class SourceTensor:
         return math.prod(self.shape)
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """First row and number of rows of the pieces in which it is read."""
+        """Yields the first row and the number of rows of each piece to read."""
         per_row = max(1, self.size // max(1, self.rows) * self.dtype.itemsize)
         step = max(1, PIECE_BYTES // per_row // self.unit) * self.unit
         for first in range(0, self.rows, step):
@@ -101,21 +101,20 @@ class Source:
     """A model to convert, opened without reading its weights.
 
     Attributes:
-      format: what the card and messages call it.
+      format: its name in the card and in messages.
       path: the folder or file.
       config: config.json of a Hugging Face folder.
-      tensors: by name, in the order in which they are read best.
+      tensors: the tensors by name, in the best order for reading.
       small_files: tokenizer, generation and licence files by name: a file to copy, or its content.
       files: the weight files.
-      llama: its architecture, once it is known that the tensors are those it asks for; raises BadInput where they are
-        not.
-      inputs: what identifies it without reading weights, in the form of `provenance.fingerprint`.
-      dtype: of the result where none is asked for; None keeps every tensor's own.
-      quantized: whether values come from quantized blocks, which damage can make infinite.
-      title: of the model, where the source states one.
-      licence: likewise.
+      llama: function that checks the tensors against the architecture and returns it; raises BadInput if they differ.
+      inputs: what identifies the source without reading weights, in the form of `provenance.fingerprint`.
+      dtype: the default dtype of the result; None keeps every tensor's own.
+      quantized: whether values come from quantized blocks, which give infinite values if they are damaged.
+      title: the model's title, if the source states one.
+      licence: the model's licence, if the source states one.
       facts: further lines for the card.
-      naming: how a Hugging Face folder of it spells the tensors' names.
+      naming: how a Hugging Face folder of the model spells the tensor names.
     """
 
     format: str
@@ -134,21 +133,21 @@ class Source:
     naming: Naming = USUAL
 
     def sha256(self) -> dict[str, str]:
-        """SHA-256 of the large files, by the names that `inputs` has for them."""
+        """SHA-256 of the large files, by their names in `inputs`."""
         folder = self.path if self.path.is_dir() else self.path.parent
         known = self.files.sha256()
         return {name: known.get(str(folder / name)) or sha256(folder / name) for name in self.inputs["files"]}
 
 
 def half_split(rows_ND: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows of whole heads of a query or key projection, reordered for Hugging Face's RoPE.
+    """Reorders the rows of whole heads of a query or key projection for Hugging Face's RoPE.
 
     llama.cpp and llama2.c rotate rows (2i, 2i + 1) of a head together, Hugging Face rows (i, i + head_dim / 2). The
-    same permutation of queries and keys leaves every attention score as it was.
+    same permutation of queries and keys leaves every attention score unchanged.
 
     Args:
       rows_ND: [heads * head_dim, D], or a bias with D = 1.
-      head_dim: of the model, even.
+      head_dim: the head size of the model, even.
     """
     rows, columns = rows_ND.shape
     pairs = rows_ND.reshape(rows // head_dim, head_dim // 2, 2, columns)

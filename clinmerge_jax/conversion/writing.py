@@ -1,4 +1,4 @@
-"""Writes the tensors of a Source, as Hugging Face's weight files or as Params for Orbax, in bounded pieces."""
+"""Moves the tensors of a Source, piece by piece, into Hugging Face weight files or into Params for Orbax."""
 
 import dataclasses
 import math
@@ -19,18 +19,18 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, build_params, parameters
 
-_SYNC_BYTES = 256 << 20  # written data is pushed to the disk this often, so that it does not all wait for the end
-_ALIGNMENT = 64  # bytes; JAX takes such memory over on CPUs instead of copying it
+_SYNC_BYTES = 256 << 20  # data is synced to disk after so many bytes, so that it does not all wait for the end
+_ALIGNMENT = 64  # bytes; on CPUs JAX uses memory aligned like this without copying it
 
 
 @dataclasses.dataclass
 class Rounding:
-    """What a change of dtype did.
+    """What a change of dtype rounded.
 
     Attributes:
-      values: that were converted.
-      changed: of them, those that are not what they were.
-      largest: relative change of a value that is normal in the new dtype.
+      values: the number of values converted.
+      changed: the number of them that changed.
+      largest: the largest relative change of a value that is normal in the new dtype.
     """
 
     values: int = 0
@@ -38,27 +38,27 @@ class Rounding:
     largest: float = 0.0
 
     def add(self, other: "Rounding") -> None:
-        """Takes in another."""
+        """Adds the counts of another."""
         self.values += other.values
         self.changed += other.changed
         self.largest = max(self.largest, other.largest)
 
 
 def convert(values: np.ndarray, dtype: np.dtype, name: str) -> tuple[np.ndarray, Rounding]:
-    """Values in another dtype, rounded to nearest, ties to even; the same where nothing changes.
+    """Converts values to another dtype, rounded to nearest, ties to even; the same array if nothing changes.
 
     Args:
-      values: of a piece of a tensor.
-      dtype: wanted.
-      name: of the tensor.
+      values: a piece of a tensor.
+      dtype: the new dtype.
+      name: the name of the tensor.
 
     Raises:
-      BadInput: a value does not fit.
+      BadInput: a value is out of range of the new dtype.
     """
     rounding = Rounding(values.size)
     if values.dtype == dtype:
         return values, rounding
-    with np.errstate(over="ignore"):  # it is refused below
+    with np.errstate(over="ignore"):  # overflow is refused below
         result = values.astype(dtype)
     before, after = (x.astype(np.float32, copy=False) for x in (values, result))
     if not np.isfinite(after).all() and np.isfinite(before).all():
@@ -74,7 +74,7 @@ def convert(values: np.ndarray, dtype: np.dtype, name: str) -> tuple[np.ndarray,
 
 
 def _pieces(tensors: Sequence[SourceTensor], dtypes: Mapping[str, np.dtype], finite: bool) -> Iterator[tuple]:
-    """(tensor, first row) and (values, rounding) of every piece in turn, the next one made while one is used."""
+    """Yields (tensor, first row) and (values, rounding) of every piece; a thread makes the next while one is used."""
 
     def make(step: tuple[SourceTensor, int, int]) -> tuple[np.ndarray, Rounding]:
         tensor, first, rows = step
@@ -97,17 +97,17 @@ def write_files(
     output: OutputFolder,
     progress: Callable[[int], None],
 ) -> Rounding:
-    """Writes Hugging Face weight files; each finished one is entered into the journal and not written again.
+    """Writes Hugging Face weight files; each finished one is recorded in the journal, and a rerun skips it.
 
     Args:
-      source: what is converted.
-      dtypes: of the result, by tensor.
-      files: tensors by file, from `split_into_shards`.
+      source: the model to convert.
+      dtypes: the dtypes of the result, by tensor.
+      files: the tensors of each file, from `split_into_shards`.
       output: an open folder.
       progress: called with the bytes written since the last call.
 
     Raises:
-      BadInput: a value is not finite where it was dequantized, or does not fit its new dtype.
+      BadInput: a dequantized value is not finite, or a value is out of range of its new dtype.
     """
     journal = output.read_journal()
     for file_name, names in files.items():
@@ -130,7 +130,7 @@ def write_files(
                     unsynced = 0
             os.fsync(file.fileno())
         part.rename(output.path(file_name))
-        sync(output.partial)  # the journal must not name a file that a power cut could take back
+        sync(output.partial)  # the journal must not name a file that a power failure could undo
         journal[file_name] = dataclasses.asdict(total)
         output.write_journal(journal)
     result = Rounding()
@@ -149,16 +149,19 @@ def _write_all(file: Any, values: np.ndarray) -> None:
 def read_params(
     source: Source, config: LlamaConfig, dtypes: Mapping[str, np.dtype], progress: Callable[[int], None]
 ) -> tuple[Params, Rounding]:
-    """Params of the whole model in the host's memory.
+    """Reads the whole model into Params in host memory.
 
     Args:
-      source: what is converted.
-      config: its model; its tensors are those of the parameter table.
-      dtypes: of the result, by tensor; all layers of a parameter have one.
-      progress: called with the bytes read since the last call.
+      source: the model to convert.
+      config: its architecture; its tensors are those of the parameter table.
+      dtypes: the dtypes of the result, by tensor; all layers of a parameter have one.
+      progress: called with the bytes converted since the last call.
 
     Returns:
-      Params, and what rounding did.
+      Params, and what was rounded.
+
+    Raises:
+      BadInput: a dequantized value is not finite, or a value is out of range of its new dtype.
     """
     device = host_device()
     leaves: dict[tuple[str, ...], np.ndarray] = {}

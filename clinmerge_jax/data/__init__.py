@@ -1,1 +1,1 @@
-"""Text in: documents, conversations, tokens and which of them are scored."""
+"""Text data: documents and conversations, their tokens and target masks, and the batches made of them."""

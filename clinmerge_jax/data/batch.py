@@ -1,4 +1,7 @@
-"""What a model is trained on at a time. B rows, T tokens."""
+"""A batch of token rows for training.
+
+B rows, T tokens.
+"""
 
 import dataclasses
 import functools
@@ -12,13 +15,14 @@ import numpy as np
 )
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows that hold one document or several each; arrays of [..., B, T], of NumPy or on devices.
+    """Rows that hold one or several documents each; arrays of shape [..., B, T], NumPy or on devices.
 
     Attributes:
-      tokens: ids, int32; 0 where a row is not full.
-      targets: bool, which tokens are learned: each from what precedes it in its document. Never a document's first.
-      positions: int32, where each token stands in its document, from 0.
-      segments: int32, which document of its row each token belongs to, from 1; 0 where the row is not full.
+      tokens: token ids, int32; 0 in padding.
+      targets: bool, which tokens are learned. Each is predicted from the tokens before it in its document, so a
+        document's first token is never a target.
+      positions: int32, the index of each token in its document, from 0.
+      segments: int32, the number of each token's document within its row, from 1; 0 in padding.
     """
 
     tokens: np.ndarray | jax.Array

@@ -1,4 +1,4 @@
-"""Documents and conversations as tokens, with a mask of the tokens that count."""
+"""Tokenize documents and conversations, with a mask of the target tokens."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 from clinmerge_jax.data.shortening import fit, longest_source, with_content
 from clinmerge_jax.errors import BadInput
 
-_DIGEST_LENGTH = 16  # hexadecimal digits: two of a million documents share one with a chance of 3e-8
+_DIGEST_LENGTH = 16  # hexadecimal digits; a collision among a million documents has probability 3e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Document:
     """Raw text, a conversation, or a prompt with its completion.
 
     Attributes:
-      name: what stands for it in messages, as its words never do.
+      name: identifies the document in error messages, which never quote its text.
       text: raw text, all of which is learned.
-      messages: a conversation, of which the assistant's answers are learned.
-      prompt: what is read before the completion.
-      completion: what is learned after the prompt.
-      given_id: the row's own id.
-      label: the class that few-shot subsets are balanced over.
+      messages: a conversation; the assistant's answers are learned.
+      prompt: context of the completion, not learned.
+      completion: the text to learn after the prompt.
+      given_id: the id given in the source row.
+      label: the class over which few-shot subsets are balanced.
     """
 
     name: str
@@ -40,29 +40,29 @@ class Document:
 
     @property
     def content(self) -> list[Any]:
-        """Its words as JSON holds them."""
+        """The document's text as JSON-serialisable values."""
         pair = [] if self.completion is None else [self.prompt, self.completion]
         return [self.text, self.messages, *pair]
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of its words: the same on every machine and wherever it stands in a file."""
+        """A hash of the content, independent of the machine and of the document's place in a file."""
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
 
     @property
     def id(self) -> str:
-        """Its own id, else its digest."""
+        """The given id, or the digest if none was given."""
         return self.digest if self.given_id is None else self.given_id
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """One document as tokens.
+    """A tokenized document.
 
     Attributes:
-      tokens: ids, [T] int32.
+      tokens: token ids, [T] int32.
       targets: which tokens are predicted and scored, [T] bool; never the first.
-      shortened: whether the source lost its end, so that the rest fits.
+      shortened: whether the source was cut at its end to fit.
     """
 
     tokens: np.ndarray
@@ -75,24 +75,30 @@ def encode(
 ) -> Encoded:
     """Tokenizes one document.
 
-    Raw text gets the tokenizer's special tokens; every token after the first counts. Of a conversation, rendered by
-    the chat template, the assistant's answers count with what ends them: what the rendering up to and with an answer
-    has beyond the longest common prefix with the rendering that only asks for it. Of a prompt with its completion the
-    same prefix decides, of prompt and completion as one text and of the prompt alone, so a token that holds the end
-    of the one and the start of the other counts. Two BOS at the start become one.
+    Which tokens are targets:
+
+    * Raw text is tokenized with the tokenizer's special tokens. Every token after the first is a target.
+    * A conversation is rendered by the chat template. The targets are the assistant's answers with their end tokens:
+      the tokens of the rendering up to and including an answer, beyond its longest common prefix with the rendering of
+      the messages before it plus the generation prompt.
+    * For a prompt and completion the common prefix is taken between the tokens of the joined text and those of the
+      prompt alone. So a token that spans the boundary is a target.
+
+    Two BOS tokens at the start become one.
 
     Args:
-      document: raw text, a conversation, or a prompt and a completion, which are joined as they are.
-      tokenizer: of transformers.
-      end: what follows raw text and completions, if it is not there already; conversations end as the template says.
-      chat: True makes a prompt and its completion a conversation of two messages.
-      most: tokens that there is room for; 0 for any number. Of a prompt with its completion the prompt is shortened to
-        fit, of a conversation the longest message that is not the assistant's. Raw text may have any number.
-      cut: False refuses what is too long.
+      document: raw text, a conversation, or a prompt and a completion, which are concatenated without a separator.
+      tokenizer: a transformers tokenizer.
+      end: the token id appended to raw text and completions unless they end with it already. The template ends
+        conversations.
+      chat: whether to turn a prompt and its completion into a conversation of two messages.
+      most: the maximum number of tokens; 0 for no limit. Shortening cuts the prompt of a prompt and completion, or a
+        conversation's longest message that is not the assistant's. The limit does not apply to raw text.
+      cut: False refuses a document that is too long.
 
     Raises:
-      BadInput: there is no chat template, it refuses the conversation or rewrites earlier turns, of a conversation or a
-        completion nothing or everything would be learned, or what is never shortened does not fit.
+      BadInput: there is no chat template, it refuses the conversation or rewrites earlier turns; nothing or everything
+        of a conversation or completion would be learned; or the document does not fit even when shortened.
     """
     if document.text is not None:
         tokens = _ended(_plain(document.text, tokenizer), end)
@@ -120,7 +126,7 @@ def encode(
 
 
 def _conversation(document: Document, tokenizer) -> tuple[str, Callable[[str], Encoded]]:
-    """The message of a conversation that may be shortened, "" if there is none, and what encodes it with another."""
+    """The message that may be shortened ("" if none), and a function that encodes the conversation with a new one."""
     messages = document.messages
     if messages is None:
         messages = [
@@ -135,7 +141,7 @@ def _conversation(document: Document, tokenizer) -> tuple[str, Callable[[str], E
 
 
 def _completion(document: Document, tokenizer, end: int | None) -> tuple[str, Callable[[str], Encoded]]:
-    """The prompt, and what encodes the completion after another prompt."""
+    """The prompt, and a function that encodes the completion after a given prompt."""
     return document.prompt, lambda prompt: _encode_completion(document, prompt, tokenizer, end)
 
 
@@ -145,7 +151,7 @@ def _encode_chat(name: str, messages: Sequence[Mapping[str, str]], tokenizer) ->
     try:
         return _encode_messages(name, messages, tokenizer)
     except jinja2.TemplateError as error:
-        # The template's own words are left out: they may quote the conversation.
+        # The template's error message is left out: it may quote the conversation.
         system = any(message["role"] == "system" for message in messages)
         mend = "put its system message into the first user message" if system else "mend the conversation"
         raise BadInput(f"{name}: the chat template refuses it; {mend}, or mend the template") from error
@@ -204,7 +210,7 @@ def _common_prefix(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def without_second_bos(ids: Sequence[int], tokenizer) -> np.ndarray:
-    """The tokens, int32 [T], with one BOS at most at their start: a text or a template may bring one of its own."""
+    """The tokens, int32 [T], with at most one leading BOS: the text or the chat template may contain one already."""
     tokens, bos = np.asarray(ids, np.int32), tokenizer.bos_token_id
     if bos is None:
         return tokens
@@ -214,10 +220,10 @@ def without_second_bos(ids: Sequence[int], tokenizer) -> np.ndarray:
 
 
 def check_vocabulary(encoded: Sequence[Encoded], vocab_size: int, field: str) -> None:
-    """Refuses tokens that a model has no row for, which would be read as NaN.
+    """Refuses token ids beyond the model's vocabulary: looking up their embedding would give NaN.
 
     Raises:
-      BadInput: naming the token id.
+      BadInput: a token id is too high; the message names it.
     """
     highest = max((int(document.tokens.max()) for document in encoded), default=0)
     if highest >= vocab_size:

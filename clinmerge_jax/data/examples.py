@@ -1,4 +1,4 @@
-"""What a training run learns from: documents read, chosen, and turned into sequences of tokens."""
+"""Training examples: documents turned into sequences of tokens."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ _MINIATURE_DOCUMENTS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Sequences and where they come from.
+    """Token sequences with the documents they were made from.
 
     Attributes:
-      documents: that were chosen.
-      sequences: of which a step takes `batch_size`.
-      packed: what became of the documents.
-      shortened: how many of them have lost the end of their source.
+      documents: the chosen documents.
+      sequences: the sequences; a step takes `batch_size` of them.
+      packed: statistics of the conversion from documents to sequences.
+      shortened: how many documents had their source cut at the end.
     """
 
     documents: Sequence[Document]
@@ -36,7 +36,7 @@ class Examples:
         return f"{self.packed}{cut}"
 
     def ids(self) -> list[str]:
-        """The id of the document behind every segment of every sequence."""
+        """The document id of every segment of every sequence, in order."""
         return [self.documents[index].id for index in self.packed.contents]
 
     def digest(self) -> str:
@@ -45,14 +45,14 @@ class Examples:
 
 
 def read(task: str, field: str, label: str = "", data_dir: str = "", fields: str = "") -> list[Document]:
-    """The documents of a file, a folder, a prepared data set, or `miniature:clinical` and `miniature:instruct`.
+    """Reads documents from a file, a folder, a prepared data set, or `miniature:clinical` and `miniature:instruct`.
 
     Args:
-      task: where they are; see `reading.read_documents`.
-      field: the config field that gave it.
-      label: the field of the rows that has their class; empty where there are none.
-      data_dir: of prepared data sets.
-      fields: a map of columns to fields; the miniature has none to map.
+      task: the source; see `reading.read_documents`.
+      field: the config field that holds `task`, for messages.
+      label: the column that holds a row's class; empty if there are no classes.
+      data_dir: the folder of prepared data sets.
+      fields: a map of columns to fields; not used for the miniature.
 
     Raises:
       BadInput: as `reading.read_documents`, or the miniature has no such corpus.
@@ -71,13 +71,13 @@ def prepare(
     """Tokenizes documents and makes sequences of them.
 
     Args:
-      documents: what is learned.
-      tokenizer: of transformers.
-      vocab_size: of the model.
-      length: tokens that a sequence may have.
-      chat: whether prompts and completions become messages.
-      full_rows: whether sequences are rows filled with documents (`packing.pack`).
-      field: the config field that gave the tokenizer.
+      documents: the documents to learn.
+      tokenizer: a transformers tokenizer.
+      vocab_size: the model's vocabulary size.
+      length: the maximum number of tokens of a sequence.
+      chat: whether prompts and completions become conversations.
+      full_rows: whether sequences are whole rows filled with documents (`packing.pack`).
+      field: the config field that names the tokenizer, for messages.
 
     Raises:
       BadInput: a document cannot be encoded, or nothing would be learned.
@@ -95,7 +95,7 @@ def assemble(
     full_rows: bool,
     field: str,
 ) -> Examples:
-    """Makes sequences of encoded documents; arguments and what it raises as of `prepare`."""
+    """Makes sequences of encoded documents. Arguments and errors are those of `prepare`."""
     check_vocabulary(encoded, vocab_size, field)
     sequences, packed = pack(encoded, length, full_rows)
     return Examples(documents, sequences, packed, sum(one.shortened for one in encoded))

@@ -9,7 +9,7 @@ from clinmerge_jax.errors import BadInput
 
 
 class Labelled(Protocol):
-    """What can be chosen: a document, or an item of a task."""
+    """An example that can be chosen: a document, or an item of a task."""
 
     id: str
     label: str | None
@@ -19,20 +19,20 @@ One = TypeVar("One", bound=Labelled)
 
 
 def choose(documents: Sequence[One], shots: int, seed: int) -> list[One]:
-    """A subset that depends on the seed and the documents' ids and labels, and on nothing else.
+    """Chooses a subset that depends only on the seed and the documents' ids and labels.
 
-    All documents are put into one order, of which the first `shots` are taken, so a smaller subset is the start of
-    every larger one. The order: within a class, by a hash of seed and id; then the classes take turns, in the order of
-    a hash of seed and label, and one that is used up is passed over. So the counts of classes differ by one at most as
-    long as every class has documents left. Documents without a label are one class.
+    All documents are put into one order and the first `shots` are taken, so a smaller subset is a prefix of every
+    larger one. Within a class the order is by a hash of seed and id. Then the classes take turns, in the order of a
+    hash of seed and label; an exhausted class is skipped. So class counts differ by at most one as long as every class
+    has documents left. Documents without a label form one class.
 
     Args:
-      documents: what there is, each with an id of its own, in any order.
+      documents: all available documents, with unique ids, in any order.
       shots: how many to take; 0 takes all.
-      seed: another seed gives another subset.
+      seed: selects the subset.
 
     Returns:
-      The chosen ones, in that order.
+      The chosen documents, in that order.
 
     Raises:
       BadInput: there are fewer documents than shots.
@@ -52,19 +52,22 @@ def choose(documents: Sequence[One], shots: int, seed: int) -> list[One]:
 
 
 def divide(shots: int, counts: Sequence[int], shares: Sequence[float]) -> list[int]:
-    """How many examples each of several sets gives.
+    """Divides a number of examples among several sets.
 
-    With a number of shots each next example comes from the set that is furthest behind its share, of equal ones the
-    first, so with fewer shots no set gives more. Without one, all sets give as many as their shares allow.
+    With a number of shots, each next example comes from the set that is furthest behind its share, the first of equals.
+    So with fewer shots no set contributes more. Without one, each set contributes as many as the shares allow.
 
     Args:
-      shots: how many in all; 0 for all.
-      counts: how many there are in each set.
-      shares: how much of the whole each set is to be, in any unit; all 0 where nothing is said: then shots are shared
-        evenly, and without shots every set gives all it has.
+      shots: the total number of examples; 0 for all.
+      counts: the number of examples in each set.
+      shares: the relative share of each set, in any unit. If all are 0, shots are shared evenly, and without shots
+        every set contributes all its examples.
+
+    Returns:
+      The number of examples from each set.
 
     Raises:
-      BadInput: a set has too few.
+      BadInput: a set has too few examples.
     """
     if not any(shares):
         if not shots:

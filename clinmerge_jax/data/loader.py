@@ -1,4 +1,4 @@
-"""Batches in the order of training, from grain: shuffled anew in every epoch, and able to go on from any step.
+"""Load batches in training order with grain: reshuffled every epoch, resumable at any step.
 
 A micro-batches of a step, B rows of each, N sequences in all, T tokens.
 """
@@ -16,18 +16,18 @@ from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.data.plan import Plan
 from clinmerge_jax.data.sequences import Sequences
 
-_AHEAD = 2  # steps that are gathered while the device is busy with an earlier one
-_WHOLE = 10_000  # grain mixes by whole numbers
-_EPOCHS = 10**9  # for ever: grain counts an endless set as sys.maxsize, which overflows in batches of one
+_AHEAD = 2  # steps gathered while the device computes an earlier one
+_WHOLE = 10_000  # grain takes integer mixing weights
+_EPOCHS = 10**9  # in effect endless: the length of an endless grain set, sys.maxsize, overflows at batch size one
 
 
 def steps_of(sequences: int, batch_size: int, epochs: float, steps: int = 0, replay: float = 0.0) -> int:
-    """How many steps a run has: `steps` if that is given, else what it takes to see every sequence `epochs` times.
+    """The number of steps of a run: `steps` if given, otherwise enough to see every sequence `epochs` times.
 
     Args:
-      sequences: how many there are to learn, without replayed ones.
-      batch_size: sequences of a step, with replayed ones.
-      epochs: how often each is seen.
+      sequences: the number of sequences to learn, without replayed ones.
+      batch_size: sequences per step, including replayed ones.
+      epochs: how often each sequence is seen.
       steps: overrides the epochs, unless 0.
       replay: the share of sequences that come from the replayed set.
     """
@@ -35,14 +35,14 @@ def steps_of(sequences: int, batch_size: int, epochs: float, steps: int = 0, rep
 
 
 def local_rows(sharding: Sharding, rows: int) -> slice:
-    """Which of a micro-batch's B rows the devices of this process hold.
+    """The slice of a micro-batch's B rows that this process's devices hold.
 
     Args:
-      sharding: of an array [B].
+      sharding: the sharding of an array [B].
       rows: B.
 
     Raises:
-      ValueError: they are not next to one another.
+      ValueError: the rows are not contiguous.
     """
     held = {part.indices(rows)[:2] for (part,) in sharding.addressable_devices_indices_map((rows,)).values()}
     start, stop = min(held)[0], max(stop for _, stop in held)
@@ -52,20 +52,20 @@ def local_rows(sharding: Sharding, rows: int) -> slice:
 
 
 def order(count: int, seed: int = 0, replayed: int = 0, replay_share: float = 0.0) -> grain.MapDataset[int]:
-    """The numbers of sequences in the order of training, without end.
+    """An endless stream of sequence numbers in training order.
 
-    Every epoch is a permutation that follows from the seed and the epoch, and the next begins where the last one ends,
-    within a batch too: none is left out, and fewer than a batch takes are repeated in it. Replayed ones lie evenly
-    among the others, so each step has its share of them, but for one.
+    Every epoch is a permutation determined by the seed and the epoch. The next epoch begins directly after the last,
+    also within a batch: no sequence is dropped, and a set smaller than a batch repeats within it. Replayed sequences
+    are spread evenly among the others, so each step has its share of them to within one.
 
     Args:
-      count: how many are learned: the numbers from 0.
-      seed: of the order, 0 or more.
-      replayed: how many of another set are mixed in: the numbers from `count`.
-      replay_share: the share that they have, over 0 and under 1.
+      count: the number of sequences to learn, which have the numbers from 0.
+      seed: the seed of the order, 0 or more.
+      replayed: the number of replayed sequences, which have the numbers from `count`.
+      replay_share: the share of replayed sequences, over 0 and under 1.
 
     Raises:
-      ValueError: that share is no such number.
+      ValueError: the share is out of range.
     """
     learned = _shuffled(0, count, seed)
     if not replayed:
@@ -82,20 +82,20 @@ def load(
     batch_size: int,
     local: Callable[[int], slice] = lambda rows: slice(None),
 ) -> grain.DatasetIterator[Batch]:
-    """Yields each step's Batch, [A, B, T], of the plan's shape for it.
+    """Yields each step's Batch, [A, B, T], in the shape that the plan assigns to it.
 
-    Which sequences a step takes does not depend on how many processes or micro-batches share them.
+    The sequences of a step do not depend on the number of processes or micro-batches.
 
-    `get_state()` of the iterator is a JSON object, the number of the next step, which `set_state` of another iterator
-    with the same arguments takes.
+    The iterator's `get_state()` is a JSON object that holds the number of the next step. `set_state` of another
+    iterator with the same arguments accepts it.
 
     Args:
-      sequences: of the run, replayed ones last.
-      numbers: from `order`.
-      plan: the shapes of the run.
-      steps: how many there are.
-      batch_size: sequences of a step, over all processes.
-      local: which of B rows, over all processes, this one reads (`local_rows`); all by default.
+      sequences: the sequences of the run, replayed ones last.
+      numbers: the training order, from `order`.
+      plan: the batch shapes of the run.
+      steps: the number of steps.
+      batch_size: sequences per step, over all processes.
+      local: maps B, over all processes, to the rows that this process reads (`local_rows`); all by default.
     """
 
     def gather(chosen: np.ndarray) -> Batch:
@@ -109,10 +109,10 @@ def load(
 
 
 def _shuffled(first: int, count: int, seed: int) -> grain.MapDataset[int]:
-    """The places from `first`, in another order in every epoch.
+    """The numbers from `first`, reshuffled in every epoch.
 
-    Not grain's own shuffle: with as few rows as a few-shot set has, it takes milliseconds for each (grain 0.2.18). The
-    raw bits of a NumPy bit generator stay the same in all its versions.
+    grain's own shuffle is not used: on sets as small as few-shot sets it takes milliseconds per row (grain 0.2.18). The
+    raw bits of a NumPy bit generator are the same in all NumPy versions.
     """
 
     @functools.lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""The miniature world's text as the documents that jobs and evaluations take."""
+"""Text of the miniature world as Documents, for jobs and evaluations."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What becomes of encoded documents: examples, pieces of long raw text, or full rows that hold many of either."""
+"""Make sequences from encoded documents: examples, pieces of long raw text, or full rows of several of these."""
 
 import bisect
 import dataclasses
@@ -13,16 +13,16 @@ from clinmerge_jax.errors import BadInput
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """What was made of the documents.
+    """Statistics of packed documents.
 
     Attributes:
-      documents: how many there were.
-      sequences: how many came of them; a step takes `batch_size` of these.
-      tokens: in all of them.
-      targets: those that are learned.
-      longest: tokens of the longest sequence.
-      cut: raw texts that lie in several pieces.
-      contents: the number of the document behind every segment of every sequence, in order.
+      documents: number of documents.
+      sequences: number of sequences made from them; a step takes `batch_size` of these.
+      tokens: number of tokens in all sequences.
+      targets: number of tokens that are learned.
+      longest: number of tokens of the longest sequence.
+      cut: number of raw texts cut into several pieces.
+      contents: the document number of every segment of every sequence, in order.
     """
 
     documents: int
@@ -43,21 +43,22 @@ class Packed:
 def pack(encoded: Sequence[Encoded], length: int, full_rows: bool = False) -> tuple[Sequences, Packed]:
     """Makes sequences of at most `length` tokens.
 
-    Raw text, all of which is learned, is cut into pieces where it is longer. A piece starts with the last token of the
-    piece before it, so every token is still learned, and once. A single token has nothing to learn and is left out.
+    Raw text, all of which is learned, is cut into pieces if it is longer. A piece starts with the last token of the
+    piece before it, so every token is still learned exactly once. Documents without a target after their first token,
+    such as a single token, are left out.
 
     Args:
-      encoded: the documents. All but raw text fit `length`: whoever encodes them sees to that.
-      length: tokens, 2 or more.
+      encoded: the documents. All except raw text must fit `length`; the caller ensures this when encoding.
+      length: the maximum number of tokens, 2 or more.
       full_rows: fills whole rows with documents or pieces (`best_fit`), each row a sequence. Otherwise each document or
         piece is a sequence of its own, in the given order.
 
     Returns:
-      The sequences, and what was made of the documents.
+      The sequences, and statistics of what was packed.
 
     Raises:
-      BadInput: nothing would be learned, or the length has no room for a token and what it is learned from.
-      ValueError: a document that is no raw text is too long.
+      BadInput: nothing would be learned, or the length is less than 2.
+      ValueError: a document that is not raw text is too long.
     """
     if length < 2:
         raise BadInput(f"config.length: is {length}; give 2 or more")
@@ -87,7 +88,7 @@ def pack(encoded: Sequence[Encoded], length: int, full_rows: bool = False) -> tu
 
 
 def _pieces(document: Encoded, length: int) -> Iterator[Encoded]:
-    """The document itself, or its pieces; nothing where nothing would be learned."""
+    """Yields the document or its pieces; nothing if there is no token to learn."""
     tokens, targets = document.tokens, document.targets
     if len(tokens) <= length:
         if targets[1:].any():
@@ -101,18 +102,18 @@ def _pieces(document: Encoded, length: int) -> Iterator[Encoded]:
 
 
 def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Which sequences lie in each row, by their numbers.
+    """Assigns sequences to rows by best fit decreasing; returns the sequence numbers of each row.
 
-    The longest come first, of equal ones the earlier; each goes into the row with the least room that still holds it.
-    (Best fit decreasing: Johnson et al. 1974, doi:10.1137/0203025: at most 11/9 of the fewest rows possible, and 4.)
+    Sequences are placed longest first, the earlier of equals; each goes into the row with the least room that still
+    holds it. The number of rows is at most 11/9 of the optimum plus 4 (Johnson et al. 1974, doi:10.1137/0203025).
 
     Args:
       sizes: tokens of each sequence, at most `length`.
       length: tokens of a row.
     """
     rows: list[list[int]] = []
-    rooms: list[int] = []  # the amounts of room that some row has, ascending
-    with_room: dict[int, list[int]] = {}  # the rows that have it
+    rooms: list[int] = []  # the distinct amounts of free room in the rows, ascending
+    with_room: dict[int, list[int]] = {}  # the rows with that room
     for member in sorted(range(len(sizes)), key=lambda member: -sizes[member]):
         place = bisect.bisect_left(rooms, sizes[member])
         if place == len(rooms):

@@ -1,7 +1,7 @@
-"""Which shapes the batches of a run have: a few, as each is a program to compile, with little padding.
+"""Plan the batch shapes of a run: few shapes, since each is a program to compile, and little padding.
 
-A plan follows from the lengths of the sequences and the order of the steps alone, never from timings: so a run that was
-killed, each of its processes, and each run of a grid have the same batches.
+A plan depends only on the sequence lengths and the order of the steps, never on timings. So a resumed run, every
+process of a run, and every run of a grid have the same batches.
 """
 
 import collections
@@ -14,12 +14,12 @@ from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.data.packing import best_fit
 from clinmerge_jax.data.sequences import Sequences
 
-PROGRAMS = 4  # shapes of a run, at most
+PROGRAMS = 4  # maximum number of batch shapes of a run
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Shape:
-    """Rows of a batch, in all its micro-batches, and tokens of each."""
+    """A batch shape: the number of rows over all micro-batches, and the tokens of each row."""
 
     rows: int
     tokens: int
@@ -34,17 +34,17 @@ def _rounded_up(count: int, multiple: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What a batch may look like.
+    """Constraints on batch shapes, and their cost model.
 
     Attributes:
-      longest: tokens that a row may have.
-      unit: rows have a multiple of so many tokens, but for `longest` itself.
-      parts: into so many a mesh cuts the rows of a micro-batch.
-      micro_batch: rows of a micro-batch, a multiple of the parts; 0 leaves it to the next field.
-      at_a_time: micro-batches of each part have about so many tokens; 0 makes all rows one micro-batch.
+      longest: the maximum number of tokens of a row.
+      unit: row lengths are multiples of this number of tokens, except `longest` itself.
+      parts: the number of shards that the mesh makes of a micro-batch's rows.
+      micro_batch: rows of a micro-batch, a multiple of `parts`; 0 derives it from `at_a_time`.
+      at_a_time: the approximate number of tokens per micro-batch and part; 0 makes all rows one micro-batch.
       alone: each sequence has a row of its own.
-      skips: empty micro-batches cost nothing.
-      pair: what attention between two tokens costs, where all else of a token costs 1.
+      skips: empty micro-batches are skipped and cost nothing.
+      pair: the cost of attention between two tokens, relative to all other work on one token.
     """
 
     longest: int
@@ -57,7 +57,7 @@ class Rules:
     pair: float = 0.0
 
     def lengths(self, least: int) -> list[int]:
-        """The tokens that rows may have which hold a sequence of `least`, ascending: about eleven to a doubling."""
+        """The allowed row lengths that hold a sequence of `least` tokens, ascending; about eleven per doubling."""
         found, tokens = [], self._up(least)
         while tokens < self.longest:
             found.append(tokens)
@@ -68,50 +68,50 @@ class Rules:
         return _rounded_up(tokens, self.unit)
 
     def rows(self, sizes: Sequence[int], tokens: int) -> list[list[int]] | None:
-        """Which sequences lie in each row of so many tokens; None where the longest is longer."""
+        """The sequences of each row of `tokens` tokens; None if the longest sequence does not fit."""
         if max(sizes) > tokens:
             return None
         return [[index] for index in range(len(sizes))] if self.alone else best_fit(sizes, tokens)
 
     def micro_batch_of(self, rows: int, tokens: int) -> int:
-        """Rows of a micro-batch where a step has so many rows of so many tokens: all of them if they are few."""
+        """Rows of a micro-batch for a step with `rows` rows of `tokens` tokens; all of them if they are few."""
         if self.micro_batch:
             return self.micro_batch
         all_rows = _rounded_up(rows, self.parts)
         return min(all_rows, max(1, self.at_a_time // tokens) * self.parts) if self.at_a_time else all_rows
 
     def shape(self, rows: int, tokens: int) -> Shape:
-        """The least that has these rows."""
+        """The smallest allowed shape that holds this many rows."""
         return Shape(_rounded_up(rows, self.micro_batch_of(rows, tokens)), tokens)
 
     def computed(self, rows: int, shape: Shape) -> Shape:
-        """What is computed of a batch of this shape that has so many rows with something in them."""
+        """The part of a batch of this shape that is computed if `rows` of its rows are not empty."""
         if not self.skips:
             return shape
         return Shape(_rounded_up(rows, self.micro_batch_of(shape.rows, shape.tokens)), shape.tokens)
 
     def cost(self, shape: Shape) -> float:
-        """What that costs to compute, in tokens without attention."""
+        """The cost of computing a shape, in units of one token without attention."""
         return shape.rows * shape.tokens * (1.0 + self.pair * shape.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The shapes of a run.
+    """The batch shapes of a run.
 
     Attributes:
-      shapes: a step takes the one that costs it least.
-      rules: what they follow.
+      shapes: the available shapes; each step uses the cheapest that holds it.
+      rules: the constraints and cost model of the shapes.
     """
 
     shapes: tuple[Shape, ...]
     rules: Rules
 
     def rows(self, sizes: Sequence[int]) -> tuple[Shape, list[list[int]]]:
-        """The shape of a step whose sequences have these sizes, and which of them lie in each row.
+        """The shape of a step whose sequences have these sizes, and the sequences of each row.
 
         Raises:
-          ValueError: no shape holds them.
+          ValueError: no shape holds the step.
         """
         found = [(shape, self.rules.rows(sizes, shape.tokens)) for shape in self.shapes]
         fitting = [(shape, rows) for shape, rows in found if rows is not None and len(rows) <= shape.rows]
@@ -120,11 +120,11 @@ class Plan:
         return min(fitting, key=lambda pair: self.rules.cost(self.rules.computed(len(pair[1]), pair[0])))
 
     def batch(self, sequences: Sequences, chosen: np.ndarray) -> Batch:
-        """The batch of a step, [A, B, T], with the empty rows last.
+        """The batch of a step, [A, B, T], with empty rows last.
 
         Args:
-          sequences: of the run.
-          chosen: the numbers of those of the step.
+          sequences: all sequences of the run.
+          chosen: the numbers of the step's sequences.
         """
         shape, rows = self.rows([int(size) for size in sequences.sizes[chosen]])
         members = [[int(chosen[index]) for index in row] for row in rows]
@@ -134,7 +134,7 @@ class Plan:
         return Batch(**arrays)
 
     def describe(self, steps: Sequence[Sequence[int]]) -> str:
-        """How many of some steps, given by the sizes of their sequences, have which shape, and how full they are."""
+        """Describes the shapes that the given steps use and their share of padding; a step is its sequence sizes."""
         taken = [self.rows(sizes) for sizes in steps]
         counts = collections.Counter(shape for shape, _ in taken)
         shown = ", ".join(f"{shape} tokens ({counts[shape]:,})" for shape in self.shapes if counts[shape])
@@ -150,20 +150,21 @@ def make_plan(
     programs: int = PROGRAMS,
     further: Shape | None = None,
 ) -> Plan:
-    """Chooses shapes for which all steps together, and a charge for each program, cost little.
+    """Chooses shapes by greedy search, minimising the cost of all steps plus a charge for each program.
 
-    Starts with the cheapest shape that holds every step, then adds or exchanges one at a time while that pays.
+    Starts with the cheapest shape that holds every step. Then adds, exchanges or removes one shape at a time as long as
+    that lowers the total.
 
     Args:
-      steps: the sizes of the sequences of each step; at least one.
-      rules: what batches may look like.
-      charge: what another program costs, as `Rules.cost`.
-      programs: how many there may be.
-      further: a shape that is to be among them, as it holds further steps, which are not known.
+      steps: the sequence sizes of each step; at least one step.
+      rules: constraints on the shapes, and their cost model.
+      charge: the cost of compiling one more program, in the units of `Rules.cost`.
+      programs: the maximum number of shapes.
+      further: a shape that must be included, because it holds further steps that are not known here.
     """
     least = max(map(max, steps))
     lengths = {*rules.lengths(min(map(max, steps))), rules.lengths(least)[0], *([further.tokens] if further else [])}
-    found: dict[int, np.ndarray] = {}  # rows that each step needs, by tokens of a row
+    found: dict[int, np.ndarray] = {}  # rows that each step needs, by row length
     for tokens in sorted(lengths):
         needed = [rules.rows(sizes, tokens) for sizes in steps]
         found[tokens] = np.array([np.inf if rows is None else len(rows) for rows in needed])

@@ -1,4 +1,4 @@
-"""Prompts as tokens: raw text or conversations, the chat template applied once, one BOS."""
+"""Read and tokenize prompts: raw text or conversations, chat template applied once, a single BOS token."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ _MEND = f"give JSON lines, a JSON array, CSV, TSV or Parquet with one of {_KINDS
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt; `name` stands for it in messages, its words never do.
+    """One prompt.
 
     Attributes:
-      name: file, and line or row.
-      id: the row's own "id", or its number from 0.
+      name: file, and line or row. Identifies the prompt in error messages, which never quote its text.
+      id: the row's "id", or its number from 0.
       text: raw text; None for a conversation.
-      messages: a conversation that an answer is to follow.
+      messages: a conversation to be answered; None for raw text.
     """
 
     name: str
@@ -37,19 +37,19 @@ class Prompt:
 
 
 def read_prompts(path: str, field: str, fields: str = "") -> list[Prompt]:
-    """Reads a file of prompts: a `.txt` file with a prompt a line, or any other that `rows.read_rows` reads.
+    """Reads a file of prompts: a `.txt` file with one prompt per line, or any other file that `rows.read_rows` reads.
 
-    A row has `prompt`, `messages` (OpenAI) or `conversations` (ShareGPT), and perhaps an `id`. Conversations end where
-    the assistant is to answer.
+    A row has `prompt`, `messages` (OpenAI) or `conversations` (ShareGPT), and optionally an `id`. A conversation must
+    not end with an assistant message.
 
     Args:
       path: the file.
-      field: the config field that gave it, for messages.
+      field: the config field that holds the path, for messages.
       fields: a map of columns to the fields above (`fields.Fields.parse`), from the config field `fields` beside
-        `field`; empty where rows have one of the forms themselves.
+        `field`; empty if the rows have these fields themselves.
 
     Raises:
-      BadInput: naming the file and line or row, never quoting the text.
+      BadInput: the file or a row is wrong. The message names the file and line or row, and never quotes the text.
     """
     option = f"{field.rpartition('.')[0]}.fields"
     mapped = Fields.parse(fields, option, [(key,) for key in _FORMS]) if fields else None
@@ -83,19 +83,19 @@ def _prompt(made: Mapping[str, Any], row: Row, index: int, option: str) -> Promp
 def encode_prompt(
     prompt: Prompt, tokenizer, chat: bool | None = None, most: int = 0, cut: bool = False
 ) -> tuple[np.ndarray, bool]:
-    """A prompt's tokens, int32 [T], with no more than one BOS; and whether it was shortened.
+    """A prompt's tokens, int32 [T], with at most one BOS; and whether it was shortened.
 
     Args:
-      prompt: raw text is taken as the tokenizer takes it; of a conversation the chat template makes text once.
-      tokenizer: of transformers.
-      chat: True puts raw text into the chat template, as a user's message; None and False leave it raw.
-      most: tokens that there is room for; 0 for any number.
-      cut: whether what is too long is shortened: raw text from its end, of a conversation the longest message that is
-        not the assistant's. Otherwise it comes back as it is.
+      prompt: raw text, which is tokenized directly, or a conversation, which the chat template renders once.
+      tokenizer: a transformers tokenizer.
+      chat: True puts raw text into the chat template, as a user message; None and False leave it raw.
+      most: the maximum number of tokens; 0 for no limit.
+      cut: whether to shorten a prompt that is too long: raw text from its end, or a conversation's longest message that
+        is not the assistant's. Otherwise the prompt is returned in full.
 
     Raises:
-      BadInput: there is no chat template, it refuses the conversation, nothing is left to read, or shortening does not
-        help.
+      BadInput: there is no chat template, it refuses the conversation, the prompt has no tokens, or it does not fit
+        even when shortened.
     """
     messages = prompt.messages
     if messages is None and chat:
@@ -135,5 +135,5 @@ def _rendered(name: str, messages: Sequence[Mapping[str, str]], tokenizer) -> li
         return tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
         )
-    except jinja2.TemplateError as error:  # the template's own words may quote the conversation
+    except jinja2.TemplateError as error:  # the template's error message may quote the conversation
         raise BadInput(f"{name}: the chat template refuses it; mend the conversation or the template") from error

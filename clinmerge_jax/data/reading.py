@@ -1,4 +1,4 @@
-"""Files as documents to learn from."""
+"""Read files as documents to learn from."""
 
 import collections
 import dataclasses
@@ -11,7 +11,7 @@ from clinmerge_jax.data.files.forms import conversation, filled, identifier
 from clinmerge_jax.data.files.rows import read_rows
 from clinmerge_jax.errors import BadInput
 
-_FORMS = (("prompt", "completion"), ("text",), ("messages",), ("conversations",))  # that `fields` can make
+_FORMS = (("prompt", "completion"), ("text",), ("messages",), ("conversations",))  # what a `fields` map can make
 _KINDS = "'text', 'messages', 'conversations', 'prompt' and 'completion', or 'input' and 'output'"
 _MEND = f"give JSON lines, a JSON array, CSV, TSV or Parquet with {_KINDS}; or .txt files"
 
@@ -21,21 +21,28 @@ def read_documents(
 ) -> list[Document]:
     """Reads the documents of a file, a folder or a prepared data set.
 
-    A `.txt` file is one document, a folder has one in each of its `.txt` files; `rows.read_rows` says what else is
-    read. A row has `text`; `messages` (OpenAI: `role` and `content`); `conversations` (ShareGPT: `from` and `value`);
-    `prompt` and `completion`; or `input` and `output`, with an `instruction` before the input if there is one (Alpaca).
-    An `id` names it. Rows with the same words and no id are told apart by how many of them came before.
+    A `.txt` file is one document; of a folder, each `.txt` file is one. `rows.read_rows` lists the other formats. A row
+    has one of these forms:
+
+    * `text`
+    * `messages` (OpenAI: `role` and `content`)
+    * `conversations` (ShareGPT: `from` and `value`)
+    * `prompt` and `completion`
+    * `input` and `output`, with an optional `instruction` before the input (Alpaca)
+
+    An optional `id` identifies the row. Rows with the same content and no id get numbered ids.
 
     Args:
-      path: a file, a folder, or `tfds:NAME` or `tfds:NAME:SPLIT` (the split is train otherwise).
-      field: the config field that gave it, for messages.
-      label: the column that has a row's class; None where classes do not matter.
-      data_dir: where the data sets of `tfds:` lie; None for that library's own folder.
+      path: a file, a folder, or `tfds:NAME` or `tfds:NAME:SPLIT` (split train by default).
+      field: the config field that holds the path, for messages.
+      label: the column that holds a row's class; None if classes are not needed.
+      data_dir: the folder of prepared data sets for `tfds:`; None for the default folder of TensorFlow Datasets.
       fields: a map of columns to the fields above (`fields.Fields.parse`), from the config field `fields` beside
-        `field`; empty where rows have one of the forms themselves, None where there is no such config field.
+        `field`. Empty if the rows have one of the forms themselves; None if there is no such config field.
 
     Raises:
-      BadInput: naming the file and its line or row, never quoting the text; or two rows share an id.
+      BadInput: the file or a row is wrong, or two rows share an id. The message names the file and its line or row, and
+        never quotes the text.
     """
     option = f"{field.rpartition('.')[0]}.fields"
     mapped = Fields.parse(fields, option, _FORMS) if fields else None
@@ -69,7 +76,7 @@ def _document(row: dict[str, Any], name: str, label: str | None, mapped: Fields 
 
 
 def _form(made: dict[str, Any], row: dict[str, Any], name: str, mend: str | None) -> str:
-    """The one field that tells a row's form."""
+    """The field that determines the form of a row."""
     given = [key for key in ("text", "messages", "conversations", "completion", "output") if made.get(key) is not None]
     if len(given) > 1:
         given = [key for key in given if made[key] != ""]  # an empty cell of a table
@@ -85,7 +92,7 @@ def _form(made: dict[str, Any], row: dict[str, Any], name: str, mend: str | None
 
 
 def _told_apart(documents: Iterable[Document]) -> list[Document]:
-    """The documents, each with an id of its own."""
+    """The documents with unique ids: copies without an id get a numbered one."""
     found: dict[str, Document] = {}
     copies: collections.Counter[str] = collections.Counter()
     for document in documents:

@@ -1,4 +1,7 @@
-"""Sequences of different lengths in flat arrays, and batches made of them. N sequences, T tokens of a row."""
+"""Sequences of different lengths in flat arrays, and batches made of them.
+
+N sequences, T tokens of a row.
+"""
 
 import dataclasses
 import functools
@@ -15,14 +18,14 @@ _FIELDS = ("tokens", "targets", "positions", "segments")
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """N sequences one after the other. A sequence is an example, or several that always share a row.
+    """N concatenated sequences. A sequence is one example, or several that always share a row.
 
     Attributes:
       tokens: ids, int32.
       targets: bool, which tokens are learned.
-      positions: int32, where each token stands in its example, from 0.
-      segments: int32, which example of its sequence each token belongs to, from 1.
-      starts: int64 [N + 1], where each sequence starts in the arrays above, and where the last one ends.
+      positions: int32, the index of each token in its example, from 0.
+      segments: int32, the number of each token's example within its sequence, from 1.
+      starts: int64 [N + 1], the offset of each sequence in the arrays above, and the end of the last one.
     """
 
     tokens: np.ndarray
@@ -33,14 +36,14 @@ class Sequences:
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
-        """Tokens of each sequence, int64 [N]."""
+        """Number of tokens of each sequence, int64 [N]."""
         return np.diff(self.starts)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def digest(self) -> str:
-        """SHA-256 of all sequences and of where they part."""
+        """SHA-256 of all sequences and their boundaries."""
         arrays = (self.tokens, self.targets, self.segments, self.starts)
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
@@ -50,14 +53,14 @@ class Sequences:
         return np.split(self.tokens, first[1:]) if len(first) else []
 
     def batch(self, rows: Sequence[Sequence[int]], shape: tuple[int, int]) -> Batch:
-        """A batch of [rows, T] with these sequences side by side in its rows; further rows are empty.
+        """A batch of shape [rows, T] with the given sequences side by side in its rows; remaining rows are empty.
 
         Args:
-          rows: the numbers of the sequences in each row.
-          shape: of the batch.
+          rows: the sequence numbers of each row.
+          shape: the batch shape.
 
         Raises:
-          IndexError, ValueError: they do not fit.
+          IndexError, ValueError: the sequences do not fit.
         """
         arrays = {name: np.zeros(shape, getattr(self, name).dtype) for name in _FIELDS}
         for row, members in enumerate(rows):
@@ -74,7 +77,7 @@ class Sequences:
 
 
 def sequences_of(groups: Sequence[Sequence[Encoded]]) -> Sequences:
-    """Sequences that hold one example or several each; positions start anew with each example."""
+    """Makes sequences of one or several examples each; positions restart at 0 with each example."""
     parts = [(part, number) for group in groups for number, part in enumerate(group, start=1)]
     lengths = [sum(len(part.tokens) for part in group) for group in groups]
 
@@ -91,6 +94,6 @@ def sequences_of(groups: Sequence[Sequence[Encoded]]) -> Sequences:
 
 
 def joined(one: Sequences, other: Sequences) -> Sequences:
-    """The sequences of one set, then those of another."""
+    """Concatenates two sets of sequences."""
     arrays = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in _FIELDS}
     return Sequences(**arrays, starts=np.concatenate([one.starts, one.starts[-1] + other.starts[1:]]))

@@ -1,1 +1,1 @@
-"""Scores and what may be concluded from them."""
+"""Evaluation: held-out loss of merges, and the parts of the evaluate job."""

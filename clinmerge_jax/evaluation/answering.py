@@ -1,4 +1,4 @@
-"""A model answers the questions of a task: by generating, or by how likely it holds each letter. I items, T tokens."""
+"""Answers a task's questions with one model: by generation, or by the log-likelihood of each letter. T tokens."""
 
 import dataclasses
 import hashlib
@@ -28,22 +28,22 @@ from clinmerge_jax.training.lora import merge_lora
 
 GENERATED, LETTERS = "generated", "letters"
 _DTYPES = ("", "float32", "bfloat16")
-MAX_LENGTH = 4096  # of a slot, where the prompts are not known before
-_SLACK = 32  # tokens that an answer may have more when it is read than when it was written
-_LENGTH_STEP = 64  # lengths are rounded up to a multiple, so that tasks of much the same length compile once
+MAX_LENGTH = 4096  # tokens of a slot where the prompts are not known in advance
+_SLACK = 32  # an answer may tokenize to more tokens when it is read back than were generated
+_LENGTH_STEP = 64  # slot lengths are rounded up to a multiple, so tasks of similar length share programs
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedPrompts:
-    """The questions of a cell, as one model reads them.
+    """The questions of a cell as prompts for one model.
 
     Attributes:
-      task: what is asked.
-      items: of it.
-      prompter: what made the prompts.
-      prompts: of the items.
+      task: the task.
+      items: its items.
+      prompter: the prompter that made the prompts.
+      prompts: one for each item.
       mode: GENERATED or LETTERS.
-      length: tokens that a slot must hold, T.
+      length: T, the tokens that a slot must hold.
     """
 
     task: Task
@@ -55,20 +55,22 @@ class PreparedPrompts:
 
     @property
     def cut(self) -> int:
-        """Items whose source was shortened."""
+        """The number of items whose source was shortened."""
         return sum(prompt.cut for prompt in self.prompts)
 
 
 class Evaluator:
-    """One system's checkpoint: first its tokenizer and config, then, once it is loaded, its engine.
+    """Prepares the prompts of one system and answers them.
+
+    The constructor reads the checkpoint's tokenizer and config; `load` reads its weights and builds the engine.
 
     Args:
-      system: with a checkpoint.
-      config: of the job; has dtype, slots, int8_weights, int8_cache, attention, mesh, length, too_long, max_new_tokens
-        and the sampling fields.
+      system: the system; it must have a checkpoint.
+      config: the job's config; has dtype, slots, int8_weights, int8_cache, attention, mesh, length, too_long,
+        max_new_tokens and the sampling fields.
 
     Raises:
-      BadInput: the checkpoint is no Llama with a tokenizer, or a field is wrong.
+      BadInput: the checkpoint is not a Llama with a tokenizer, or a config field is wrong.
     """
 
     def __init__(self, system: System, config: ConfigDict):
@@ -93,10 +95,10 @@ class Evaluator:
         return np.dtype(self._config.dtype or self.system.checkpoint.tensors["model.embed_tokens.weight"].dtype)
 
     def ask(self, task: Task, items: Sequence[Item], shots: Sequence[Item], chat: bool, mode: str) -> PreparedPrompts:
-        """Makes the prompts of a task.
+        """Makes the prompts of a task's items and checks that an engine can hold them.
 
         Raises:
-          BadInput: a prompt does not fit, or the engine that it needs cannot be.
+          BadInput: a prompt does not fit, a token id exceeds the vocabulary, or the engine cannot be built.
         """
         new = self.new_tokens(task) if mode == GENERATED else 0
         most = self._context - new
@@ -117,7 +119,7 @@ class Evaluator:
             len(prompt.tokens) + max((len(answer) for answer in prompt.answers), default=new) for prompt in prompts
         )
         for item in items:
-            if item.turns:  # a later turn is read after the answers before it, which are written then
+            if item.turns:  # a later turn's prompt holds the earlier answers, which are not known yet
                 last = prompter.follow_up(item, [""] * len(item.turns))
                 needed = max(needed, len(last) + (len(item.turns) + 1) * new + _SLACK)
         if needed > self._context:
@@ -132,7 +134,7 @@ class Evaluator:
         return PreparedPrompts(task, items, prompter, prompts, mode, length)
 
     def new_tokens(self, task: Task) -> int:
-        """The most tokens of an answer."""
+        """The maximum number of tokens of an answer."""
         return self._config.max_new_tokens or task.max_new_tokens
 
     @property
@@ -145,10 +147,10 @@ class Evaluator:
         return self._layout
 
     def load(self, length: int) -> None:
-        """Puts the weights, with the adapter in them, onto the mesh.
+        """Loads the weights, with the adapter merged into them, onto the mesh.
 
         Args:
-          length: of the first engine; `answers` asks for others as it needs them.
+          length: slot length of the first engine; `answers` makes engines of other lengths as it needs them.
         """
         layout = self._shape()
         _, params = load_params(self.system.checkpoint, self._dtype, mesh=layout.mesh)
@@ -168,32 +170,36 @@ class Evaluator:
 
     @property
     def longest(self) -> int:
-        """The tokens of a slot where any prompt may come: the model's context, up to a length that memory holds."""
+        """Slot length where prompts are not known in advance: config.length, else the context up to MAX_LENGTH."""
         return min(self._context, self._config.length or MAX_LENGTH)
 
     def engine(self, length: int, with_eos: bool = False) -> Engine:
-        """The loaded model, for prompts and answers of so many tokens.
+        """The loaded model as an engine whose slots hold `length` tokens of prompt and answer.
 
         Args:
-          length: of a slot.
-          with_eos: whether the tokenizer's end of text ends an answer too, whatever generation_config.json says.
+          length: tokens of a slot.
+          with_eos: whether the tokenizer's end-of-sequence token ends an answer too, whatever generation_config.json
+            says.
         """
         engine, eos = self._engine.of_length(length), self.tokenizer.eos_token_id
         return engine.stopping_at(eos) if with_eos and eos is not None else engine
 
     def unload(self) -> None:
-        """Lets go of the weights."""
+        """Releases the weights."""
         self._engine = None
 
     def answers(
         self, asked: PreparedPrompts, seed: int, progress: Callable[[int], None]
     ) -> tuple[list[Output], dict[str, float | int]]:
-        """The answers to the questions, in their order, and what it took.
+        """Answers the questions.
 
         Args:
-          asked: of `ask`.
-          seed: of the draws.
+          asked: the prompts, from `ask`.
+          seed: seed of the sampling.
           progress: called with the number of items done since the last call.
+
+        Returns:
+          The answers in the items' order, and figures about the work: items, items cut, tokens, seconds.
         """
         engine = self.engine(asked.length)
         start, before = time.perf_counter(), dataclasses.replace(engine.counts)
@@ -261,5 +267,5 @@ def _by_letters(engine: Engine, prompts: Sequence[Prompt], progress: Callable[[i
 
 
 def _seed(seed: int, item: Item) -> int:
-    """Of one item's draws: whatever its place, the same."""
+    """The sampling seed of one item; it does not depend on the item's position."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{item.id}".encode()).digest()[:4], "little")

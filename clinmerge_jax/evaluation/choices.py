@@ -1,4 +1,4 @@
-"""Multiple choice: which letter an answer gives, or which one a model holds most likely."""
+"""Multiple choice: reads the letter from a written answer, or picks the letter with the highest log-likelihood."""
 
 import re
 import string
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-READING = 1  # the version of the rules below
+READING = 1  # version of the rules below; part of a Result's key
 _LETTER = r"[*_]*[(\[]?({letters})\b(?!['\u2019-]\w)"
 _NO_ARTICLE = r"(?!(?<=A)\s+(?!is\b|because\b|since\b|as\b|and\b|or\b|for\b)[a-z0-9])"
 _ANSWER = r"(?i:\banswer(?:\s+(?:is|would be|should be))?)\s*[:=]?\s*" + _LETTER + _NO_ARTICLE
@@ -17,12 +17,18 @@ _ALONE = r"[(\[]({letters})[)\]]"
 
 
 def read_letter(text: str, choices: Sequence[str]) -> str:
-    """The letter that a written answer gives; "" where none can be read.
+    """Returns the letter that a written answer gives, or "" if none can be read.
 
-    In this order: what follows the last "answer is" or "answer:"; a letter that the answer begins with and that
-    stands alone; the only letter that "option" or "choice" names; the only letter in brackets; the only option whose
-    text the answer begins with, whatever the case, else the only one whose text occurs in it. Letters are capitals, as
-    a small "a" is a word, but for one that ends "the answer is"; an "A" before a word is an article.
+    The first rule that matches decides:
+      1. The letter after the last "answer is", "answer:" and the like.
+      2. A letter on its own at the start of the answer.
+      3. The only letter that "option" or "choice" names.
+      4. The only letter in brackets.
+      5. The only option whose text the answer begins with, ignoring case.
+      6. The only option whose text occurs in the answer, ignoring case.
+
+    Letters are capitals, because a lower-case "a" is a word. A lower-case letter counts only after "answer is", and
+    only before a closing mark or the end of the text. An "A" before a word is taken for an article.
 
     Args:
       text: the answer.
@@ -47,7 +53,7 @@ def read_letter(text: str, choices: Sequence[str]) -> str:
 
 
 def likeliest(log_likelihoods: Sequence[float]) -> str:
-    """The letter with the highest log-likelihood; of equal ones the first."""
+    """The letter with the highest log-likelihood; the first one in a tie."""
     return string.ascii_uppercase[int(np.argmax(log_likelihoods))]
 
 

@@ -1,4 +1,4 @@
-"""A sheet for human rating in which nobody can see which system wrote what, and the key to it, apart."""
+"""Writes a blind sheet for human rating, and the key from answers to systems as a separate file."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ _RATED = ("correct", "complete", "fluent", "remarks")
 
 
 def folder_name(cell: Cell, key: str) -> str:
-    """Of a cell's files: readable, and by the key's beginning its own."""
+    """The folder name of a cell's files: readable, and made unique by the first 8 digits of its key."""
     parts = [cell.system, f"seed{cell.seed}", "chat" if cell.chat else "raw", f"{cell.shots}shots-{cell.example_seed}"]
     shown = ("".join(letter if letter.isalnum() or letter in "-." else "-" for letter in part) for part in parts)
     return "_".join([*shown, key[:8]])
@@ -27,19 +27,20 @@ def write(
 ) -> int:  # fmt: skip
     """Writes the sheet and its key, both readable by the owner alone.
 
-    A row is an answer: its number, the item's, the source and the reference where it is text, the answer, and empty
-    columns to fill in. Items are drawn by seed, the same for all systems; the answers to an item are shuffled.
+    Each row is an answer: its number, the item, the source, the reference answer if it is text, the answer, and empty
+    columns for the ratings. Items are drawn by seed and are the same for all systems. The answers to an item are
+    shuffled.
 
     Args:
-      count: items of each task; of a task with fewer all.
-      seed: of the draw.
-      cells: whose answers are rated.
-      answers: of each cell by item id.
-      asked: the tasks; those of choices are left out.
-      folder: where to.
+      count: number of items of each task; a task with fewer gives all of its items.
+      seed: seed of the draw.
+      cells: the cells whose answers are rated.
+      answers: the answers of each cell, by item id.
+      asked: the tasks; multiple-choice tasks are left out.
+      folder: the Results folder to write to.
 
     Returns:
-      The number of answers; 0 where there is a sheet already, which may have ratings in it and stays.
+      The number of answers written. 0 if there is a sheet already: it is kept, because it may hold ratings.
     """
     if (folder.path / SHEET).exists():
         return 0

@@ -14,7 +14,7 @@ from clinmerge_jax.llama.model import forward
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
 
-_LENGTH_STEP = 64  # lengths are rounded up to a multiple, so few programs are compiled
+_LENGTH_STEP = 64  # padded lengths are multiples of this, so few programs are compiled
 _MAX_LOGITS = 1 << 26  # entries of [B, T, V] at a time
 _MAX_ROWS = 32
 
@@ -24,16 +24,16 @@ def _losses(
     params: Params, tokens_BT: jax.Array, targets_BT: jax.Array, layout: Layout, attention: Backend
 ) -> jax.Array:
     attend = over_sequences(attention, layout.map_shards)
-    with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round float32 products otherwise
+    with jax.default_matmul_precision("highest"):  # otherwise GPUs and TPUs round float32 products
         logits = forward(
             params, tokens_BT, layout.config, dtype=jnp.float32, constrain=layout.constrain, attend=attend
         )[:, :-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BT[:, 1:])
-    return layout.constrain(jnp.sum(losses, axis=1, where=targets_BT[:, 1:]), None)  # whole on every process
+    return layout.constrain(jnp.sum(losses, axis=1, where=targets_BT[:, 1:]), None)  # replicated on every process
 
 
 def truncate(documents: Sequence[Encoded], length: int) -> tuple[list[Encoded], int]:
-    """Cuts documents to the model's context; returns them and how many were cut."""
+    """Truncates documents to `length` tokens; returns them and the number that were truncated."""
     cut = [Encoded(item.tokens[:length], item.targets[:length]) for item in documents]
     return cut, sum(len(item.tokens) > length for item in documents)
 
@@ -48,8 +48,8 @@ def document_losses(
 
     Args:
       params: in any floating dtype.
-      layout: how they lie.
-      documents: no longer than the model's context.
+      layout: how params are sharded.
+      documents: no longer than the model's context length.
       progress: called with the number of documents finished since the last call.
     """
     config = layout.config
@@ -58,14 +58,14 @@ def document_losses(
     by_length: dict[int, list[int]] = {}
     for index, document in enumerate(documents):
         rounded = -(-len(document.tokens) // _LENGTH_STEP) * _LENGTH_STEP
-        # Not beyond the context: dynamic RoPE would stretch by the padding.
+        # At most the context length: beyond it the padding would change dynamic RoPE scaling.
         by_length.setdefault(min(rounded, config.max_position_embeddings), []).append(index)
     for length, indices in sorted(by_length.items()):
         rows = int(np.clip(_MAX_LOGITS // (length * layout.vocab_rows), 1, _MAX_ROWS))
         rows = -(-rows // layout.parts("batch")) * layout.parts("batch")
         for start in range(0, len(indices), rows):
             chosen = indices[start : start + rows]
-            tokens = np.zeros((rows, length), np.int32)  # padding: right of every scored token, and never scored
+            tokens = np.zeros((rows, length), np.int32)  # padding is on the right and never scored
             targets = np.zeros((rows, length), bool)
             for row, index in enumerate(chosen):
                 size = len(documents[index].tokens)

@@ -1,4 +1,4 @@
-"""What an evaluation is to do: one cell for each model, task, way of asking and seed."""
+"""Plans an evaluation: one cell for each model, task, way of answering and seed."""
 
 import dataclasses
 import itertools
@@ -18,23 +18,23 @@ from clinmerge_jax.results.records import COMPUTED, Cell, key_of
 from clinmerge_jax.tasks.task import Kind
 
 _MODES = (LETTERS, GENERATED)
-# What shapes an answer beside the model, the questions and `COMPUTED`: one that is written, one that is drawn.
+# Config fields besides `COMPUTED` that shape an answer: those of generated answers, and those of sampled ones.
 _WRITTEN = ("max_new_tokens", "repetition_penalty")
 _DRAWN = ("temperature", "top_k", "top_p", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A cell that is to be made.
+    """A planned cell.
 
     Attributes:
-      key: of its Result.
-      answers: of what determines the answers, whatever they are scored by.
-      cell: what it is of.
-      system: that answers.
-      questions: that are asked.
-      metrics: by which answers are scored.
-      settings: of the config that shape the answers.
+      key: the key of its Result.
+      answers: a digest of everything that determines the answers; it does not depend on the metrics.
+      cell: the cell.
+      system: the system that answers.
+      questions: the task data.
+      metrics: the metrics that score the answers.
+      settings: the config fields that shape the answers.
     """
 
     key: str
@@ -47,7 +47,7 @@ class Planned:
 
 
 def check(config: ConfigDict, systems: Sequence[System], questions: Sequence[TaskData]) -> None:
-    """Refuses fields that do not fit one another.
+    """Checks that the config fields fit one another, the systems and the tasks.
 
     Raises:
       BadInput: naming the field.
@@ -82,7 +82,7 @@ def check(config: ConfigDict, systems: Sequence[System], questions: Sequence[Tas
 
 
 def others(config: ConfigDict) -> list[str]:
-    """The models that the config compares with."""
+    """The names of the models that the config compares with."""
     return [name.strip() for name in config.compare_to.split(",") if name.strip()]
 
 
@@ -101,12 +101,14 @@ def _seeds(config: ConfigDict) -> list[int]:
 
 
 def plan(config: ConfigDict, systems: Sequence[System], questions: Sequence[TaskData]) -> Iterator[Planned]:
-    """The cells, model by model. Without examples and draws other seeds would answer the same, so one is taken.
+    """Yields the cells, model by model.
+
+    Without few-shot examples or sampling every seed gives the same answers, so only the first seed is planned.
 
     Args:
-      config: of the job.
-      systems: that are asked.
-      questions: that they are asked.
+      config: the job's config.
+      systems: the systems under evaluation.
+      questions: the data of each task.
     """
     for system, one in itertools.product(systems, questions):
         if system.checkpoint is None:

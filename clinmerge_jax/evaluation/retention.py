@@ -1,4 +1,4 @@
-"""What a merge keeps: held-out loss of the parents and the merged model on several sets of documents."""
+"""What a merge retains: held-out loss of the parents and the merged model on several sets of documents."""
 
 import dataclasses
 import hashlib
@@ -36,17 +36,17 @@ class HeldOut:
 
     @property
     def sha256(self) -> str:
-        """A digest of the documents as they were given, whatever a chat template makes of them today."""
+        """A digest of the documents as given, before any chat template."""
         content = [document.content for document in self.documents]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def held_out_sets(spec: str, miniature: bool) -> list[HeldOut]:
-    """The sets that the config field `evaluate` names.
+    """Returns the held-out sets that the config field `evaluate` names.
 
     Args:
-      spec: "auto" (the miniature's own text for miniature parents, else nothing), "" for nothing,
-        "miniature", or `NAME=FILE.jsonl` separated by commas.
+      spec: "auto" (the miniature's own text for miniature parents, else none), "" for none, "miniature",
+        or `NAME=FILE.jsonl` separated by commas.
       miniature: whether every parent is a miniature.
 
     Raises:
@@ -78,7 +78,7 @@ def held_out_sets(spec: str, miniature: bool) -> list[HeldOut]:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSet:
-    """A HeldOut as tokens, cut to the models' context."""
+    """A HeldOut as tokens, truncated to the models' context length."""
 
     name: str
     specialist: str
@@ -86,15 +86,15 @@ class EncodedSet:
 
     @property
     def counts(self) -> np.ndarray:
-        """Scored tokens of each document."""
+        """The number of scored tokens of each document."""
         return np.array([item.targets.sum() for item in self.documents])
 
 
 def encode_sets(sets: Sequence[HeldOut], tokenizer, context: int) -> list[EncodedSet]:
-    """Tokenizes the sets; says how many documents had to be cut to the context.
+    """Tokenizes the sets, and logs how many documents were truncated to the context length.
 
     Raises:
-      BadInput: a document has nothing to score.
+      BadInput: a document has no scored token within the context length.
     """
     encoded = []
     for held_out in sets:
@@ -115,28 +115,31 @@ class Retention:
     """Summed losses of every model on every document of every set."""
 
     sets: Sequence[EncodedSet]
-    totals: Mapping[str, Sequence[np.ndarray]]  # by model, one array [D] per set
+    totals: Mapping[str, Sequence[np.ndarray]]  # by model, one array [D documents] per set
 
     def loss(self, model: str, index: int) -> Interval:
-        """Loss in nats per token of a model on a set, with its interval over documents."""
+        """A model's loss on a set in nats per token, with its interval over documents."""
         totals_1D = self.totals[model][index][None]
         return bootstrap(totals_1D, self.sets[index].counts, lambda means: means[..., 0])
 
     def kept(self, index: int) -> Interval | None:
-        """The share of the specialist's gain over base that the merged model has; None where that has no meaning."""
+        """The share of the specialist's gain over base that the merged model keeps.
+
+        None if there is no specialist or no base, or if the interval of the gain reaches 0.
+        """
         held_out = self.sets[index]
         if not held_out.specialist or "base" not in self.totals:
             return None
         totals_MD = np.stack([self.totals[name][index] for name in ("base", "merged", held_out.specialist)])
         gain = bootstrap(totals_MD, held_out.counts, lambda means: means[..., 0] - means[..., 2])
-        if gain.low <= 0:  # nothing was gained that could be kept
+        if gain.low <= 0:  # no clear gain, so there is nothing to keep
             return None
         return bootstrap(
             totals_MD, held_out.counts, lambda means: (means[..., 0] - means[..., 1]) / (means[..., 0] - means[..., 2])
         )
 
     def json_lines(self, provenance: Mapping[str, Any]) -> str:
-        """One Result per model and set."""
+        """One JSON line per model and set."""
         lines = []
         for model in self.totals:
             for index, held_out in enumerate(self.sets):
@@ -164,12 +167,12 @@ def measure(
     mesh_shape: MeshShape,
     progress: Callable[[int], None],
 ) -> Retention:
-    """Loads one model after another and takes its losses on every set.
+    """Measures the losses of every model on every set, loading one model at a time.
 
     Args:
-      models: by the name that the table shows.
+      models: checkpoints by the name that the table shows.
       sets: tokenized with a vocabulary that all models share.
-      mesh_shape: how the models are cut; axes at 0 are picked for each.
+      mesh_shape: how the models are sharded; axes at 0 are chosen for each model.
       progress: called with the number of documents finished since the last call.
     """
     totals = {}

@@ -1,4 +1,4 @@
-"""Answers to a task as counts, for systems, floors and bounds alike."""
+"""Turns answers into counts, for systems, trivial baselines (floors) and upper bounds alike. I items, K counts."""
 
 import string
 from collections import Counter
@@ -11,19 +11,19 @@ from clinmerge_jax.metrics import METRICS, Metric, Output, count_items, floors
 from clinmerge_jax.results.records import BOUNDS, REFERENCE
 from clinmerge_jax.tasks.task import Item, Kind, Task
 
-# Floors and bounds, as tables name them.
+# Trivial baselines (floors) and upper bounds, as tables name them.
 COPY, FIXED, ANOTHER, LEAD = "copy the input", "one training target", "another's target", "lead sentences"
 RANDOM, FREQUENT, FREQUENT_ASKED = "random letter", "most frequent letter", "most frequent letter (of the test)"
 NOTHING = "empty answer"
 TRIVIAL = BOUNDS | {
     COPY, FIXED, ANOTHER, LEAD, RANDOM, FREQUENT, FREQUENT_ASKED, NOTHING, "obedient nothing", "obedient input",
 }  # fmt: skip
-VERSION = 1  # of how answers become labels and counts, apart from the metrics' own
-_DRAWS = 50  # of random letters
+VERSION = 1  # of how answers become labels and counts; metrics have signatures of their own
+_DRAWS = 50  # of random letters, over which their counts are averaged
 
 
 def metrics_of(task: Task, generated: bool, extra: Sequence[Metric] = ()) -> list[Metric]:
-    """The metrics of a cell: the task's, what was asked for besides, and what tells of labels that were not read."""
+    """The metrics of a cell: the task's, extra ones, and `unread` and `never_stopped` where labels are read."""
     metrics = [*task.metrics, *extra]
     if reads_labels(task) and generated:
         metrics += [METRICS["unread"], METRICS["never_stopped"]]
@@ -31,21 +31,21 @@ def metrics_of(task: Task, generated: bool, extra: Sequence[Metric] = ()) -> lis
 
 
 def reads_labels(task: Task) -> bool:
-    """Whether a label is read from what is generated."""
+    """Whether a label, such as a letter or a number, is read from the generated text."""
     return task.kind is Kind.CHOICE or task.read is not None
 
 
 def count(
     task: Task, metrics: Sequence[Metric], items: Sequence[Item], outputs: Sequence[Output], generated: bool = True
 ) -> dict[str, np.ndarray]:
-    """The counts [I, K] of every metric on every item, by the metric's name.
+    """The counts [I, K] of every metric on every item, by metric name.
 
     Args:
-      task: whose items they are.
-      metrics: of `metrics_of`.
-      items: that were asked.
-      outputs: the answers, in the items' order; letters where they were chosen and not generated.
-      generated: whether labels are yet to be read from the answers.
+      task: the task of the items.
+      metrics: from `metrics_of`.
+      items: the items that were asked.
+      outputs: the answers, in the items' order; letters if they were chosen by log-likelihood.
+      generated: whether labels must still be read from the answers.
     """
     if reads_labels(task) and generated:
         outputs = [Output(_label(task, item, output), output.finished) for item, output in zip(items, outputs)]
@@ -59,12 +59,14 @@ def _label(task: Task, item: Item, output: Output) -> str:
 def floor(
     task: Task, metrics: Sequence[Metric], items: Sequence[Item], name: str, outputs: Sequence[Output]
 ) -> dict[str, np.ndarray]:
-    """The counts [I, K] of a floor or bound by metric; of random letters their mean over many draws, not one's luck.
+    """The counts [I, K] of a trivial baseline or bound, by metric name.
+
+    Random letters are averaged over many draws, so that their score does not depend on one draw.
 
     Args:
-      task, metrics, items: as of `count`.
-      name: of the floor.
-      outputs: of `trivial_baselines`.
+      task, metrics, items: as in `count`.
+      name: the baseline's name.
+      outputs: its answers, from `trivial_baselines`.
     """
     if name != RANDOM:
         return count(task, metrics, items, outputs, generated=False)
@@ -76,12 +78,14 @@ def floor(
 
 
 def trivial_baselines(task: Task, items: Sequence[Item], train: Sequence[Item]) -> dict[str, list[Output]]:
-    """The answers of floors and bounds that a task has, by name; letters and labels as such, not to be read.
+    """The answers of a task's trivial baselines and upper bounds, by name.
+
+    Letters and labels are given as such: they are not read from a text.
 
     Args:
-      task: what is asked.
-      items: of the split that is scored.
-      train: of the training split; may be empty.
+      task: the task.
+      items: the items of the split that is scored.
+      train: the items of the training split; may be empty.
     """
     if task.kind is Kind.CHOICE:
         frequent = Counter(item.target for item in train or items).most_common(1)[0][0]
@@ -111,6 +115,6 @@ def trivial_baselines(task: Task, items: Sequence[Item], train: Sequence[Item]) 
 
 
 def random_letters(items: Sequence[Item], seed: int = 0) -> list[str]:
-    """A letter for each item, all of its letters equally likely."""
+    """A random letter for each item, uniform over its options."""
     rng = np.random.default_rng(seed)
     return [string.ascii_uppercase[rng.integers(len(item.choices))] for item in items]

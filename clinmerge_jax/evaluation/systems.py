@@ -1,4 +1,4 @@
-"""What answers questions: a checkpoint, perhaps with an adapter, or answers that another program has written."""
+"""Systems under evaluation: a checkpoint with or without an adapter, or answers stored by another program."""
 
 import dataclasses
 import json
@@ -25,15 +25,15 @@ _NAMED = re.compile(r"(?P<name>[\w.() -]+?)(?::(?P<way>chat|raw))?(?:@(?P<seed>\
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class System:
-    """A checkpoint, or a folder of answers.
+    """A system under evaluation: a checkpoint, or a folder of stored answers.
 
     Attributes:
-      name: as tables show it; several systems of one name differ in their seed.
-      seed: of the training that made it.
+      name: as tables show it; systems with the same name differ in `seed` or `chat`.
+      seed: the seed of the training that produced it.
       location: as the config names it.
       chat: whether its prompts go through the chat template; None leaves it to the config.
       checkpoint: None for stored answers.
-      adapter: on the checkpoint.
+      adapter: the adapter on the checkpoint, if there is one.
     """
 
     name: str
@@ -45,34 +45,34 @@ class System:
 
     @property
     def stored(self) -> pathlib.Path | None:
-        """The folder of stored answers."""
+        """The folder of stored answers; None for a checkpoint."""
         if not self.location.startswith(_STORED):
             return None
         return pathlib.Path(os.path.expanduser(self.location.removeprefix(_STORED)))
 
     @property
     def parts(self) -> list[Checkpoint | Adapter]:
-        """What it is made of."""
+        """The checkpoint and the adapter; empty for stored answers."""
         return [part for part in (self.checkpoint, self.adapter) if part is not None]
 
     def fingerprint(self, task: str) -> Any:
-        """What identifies it without reading weights; of stored answers, those to a task."""
+        """Identifies the system without reading weights; for stored answers, a digest of the file of `task`."""
         if self.stored is not None:
             return sha256(stored_file(self.stored, task))
-        # Not the place: a folder that is moved is the same model.
+        # Without the path: a folder that was moved is the same model.
         return [{**provenance.fingerprint(part), "path": ""} for part in self.parts]
 
 
 def parse_systems(spec: str) -> list[System]:
-    """The systems that `config.model` names.
+    """Parses the systems that `config.model` names.
 
     Args:
       spec: `LOCATION`, `NAME=LOCATION` or `NAME@SEED=LOCATION`, separated by commas; `NAME:chat` and `NAME:raw` say for
         one system whether its prompts go through the chat template. A location is a folder, a hub id or
-        `miniature:NAME`, each perhaps with `+ADAPTER`, or `answers:FOLDER`.
+        `miniature:NAME`, each optionally with `+ADAPTER`, or `answers:FOLDER`.
 
     Raises:
-      BadInput: it is empty, or two systems have one name, seed and way.
+      BadInput: it is empty, two systems have the same name, seed and chat setting, or a location is not usable.
     """
     systems: list[System] = []
     for part in (part.strip() for part in spec.split(",")):
@@ -101,18 +101,18 @@ def parse_systems(spec: str) -> list[System]:
 
 
 def stored_file(folder: pathlib.Path, task: str) -> pathlib.Path:
-    """Where the answers to a task lie in a folder of stored answers."""
+    """The file with the answers to a task in a folder of stored answers."""
     return folder / f"{task}.jsonl"
 
 
 def read_stored(system: System, task: str, items: Sequence[Item]) -> list[Output]:
-    """The stored answers to a task's items, in their order.
+    """Reads the stored answers to a task's items, in the items' order.
 
-    The file has a line `{"id": ..., "answer": ...}` for each item, in any order; further items are passed over.
-    `finished` may be false, and `earlier` holds the answers of earlier turns.
+    The file has a line `{"id": ..., "answer": ...}` for each item, in any order; lines of other items are ignored.
+    Optional fields are `finished` (default true) and `earlier`, the answers of earlier turns.
 
     Raises:
-      BadInput: there is no such file, or no answer for an item.
+      BadInput: the file is missing or malformed, or has no answer or two answers for an item.
     """
     path = stored_file(system.stored, task)
     found: dict[str, Output] = {}
@@ -142,6 +142,6 @@ def _stored(row: Mapping[str, Any], name: str) -> tuple[str, Output]:
 
 
 def stored_row(item: Item, output: Output) -> str:
-    """A line that `read_stored` reads."""
+    """The JSON line of an answer, as `read_stored` reads it."""
     row: dict[str, Any] = {"id": item.id, "answer": output.text, "finished": output.finished}
     return json.dumps({**row, **({"earlier": output.earlier} if output.earlier else {})}, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""The questions of a run: each task's items, its examples, and what is scored besides."""
+"""Task data of a run: each task's items, its training split for few-shot examples, and extra metrics."""
 
 import dataclasses
 import functools
@@ -34,15 +34,16 @@ from clinmerge_jax.tasks.task import Item, Kind, Task
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskData:
-    """What of a task is asked.
+    """The data of one task.
 
     Attributes:
-      task: what it is.
-      items: of the split that is scored.
-      train: of the training split, without those whose source is also asked; empty where there is none.
-      leak: what training and scored split share; None where there is no training split.
+      task: the task.
+      items: the items of the split that is scored.
+      train: the items of the training split, without those that `without_asked` removes; empty if there is no such
+        split.
+      leak: what training and scored split share; None if there is no training split.
       digests: SHA-256 by file.
-      extra: metrics that the config asks for besides.
+      extra: extra metrics that the config asks for.
     """
 
     task: Task
@@ -54,14 +55,14 @@ class TaskData:
 
     @property
     def name(self) -> str:
-        """The task with its split."""
+        """The task's name with its split."""
         return self.task.name if "@" in self.task.name else f"{self.task.name}@{self.task.test}"
 
     def shots(self, count: int, seed: int) -> list[Item]:
-        """Examples from the training split alone.
+        """Chooses few-shot examples, from the training split only.
 
         Raises:
-          BadInput: there is no such split, it has too few, or its answers are no text.
+          BadInput: there is no training split, it has too few items, or its answers are not text.
         """
         if not count:
             return []
@@ -76,25 +77,25 @@ class TaskData:
         return chosen
 
     def shots_digest(self, count: int, seed: int) -> str:
-        """Of the examples, as prompts show them."""
+        """A digest of the few-shot examples."""
         return _digest(self.shots(count, seed))
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the items: what is asked, what is due, and which belong together."""
+        """A digest of the scored items, with their target, their cluster and all that prompts show."""
         return _digest(self.items)
 
     @functools.cached_property
     def train_digest(self) -> str:
-        """Of the training split, from which floors take a target."""
+        """A digest of the training split, from which a trivial baseline takes its target."""
         return _digest(self.train)
 
 
-def read_questions(config: ConfigDict) -> list[TaskData]:
-    """Reads the tasks that a config names, and the user's own.
+def read_task_data(config: ConfigDict) -> list[TaskData]:
+    """Reads the tasks that a config names, and the user's own task.
 
     Args:
-      config: has tasks, data_dir, cache, offline, limit, shots, own, and what `extra_metrics` reads.
+      config: has tasks, data_dir, cache, offline, limit, shots, own, harness_tasks and the fields of `extra_metrics`.
 
     Raises:
       BadInput: no task is named, one is unknown or named twice, or its files are missing or wrong.
@@ -119,7 +120,7 @@ def read_questions(config: ConfigDict) -> list[TaskData]:
 
 
 def _content(place: pathlib.Path) -> str | dict[str, str]:
-    """SHA-256 of a file, or of each file of a folder that Hugging Face's datasets saved."""
+    """SHA-256 of a file, or of each file of a folder saved by Hugging Face's datasets."""
     if place.is_file():
         return sha256(place)
     return {str(file.relative_to(place)): sha256(file) for file in sorted(place.rglob("*")) if file.is_file()}
@@ -128,14 +129,14 @@ def _content(place: pathlib.Path) -> str | dict[str, str]:
 def read_tasks(
     names: str, source: Source, limit: int = 0, shown: bool = False, extra: Sequence[Metric] = ()
 ) -> list[TaskData]:
-    """Reads tasks of the table.
+    """Reads tasks of the table by name.
 
     Args:
       names: separated by commas.
-      source: where published files lie.
-      limit: so many items of each, from the first on; 0 for all.
-      shown: whether examples are to be shown, so that training splits must be there.
-      extra: metrics besides the tasks' own, for tasks that ask for text.
+      source: where the published files are.
+      limit: maximum number of items of each task, from the first on; 0 for all.
+      shown: whether few-shot examples are needed, so that training splits must be there.
+      extra: extra metrics, for tasks that ask for text.
 
     Raises:
       BadInput: a name is unknown or named twice, or files are missing or wrong.
@@ -173,13 +174,13 @@ def _questions(
 
 
 def extra_metrics(config: ConfigDict) -> list[Metric]:
-    """The metrics that a config asks for besides the tasks' own.
+    """The metrics that a config asks for in addition to the tasks' own.
 
     Args:
       config: has metrics, composite, encoder, encoder_layer and external.
 
     Raises:
-      BadInput: one is unknown or cannot be made.
+      BadInput: a metric is unknown or cannot be built.
     """
     known = dict(METRICS)
     if config.encoder:

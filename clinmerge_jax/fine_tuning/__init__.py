@@ -1,1 +1,1 @@
-"""One run of fine-tuning as a config describes it: its settings, what it starts and learns from, its folder."""
+"""A fine-tuning run from its config: settings, starting checkpoint, training sets and output folder."""

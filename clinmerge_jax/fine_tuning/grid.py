@@ -1,4 +1,4 @@
-"""The config of a grid as the configs of its runs."""
+"""Expand the config of a grid into the configs of its runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,19 +8,19 @@ from ml_collections import ConfigDict
 from clinmerge_jax.checkpoint.output import result_path
 from clinmerge_jax.errors import BadInput
 
-# What goes by the losses of one run on its way; all runs of a grid go to their last step.
+# Fields that depend on one run's validation losses during training; every run of a grid trains to its last step.
 _ONE_BY_ONE = {"validate_every": 0, "patience": 0, "select": "last"}
-_LARGEST = 2**32 - 1  # seed of JAX's random keys
+_LARGEST = 2**32 - 1  # the largest seed of JAX's random keys
 
 
 def run_configs(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The config of the job `sft` that each run of a grid has, by the run's name: its folder below the grid's.
+    """The `sft` config of each run of a grid, by run name; the name is the run's folder below the grid's.
 
     Args:
-      config: of the job `sft_grid`.
+      config: config of the job `sft_grid`.
 
     Raises:
-      BadInput: a field is wrong, or asks for what a grid cannot do.
+      BadInput: a field is wrong, or not supported in a grid.
     """
     for field, only in _ONE_BY_ONE.items():
         if config[field] != only:

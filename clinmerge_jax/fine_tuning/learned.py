@@ -1,8 +1,8 @@
-"""The sets that a config learns from: files, and tasks in the very prompts in which the evaluation asks them.
+"""Read the training sets that a config names: files, and tasks with the same prompts as in the evaluation.
 
-`config.task`, `config.validation` and `config.replay.task` list them, separated by commas: a name of the table of tasks
-(NAME, or NAME@SPLIT), a group of these, the user's own task (`config.own.name`), or a source that `data.examples.read`
-takes. NAME=SHARE says how much of the whole each is to be.
+`config.task`, `config.validation` and `config.replay.task` list sets separated by commas. A set is a task of the table
+(NAME or NAME@SPLIT), a group of tasks, the user's own task (`config.own.name`), or a source for `data.examples.read`.
+NAME=SHARE gives a set's share of the whole.
 """
 
 import dataclasses
@@ -34,15 +34,15 @@ _SHARED = re.compile(r"(?P<name>.+?)=(?P<share>\d+\.?\d*|\.\d+)")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LearnedSet:
-    """Examples of one kind.
+    """One training set.
 
     Attributes:
-      name: as the config has it.
+      name: its name in the config; for a task NAME@SPLIT.
       documents: the examples.
-      encode: makes tokens of one of them.
-      share: how much of the whole it is to be; 0 where nothing is said.
-      about: of a task, what a result records, but for the ids.
-      credentialed: whether its data are under a use agreement.
+      encode: tokenizes one example.
+      share: its share of the whole; 0 if none is given.
+      about: for a task, the record stored with a result, without ids; None for files.
+      credentialed: whether its data are under a data use agreement.
     """
 
     name: str
@@ -53,7 +53,7 @@ class LearnedSet:
     credentialed: bool = False
 
     def learned(self, documents: Sequence[Document]) -> Learned | None:
-        """What a result records of those documents that are of this set; None if it is no task."""
+        """The record of those documents that belong to this set; None if the set is not a task."""
         if self.about is None:
             return None
         ids = {document.id for document in self.documents}
@@ -62,12 +62,12 @@ class LearnedSet:
 
 
 def list_names(spec: str, field: str) -> list[tuple[str, float]]:
-    """What a field lists, each with its share; 0 where none is given.
+    """The names that a field lists, each with its share; 0 if none is given.
 
     Raises:
-      BadInput: a share is 0, or some have one and others have none.
+      BadInput: a share is 0, or only some of the names have one.
     """
-    if pathlib.Path(spec).expanduser().exists():  # its name may hold a comma
+    if pathlib.Path(spec).expanduser().exists():  # the name of a file may contain a comma
         return [(spec, 0.0)]
     found = []
     for part in (part.strip() for part in spec.split(",")):
@@ -82,13 +82,13 @@ def list_names(spec: str, field: str) -> list[tuple[str, float]]:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads sets for one model.
+    """Reads training sets for one model.
 
     Attributes:
-      config: of the job.
-      tokenizer: of the model.
-      stop_ids: that end its answers.
-      length: tokens that an example may have.
+      config: the job's config.
+      tokenizer: the model's tokenizer.
+      stop_ids: the token ids that end its answers.
+      length: the maximum number of tokens of an example.
     """
 
     config: ConfigDict
@@ -97,15 +97,16 @@ class Reader:
     length: int
 
     def read(self, spec: str, field: str) -> list[LearnedSet]:
-        """The sets that a field lists.
+        """Reads the sets that a field lists.
 
         Args:
-          spec: what the field says.
-          field: its name. Only of what `config.task` names classes are read, and only what it and `config.replay.task`
-            name is kept apart from the items that the evaluation asks.
+          spec: the value of the field.
+          field: the name of the field. Class labels of files are read only for `config.task`. Task items that repeat,
+            nearly repeat or share a cluster with items of the task's other splits are removed, because the evaluation
+            may ask those; only `config.validation` keeps them.
 
         Raises:
-          BadInput: a name is unknown or named twice, its files are missing, or it has nothing to learn.
+          BadInput: a name is unknown or occurs twice, its files are missing, or it has nothing to learn.
         """
         listed = [(one, share) for name, share in list_names(spec, field) for one in GROUPS.get(name, (name,))]
         sets = [self._one(name, share, field) for name, share in listed]
@@ -124,13 +125,13 @@ class Reader:
             task, read_own = own_task(own)
             there = [split for split in ("train", "test") if own[split]]
             return self._task(task, split, share, field, lambda split: (read_own(split), there))
-        label = self.config.label if field == "config.task" else ""  # of the others no subset is chosen
+        label = self.config.label if field == "config.task" else ""  # no subset is chosen from the other fields
         fields = self.config.replay.fields if field == "config.replay.task" else self.config.fields
         documents = read(name, field, label, self.config.data_dir, fields)
         return LearnedSet(name, documents, self._encode_document, share)
 
     def _items(self, task: Task, split: str, field: str) -> tuple[list[Item], Sequence[str]]:
-        """The items of a split of a task of the table, and the splits that can be read."""
+        """The items of a split of a task in the table, and the names of the readable splits."""
         source = Source(self.config.data_dir, self.config.cache, self.config.offline)
         made = GENERATED_SETS.get(task.dataset)
         splits = list(prepare(task.dataset, source).left_out) if made is None else made.splits
@@ -184,6 +185,6 @@ class Reader:
 
 
 def _nothing_to_learn(task: Task, field: str) -> BadInput:
-    """Of a task whose items say how an answer is judged, but not what it is."""
+    """The error for a task whose items define how an answer is judged but have no reference answer."""
     able = ", ".join(name for name, one in TASKS.items() if one.train)
     return BadInput(f"{field}: {task.name} has no answers to learn; choose of {able}")

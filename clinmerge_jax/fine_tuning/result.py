@@ -1,4 +1,4 @@
-"""The folder of one run: what determines it, and what is written into it."""
+"""Write the output folder of a run, and define the identity of its result."""
 
 import dataclasses
 import json
@@ -36,13 +36,13 @@ _NOT_IDENTITY = (
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one run gives.
+    """The result of one run.
 
     Attributes:
-      config: of the job `sft`.
-      start: the model.
-      sets: what it learns from.
-      settings: of its steps.
+      config: the config of the job `sft`.
+      start: the starting checkpoint.
+      sets: the training sets.
+      settings: the settings of the steps.
     """
 
     config: ConfigDict
@@ -51,7 +51,7 @@ class Result:
     settings: StepSettings
 
     def identity(self) -> dict[str, Any]:
-        """What determines it."""
+        """Everything that determines the result; used to recognise a finished or interrupted run."""
         return {
             "job": "sft",
             "inputs": {"model": provenance.fingerprint(self.start.checkpoint)},
@@ -64,14 +64,14 @@ class Result:
 
     @property
     def credentialed(self) -> bool:
-        """Whether it is under a use agreement."""
+        """Whether the result is under a data use agreement."""
         return self.start.credentialed or self.sets.credentialed
 
     def folder(self) -> OutputFolder:
-        """Where it goes.
+        """The output folder.
 
         Raises:
-          BadInput: that is no place, or the folder of the model.
+          BadInput: `config.output` cannot be used, or is the folder of the model.
         """
         output = OutputFolder(self.config.output, self.identity(), self.config.overwrite, provenance.same_result)
         output.refuse_overlap({"config.model": self.start.checkpoint.path})
@@ -79,15 +79,15 @@ class Result:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is an adapter in PEFT's layout; otherwise it is a checkpoint."""
+        """Whether the result is an adapter in PEFT's layout; otherwise it is a checkpoint."""
         return self.settings.lora is not None and not self.config.merge_adapter
 
     def write_weights(self, trained: Params, layout: Layout, output: OutputFolder) -> None:
-        """Writes the weights, with config and tokenizer.
+        """Writes the weights, config and tokenizer.
 
         Args:
-          trained: the leaves that were trained, or the adapter.
-          layout: how they lie.
+          trained: the trained leaves, or the adapter.
+          layout: the layout of the arrays on the mesh.
           output: the opened folder.
 
         Raises:
@@ -107,7 +107,7 @@ class Result:
 
         if lora is not None:
             params = merge_lora(stored(), trained, lora)
-        elif self.config.freeze:  # they come from the folder again, as training may have rounded them
+        elif self.config.freeze:  # reload frozen leaves, because training may have rounded them
             params = join(trained, split(stored(), layout.config, frozen_leaves(self.config, layout.config))[1])
         else:
             params = trained
@@ -127,13 +127,13 @@ class Result:
         )
 
     def commit(self, output: OutputFolder, steps: int, result_of_step: int, stopped_early: bool = False) -> None:
-        """Writes what is beside the weights and puts the folder in place.
+        """Writes model card, chosen examples and provenance, then moves the folder into place.
 
         Args:
-          output: with the weights and the log.
-          steps: that were taken.
-          result_of_step: which of them has the weights.
-          stopped_early: whether patience ran out.
+          output: the folder with the weights and the log.
+          steps: the number of steps taken.
+          result_of_step: the step whose weights are the result.
+          stopped_early: whether training stopped because patience ran out.
         """
         config, credentialed = self.config, self.credentialed
         training = {
@@ -158,7 +158,7 @@ class Result:
             described[field] = _shown(config[field])
         described["replay"] = {**described["replay"], "task": _shown(config.replay.task)}
         described["own"] = {**described["own"], **{split: shown_name(config.own[split]) for split in ("train", "test")}}
-        for place in ("data_dir", "cache"):  # of this machine
+        for place in ("data_dir", "cache"):  # paths of this machine
             del described[place]
         card = training_card(output.target.name, name, self.start.checkpoint.path, described, credentialed)
         output.write_text("README.md", card)
@@ -167,7 +167,7 @@ class Result:
 
 
 def _shown(sets: str) -> str:
-    """The sets that a field lists, without places of this machine."""
+    """The sets that a field lists, without paths of this machine."""
     listed = list_names(sets, "config.task") if sets else []
     return ",".join(f"{shown_name(name)}={share:g}" if share else shown_name(name) for name, share in listed)
 

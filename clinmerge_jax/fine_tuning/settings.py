@@ -1,4 +1,4 @@
-"""The config of a fine-tuning run as the settings of its steps and of its loop."""
+"""Convert the config of a fine-tuning run to the settings of its steps and loop."""
 
 import math
 from typing import Any
@@ -23,14 +23,14 @@ from clinmerge_jax.training.weights import frozen_paths
 def step_settings(
     config: ConfigDict, llama: LlamaConfig, sequences: int, replayed: float, device: jax.Device
 ) -> StepSettings:
-    """The settings of the steps, from the config.
+    """Makes the settings of the steps from the config.
 
     Args:
-      config: of the job.
-      llama: the model.
-      sequences: how many there are to learn.
-      replayed: the share of each step that is not of them.
-      device: one of those that compute; on CPUs that is in float32 by default.
+      config: the job's config.
+      llama: the model's architecture.
+      sequences: the number of sequences to learn.
+      replayed: the share of replayed sequences in each step.
+      device: one of the devices that compute; on CPUs the default dtype is float32, elsewhere bfloat16.
 
     Raises:
       BadInput: a field is wrong.
@@ -97,12 +97,12 @@ def step_settings(
 
 
 def loop_settings(config: ConfigDict, steps: int, validated: bool) -> LoopSettings:
-    """When the loop validates, keeps its state and ends.
+    """Makes the settings of the loop: when it validates, saves its state and ends.
 
     Args:
-      config: of the job.
-      steps: to take.
-      validated: whether there are examples to validate on.
+      config: the job's config.
+      steps: the number of steps to take.
+      validated: whether there are validation examples.
 
     Raises:
       BadInput: a field is wrong.
@@ -127,7 +127,7 @@ def loop_settings(config: ConfigDict, steps: int, validated: bool) -> LoopSettin
 
 
 def frozen_leaves(config: ConfigDict, llama: LlamaConfig) -> frozenset[tuple[str, ...]]:
-    """The leaves of Params that are not trained where there is no adapter.
+    """The leaves of Params that full fine-tuning leaves frozen, by `config.freeze`.
 
     Raises:
       BadInput: as `training.weights.frozen_paths`.

@@ -1,4 +1,4 @@
-"""What a run starts from and what it learns: the opened checkpoint, and sets of examples chosen from its task."""
+"""Open the starting checkpoint of a run, and choose its training examples."""
 
 import dataclasses
 import enum
@@ -24,23 +24,23 @@ from clinmerge_jax.tasks.learned import Learned, read_learned
 from clinmerge_jax.training.batching import Batching
 from clinmerge_jax.training.run import name_rows
 
-_LONGEST = 4096  # tokens of a row, unless more are asked for
+_LONGEST = 4096  # default maximum number of tokens of a row
 
 
 class Packing(enum.Enum):
-    """What shares a row."""
+    """Which examples share a row."""
 
-    AUTO = "auto"  # as step, or where the attention knows no rows of several examples as none
-    STEP = "step"  # the examples of a step, side by side in few rows
+    AUTO = "auto"  # step; none if the attention kernel does not support several examples in a row
+    STEP = "step"  # the examples of a step, packed into few rows
     NONE = "none"  # each example has a row of its own
-    SET = "set"  # the set is made into full rows once, and a step takes `batch_size` rows
+    SET = "set"  # the whole set is packed into full rows once; a step takes `batch_size` rows
 
 
 def packing_of(config: ConfigDict) -> Packing:
-    """What `config.packing` asks for.
+    """The packing that `config.packing` names.
 
     Raises:
-      BadInput: it is unknown.
+      BadInput: the name is unknown.
     """
     try:
         return Packing(config.packing)
@@ -50,10 +50,10 @@ def packing_of(config: ConfigDict) -> Packing:
 
 
 def row_length(config: ConfigDict, llama: LlamaConfig) -> int:
-    """Tokens that a row may have.
+    """The maximum number of tokens of a row.
 
     Raises:
-      BadInput: the model's context is shorter.
+      BadInput: `config.length` is below 2 or exceeds the model's context length.
     """
     context = llama.max_position_embeddings
     length = config.length or min(context, _LONGEST)
@@ -64,13 +64,13 @@ def row_length(config: ConfigDict, llama: LlamaConfig) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The checkpoint that is trained.
+    """The checkpoint to train.
 
     Attributes:
-      checkpoint: the folder.
+      checkpoint: the opened folder.
       llama: its architecture.
-      dtype: in which its weights are stored.
-      credentialed: whether the result is under a use agreement.
+      dtype: the dtype of its stored weights.
+      credentialed: whether results are under a data use agreement, by the config or the checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -80,7 +80,7 @@ class Start:
 
     @functools.cached_property
     def digests(self) -> Mapping[str, str]:
-        """SHA-256 of its weight files; they are read once, however many runs start from them."""
+        """SHA-256 of its weight files, computed once for all runs that start from it."""
         return provenance.digests(self.checkpoint, {})
 
 
@@ -88,7 +88,7 @@ def open_start(config: ConfigDict) -> Start:
     """Opens `config.model`.
 
     Raises:
-      BadInput: it is no Llama, or mixes dtypes.
+      BadInput: the checkpoint is not a Llama, or mixes dtypes.
     """
     checkpoint = open_checkpoint(config.model, "config.model")
     llama = llama_config(checkpoint)
@@ -104,11 +104,11 @@ class Sets:
     """The sets of one run.
 
     Attributes:
-      examples: what is learned.
-      validation: what the validation loss is of.
-      replay: what is mixed in.
-      learned: the tasks among what is learned and mixed in, for the record.
-      credentialed: whether some of what is learned and mixed in is under a use agreement.
+      examples: the examples to learn.
+      validation: the examples of the validation loss.
+      replay: the examples to mix in.
+      learned: the tasks among the examples and the replay, for the result's record.
+      credentialed: whether some of the examples or the replay are under a data use agreement.
     """
 
     examples: Examples
@@ -118,15 +118,15 @@ class Sets:
     credentialed: bool = False
 
     def named(self) -> dict[str, Examples]:
-        """Those that there are."""
+        """The sets that exist, by name."""
         sets = {"examples": self.examples, "validation": self.validation, "replay": self.replay}
         return {name: one for name, one in sets.items() if one is not None}
 
     def rows(self, config: ConfigDict, llama: LlamaConfig) -> Batching:
-        """How a step takes them.
+        """How a step takes the sequences.
 
         Raises:
-          BadInput: as `Rows`.
+          BadInput: as `Batching`.
         """
         replay = self.replay
         return Batching(
@@ -139,17 +139,17 @@ class Sets:
         )
 
     def name_rows(self) -> Callable[[Batch], str]:
-        """A function that gives rows, [K, T], the ids of the documents in them."""
+        """A function from rows, [K, T], to a text with the ids of the documents in them."""
         learned = [one for one in (self.examples, self.replay) if one is not None]
         return name_rows([one.sequences for one in learned], [one.ids() for one in learned])
 
 
 class Source:
-    """Where the sets of runs come from that differ in nothing but shots and seeds: files are read once.
+    """Provides the sets of runs that differ only in shots and seeds; files are read once.
 
     Args:
-      config: of the job.
-      start: the model.
+      config: the job's config.
+      start: the starting checkpoint.
 
     Raises:
       BadInput: a field or a file is wrong.
@@ -192,14 +192,14 @@ class Source:
         )
 
     def sets(self, shots: int, seed: int) -> Sets:
-        """The sets of a run.
+        """The sets of one run.
 
         Args:
-          shots: how many examples are chosen; 0 for all.
-          seed: of the choice.
+          shots: the number of examples to choose; 0 for all.
+          seed: the seed of the choice.
 
         Raises:
-          BadInput: there are fewer, or some of them are validation documents too.
+          BadInput: there are fewer examples, or validation documents occur among the examples or the replay.
         """
         if len(self._sets) == 1:
             parts = [(self._sets[0], choose(self._sets[0].documents, shots, seed))]

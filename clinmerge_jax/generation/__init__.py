@@ -1,1 +1,1 @@
-"""Generation: sampling, the engine with its slots, requests."""
+"""Generation: sampling, the decode engine and its slots, stopping."""

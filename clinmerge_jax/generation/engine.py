@@ -1,9 +1,10 @@
-"""The decode engine: a fixed number of slots, refilled from the queue as rows finish.
+"""The decode engine: a fixed number of slots, refilled from a queue of requests as rows finish.
 
-Prompts are read in chunks of a few fixed lengths, S at a time where all slots are free and P at a time where some are
-refilled; tokens are decoded by one compiled loop that comes back when enough rows have finished. Lengths, limits, stop
-ids and sampling settings are traced, so nothing is compiled for another request. S slots, P prompts that a refill reads
-together, C tokens of a chunk, T positions of the cache, V vocabulary.
+Prompts are prefilled in chunks of a few fixed lengths: S prompts at a time if all slots are free, P at a time if some
+slots are refilled. Tokens are decoded by one compiled loop that returns when enough rows have finished. Lengths,
+limits, stop ids and sampling settings are traced, so another request compiles nothing.
+
+S slots, P prompts that a refill reads together, C tokens of a chunk, T positions of the cache, V vocabulary.
 """
 
 import copy
@@ -27,9 +28,9 @@ from clinmerge_jax.llama.cache import Cache, unstack
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
 
-_STOP_IDS = 16  # at most
-_LOOP_STEPS = 64  # after which the loop comes back in any case, so that progress shows
-_SHARED = 16  # tokens from which a prefix that all prompts share is read once
+_STOP_IDS = 16  # the most stop ids
+_LOOP_STEPS = 64  # the loop returns after so many steps at the latest, so that progress shows
+_SHARED = 16  # the fewest tokens of a common prefix that is worth reading once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Request:
     """One prompt.
 
     Attributes:
-      tokens: ids, at least one.
-      max_new_tokens: the most that are generated.
-      sampling: how they are chosen.
-      stopped: is given what was generated so far and says whether that ends the answer (for stop strings).
+      tokens: token ids of the prompt, at least one.
+      max_new_tokens: the most tokens to generate.
+      sampling: how tokens are chosen.
+      stopped: takes the tokens generated so far and returns whether they end the answer (for stop strings).
     """
 
     tokens: np.ndarray
@@ -51,11 +52,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What was generated.
+    """The completion of one request.
 
     Attributes:
-      tokens: ids, without the stop id.
-      finished: whether it ended by a stop id or by `Request.stopped`, not by its limit.
+      tokens: token ids, without the stop id.
+      finished: whether a stop id or `Request.stopped` ended it, not its limit.
     """
 
     tokens: np.ndarray
@@ -64,14 +65,14 @@ class Answer:
 
 @dataclasses.dataclass
 class Counts:
-    """What an engine has done since it was made.
+    """Work that an engine has done since it was made.
 
     Attributes:
-      prompt_tokens: read, without a prefix that was read before.
-      new_tokens: generated.
-      steps: of the decode loop.
-      rows: of these steps, dead slots included.
-      live_rows: of these steps, without them.
+      prompt_tokens: prompt tokens read; a shared prefix counts once.
+      new_tokens: tokens generated.
+      steps: steps of the decode loop.
+      rows: rows computed in these steps, including free slots.
+      live_rows: rows that generated a token in these steps.
     """
 
     prompt_tokens: int = 0
@@ -94,14 +95,14 @@ def check_engine(
     dtype: Any,
     attention: str | Backend = Backend.AUTO,
 ) -> Backend:
-    """Refuses an engine that cannot be, before a weight is read; arguments as of `Engine`, `dtype` of its cache.
+    """Checks an engine's settings before weights are read; arguments as in `Engine`, `dtype` is the cache's.
 
     Returns:
-      The attention of its decode steps.
+      The attention backend of its decode steps.
 
     Raises:
-      BadInput: the mesh does not cut the slots, the model's context is shorter than `length`, the cache does not fit
-        into memory, there are too many stop ids, or the attention cannot be had.
+      BadInput: the slots are not a multiple of the mesh's batch shards, the model's context is shorter than `length`,
+        the cache does not fit into memory, there are too many stop ids, or the attention backend is not available.
     """
     context, parts = layout.config.max_position_embeddings, layout.parts("batch")
     if slots < 1 or slots % parts:
@@ -118,24 +119,24 @@ def check_engine(
 
 
 class Engine:
-    """Generates and scores with one model.
+    """Generates completions and scores continuations with one model.
 
     Args:
-      layout: how the parameters lie.
-      params: the model's, in the dtype that is computed in.
-      slots: S, rows of a decode step; a multiple of the mesh's batch parts.
-      length: T, the most tokens of a prompt and its answer.
+      layout: the sharding of the parameters.
+      params: the model's parameters, in the dtype of the computation.
+      slots: S, the rows of a decode step; a multiple of the mesh's batch shards.
+      length: T, the most tokens of a prompt and its answer together.
       stop_ids: tokens that end an answer.
-      chunks: lengths in which prompts are read.
-      refill: whether finished slots are filled while others go on; otherwise a batch ends before the next begins.
-      share_prefix: whether tokens that all prompts of a call begin with are read once.
-      int8_weights: whether the layers' matrices are kept in int8, with a scale for each row.
-      int8_cache: whether keys and values are, with a scale for each head and position.
-      attention: the backend of the decode steps. Prompts and continuations are read by the reference: their chunks
-        attend over the cache too, several tokens of a row at once, which no other backend here does.
+      chunks: the chunk lengths in which prompts are read.
+      refill: whether finished slots are refilled while others go on; otherwise a batch ends before the next begins.
+      share_prefix: whether a prefix common to all prompts of a call is read only once.
+      int8_weights: whether the layers' matrices are stored in int8, with a scale for each row.
+      int8_cache: whether keys and values are stored in int8, with a scale for each head and position.
+      attention: the backend of the decode steps. Prompts and continuations use the reference: their chunks attend over
+        the cache with several tokens of a row at once, and no other backend here supports that.
 
     Raises:
-      BadInput: as `check_engine`.
+      BadInput: as in `check_engine`.
     """
 
     def __init__(
@@ -171,10 +172,10 @@ class Engine:
         self._share_prefix = share_prefix
 
     def of_length(self, length: int) -> "Engine":
-        """The same engine, with the same weights, for prompts and answers of another length.
+        """Returns an engine with the same weights, for prompts and answers of another length.
 
         Raises:
-          BadInput: as `check_engine`.
+          BadInput: as in `check_engine`.
         """
         other = copy.copy(self)
         other._attention = check_engine(
@@ -185,16 +186,16 @@ class Engine:
         return other
 
     def stopping_at(self, token: int) -> "Engine":
-        """The same engine, with one stop id more."""
+        """Returns an engine with the same weights and one more stop id."""
         other = copy.copy(self)
         other._stop_ids = tuple(dict.fromkeys((*self._stop_ids, token)))
         return other
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Yields the index of a request and its answer as rows finish, in no particular order.
+        """Yields the index of each request and its answer as rows finish, in no particular order.
 
         Raises:
-          BadInput: a request does not fit; before any is run.
+          BadInput: a request does not fit; raised before any request runs.
         """
         for index, request in enumerate(requests):
             if request.max_new_tokens < 1:
@@ -238,7 +239,7 @@ class Engine:
                     continue
                 del running[slot]
                 self.counts.new_tokens += len(tokens)
-                self.counts.live_rows += len(tokens) - 1  # the first is the prompt's
+                self.counts.live_rows += len(tokens) - 1  # the first token comes from the prefill
                 by_id = len(tokens) > 0 and int(tokens[-1]) in self._stop_ids
                 by_text = ended[slot] or (request.stopped is not None and request.stopped(tokens))
                 yield index, Answer(tokens[: len(tokens) - by_id].copy(), bool(by_id or by_text))
@@ -246,20 +247,20 @@ class Engine:
                 state = programs.end(state, ended)
 
     def score(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Log-probabilities of continuations.
+        """Computes log-probabilities of continuations.
 
         Args:
-          pairs: tokens of a context, at least one, and of what follows it; equal contexts are read once.
+          pairs: token ids of a context, at least one, and of its continuation. Equal contexts are read once.
 
         Returns:
-          For each pair the log-probability of every token of the continuation in nats, float32, and whether greedy
-          decoding would choose it.
+          For each pair the log-probability of every token of the continuation, in nats, float32, and whether greedy
+          decoding would choose that token.
 
         Raises:
           BadInput: a pair does not fit.
         """
         for index, (context, continuation) in enumerate(pairs):
-            # The last token is predicted and never read, so it needs no place.
+            # The last token is predicted but never read, so it needs no position.
             self._check(f"pair {index}", len(context), max(len(continuation) - 1, 0))
         by_context: dict[bytes, list[int]] = {}
         for index, (context, _) in enumerate(pairs):
@@ -310,7 +311,7 @@ class Engine:
             )
 
     def _common_prefix(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
-        """What all prompts begin with, short of the last token of the shortest; nothing where it is not worth it."""
+        """Returns the prompts' common prefix, short of the shortest's last token; empty if under `_SHARED` tokens."""
         nothing = np.zeros(0, np.int32)
         if not self._share_prefix or len(prompts) < 2:
             return nothing
@@ -325,7 +326,7 @@ class Engine:
         return np.array([*self._stop_ids, *[-1] * (_STOP_IDS - len(self._stop_ids))], np.int32)
 
     def _blank(self, rows: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Slots, tokens and positions of rows that leave no trace."""
+        """Makes slots, tokens and positions of padding rows, whose writes are dropped."""
         slots = np.full(rows, self.slots, np.int32)
         tokens = np.zeros((rows, width), np.int32)
         return slots, tokens, np.full((rows, width), self.length, np.int32)
@@ -333,15 +334,16 @@ class Engine:
     def _read(
         self, cache: Cache, rows: Sequence[tuple[int, np.ndarray, int]], whole: bool = False
     ) -> tuple[Cache, jax.Array]:
-        """Reads tokens into slots, chunk by chunk.
+        """Prefills slots, chunk by chunk.
 
         Args:
-          cache: of all slots.
-          rows: slot, tokens, and from which of them on, the same for all; at most S if `whole`, else P.
+          cache: the cache of all slots.
+          rows: for each row its slot, its tokens, and the index of the first token to read, the same for all rows. At
+            most S rows if `whole`, else P.
           whole: whether row i goes to slot i and all other slots are free.
 
         Returns:
-          The cache, and what the last layer gives for every row's last token, [S, D] or [P, D].
+          The cache, and the last layer's output for every row's last token, [S, D] or [P, D].
         """
         together = self._reading.rows(whole)
         last = jnp.zeros((together, self.layout.config.hidden_size), self._dtype)
@@ -372,7 +374,7 @@ class Engine:
         prefix: int,
         kind: Kind,
     ) -> State:
-        """Reads some prompts, into all slots where `whole`, and begins their answers."""
+        """Prefills some prompts, into all slots if `whole`, and starts their answers."""
         rows = self._reading.rows(whole)
         slots, _, _ = self._blank(rows, 1)
         slots[: len(chosen)] = [slot for slot, _ in chosen]

@@ -1,4 +1,4 @@
-"""How large a cache may be."""
+"""Checks that the key-value cache fits into memory."""
 
 import pathlib
 from typing import Any
@@ -9,10 +9,10 @@ from clinmerge_jax.parallel.layout import Layout
 
 
 def check_memory(layout: Layout, slots: int, length: int, dtype: Any) -> None:
-    """Refuses a cache that does not fit into what the devices have free.
+    """Checks that a cache fits into the free memory of the devices.
 
     Raises:
-      BadInput: with how many slots would fit.
+      BadInput: it does not fit; the message says how many slots would.
     """
     free = _free_bytes(layout)
     wanted = cache_bytes(layout.config, slots, length, dtype)
@@ -25,7 +25,7 @@ def check_memory(layout: Layout, slots: int, length: int, dtype: Any) -> None:
 
 
 def _free_bytes(layout: Layout) -> float | None:
-    """Bytes free on all devices of the mesh together; of host memory where those are CPUs; None where unknown."""
+    """Returns 95 % of the free bytes of all devices of the mesh; for CPUs free host memory; None if unknown."""
     devices = layout.mesh.devices.ravel()
     stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
     if stats and "bytes_limit" in stats:

@@ -1,4 +1,4 @@
-"""One prompt through a model here and through the same model in transformers: how far logits and answers are apart."""
+"""Compares logits and greedy answers of a model here with those of the same model in transformers."""
 
 import dataclasses
 import functools
@@ -15,23 +15,23 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import forward, hidden_states
 from clinmerge_jax.llama.parameters import Params
 
-_WIDTH = 64  # prompts are padded to a multiple, so that few programs are compiled
+_WIDTH = 64  # prompts are padded to a multiple of it, so that few programs are compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One prompt through both models.
+    """The differences between both models on one prompt.
 
     Attributes:
-      tokens: of the prompt.
-      largest: difference of a logit.
-      rms: of the differences of all logits.
+      tokens: the number of tokens of the prompt.
+      largest: the largest absolute difference of a logit.
+      rms: the root mean square of the differences of all logits.
       divergence: KL(theirs || ours) of the next token, mean over positions, in nats.
-      agreement: share of positions where both find the same token the likeliest.
-      same: greedy tokens before the first difference.
-      answered: greedy tokens of theirs.
-      margin: how far the two likeliest tokens of theirs are apart where answers first differ; None where they do not.
-      layers: by layer, the norm of the difference of what goes in over the norm of theirs; the last is what comes out.
+      agreement: the share of positions where both models have the same most likely token.
+      same: the number of greedy tokens before the first difference.
+      answered: the number of greedy tokens of transformers' answer.
+      margin: the difference of transformers' two largest logits where the answers first differ; None if they do not.
+      layers: for each layer's input, the norm of the difference over the norm of transformers'; empty if not compared.
     """
 
     tokens: int
@@ -57,18 +57,18 @@ def compare(
     *,
     layers: bool = False,
 ) -> Comparison:
-    """Runs both models over one prompt, under `torch.inference_mode`.
+    """Runs both models on one prompt. Call it under `torch.inference_mode`.
 
     Args:
-      tokens: of the prompt, [T].
-      params: the model here.
+      tokens: token ids of the prompt, [T].
+      params: the parameters of the model here.
       llama: its architecture.
-      engine: with these parameters and stop ids.
+      engine: an engine with these parameters and stop ids.
       theirs: the same model in transformers, on any device.
-      stop_ids: of both.
+      stop_ids: the stop ids of both.
       new: the most tokens of a greedy answer.
-      attention: of the logits here.
-      layers: whether hidden states are compared too.
+      attention: the backend for the logits here.
+      layers: whether to compare hidden states too.
     """
     import torch
 
@@ -81,7 +81,7 @@ def compare(
     apart: tuple[float, ...] = ()
     if layers:
         ours = np.asarray(_hidden(params, padded, llama))[:, 0, : len(tokens)].astype(np.float64)
-        # transformers' last one lies behind the final norm, so that what the last layer gives has no counterpart.
+        # transformers' last hidden state is after the final norm, so the last layer's output has no counterpart.
         pairs = zip(ours[:-1], (one[0].double().cpu().numpy() for one in reference.hidden_states[:-1]))
         apart = tuple(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
     log_want, log_have = (torch.log_softmax(torch.tensor(x).double(), -1).numpy() for x in (want, have))

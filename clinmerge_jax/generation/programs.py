@@ -1,7 +1,8 @@
-"""The compiled programs of the decode engine, and the state of its slots that they pass on.
+"""The compiled programs of the decode engine, and the state of its slots.
 
-S slots, P prompts read together, C tokens of a chunk, T positions of the cache, D hidden, V vocabulary. Slots from S on
-and positions from T on stand for nothing: what is written there is dropped.
+Slot indices from S on and positions from T on mark padding: writes to them are dropped.
+
+S slots, P prompts read together, C tokens of a chunk, T positions of the cache, D hidden, V vocabulary.
 """
 
 import dataclasses
@@ -28,18 +29,18 @@ from clinmerge_jax.parallel.layout import Layout
 )
 @dataclasses.dataclass(frozen=True)
 class State:
-    """All slots.
+    """The state of all slots.
 
     Attributes:
       cache: keys and values.
-      tokens: [S] the last token of each, which is not in the cache yet.
-      lengths: [S] how many tokens are in the cache.
-      produced: [S] how many tokens were generated.
-      limits: [S] how many may be.
+      tokens: [S] the last token of each slot; it is not in the cache yet.
+      lengths: [S] the number of tokens in the cache.
+      produced: [S] the number of tokens generated.
+      limits: [S] the most tokens to generate.
       live: [S] whether the slot is generating.
-      output: [S, T] what was generated.
-      seen: [S, V] which tokens a row has had, for the repetition penalty; [S, 0] where nobody asks for it.
-      settings: of sampling.
+      output: [S, T] the tokens generated.
+      seen: [S, V] which tokens a row contains, for the repetition penalty; [S, 0] if no request has one.
+      settings: the sampling settings.
     """
 
     cache: Cache
@@ -56,15 +57,15 @@ class State:
 def blank_state(
     config: LlamaConfig, vocab_rows: int, slots: int, length: int, dtype: Any, kind: Kind, positions_last: bool = False
 ) -> State:
-    """Slots without life, wherever JAX puts arrays.
+    """Makes the initial state on JAX's default device: every slot is free.
 
     Args:
       config: the model.
-      vocab_rows: V, with padding.
+      vocab_rows: V, including padding.
       slots: S.
       length: T.
-      dtype: of keys and values.
-      kind: of sampling; decides whether tokens that were seen are kept.
+      dtype: the dtype of keys and values.
+      kind: the kind of sampling; decides whether `seen` is stored.
       positions_last: as in `Cache`.
     """
     nothing = jnp.zeros(slots, jnp.int32)
@@ -82,11 +83,11 @@ def blank_state(
 
 
 def state_shardings(layout: Layout, dtype: Any) -> State:
-    """Keys and values are cut as the model's batches and key-value heads are; the rest lies whole on every device.
+    """Shards keys and values over batch and key-value heads; replicates everything else.
 
     Args:
-      layout: how the model lies.
-      dtype: of keys and values.
+      layout: the layout of the model.
+      dtype: the dtype of keys and values.
     """
     count, whole = layout.config.num_hidden_layers, layout.named()
     layers = (layout.named("batch", "kv_heads", None, None),) * count
@@ -99,12 +100,12 @@ def state_shardings(layout: Layout, dtype: Any) -> State:
 
 
 def _positions_last(layout: Layout) -> bool:
-    """Whether keys and values lie with T last: on CPUs the products of few rows run up to twice as fast so."""
+    """Whether the cache has its position axis last. On CPUs that makes small-batch attention up to twice as fast."""
     return layout.device.platform == "cpu"
 
 
 def empty_state(layout: Layout, slots: int, length: int, dtype: Any, kind: Kind) -> State:
-    """Slots without life on the devices of a layout; arguments as of `blank_state`."""
+    """Makes the initial state on the devices of a layout; arguments as in `blank_state`."""
     return _maker(layout, slots, length, jnp.dtype(dtype), kind)()
 
 
@@ -116,7 +117,7 @@ def _maker(layout: Layout, slots: int, length: int, dtype: jnp.dtype, kind: Kind
 
 
 def unstacked(layout: Layout, quantized: bool = False) -> dict[str, Any]:
-    """The shardings of parameters whose layers lie one by one, from `cache.unstack`."""
+    """Returns the shardings of parameters with separate layers, as `cache.unstack` returns them."""
     abstract = jax.eval_shape(lambda params: unstack(params, layout.config, quantized), layout.abstract_params())
     stacked = layout.shardings()
 
@@ -124,7 +125,7 @@ def unstacked(layout: Layout, quantized: bool = False) -> dict[str, Any]:
         keys = [getattr(part, "key", None) for part in path]
         if keys[0] != "layers":
             return functools.reduce(lambda tree, key: tree[key], keys, stacked)
-        *module, leaf = keys[2:]  # beyond "layers" and the layer's number
+        *module, leaf = keys[2:]  # after "layers" and the layer's number
         whole = functools.reduce(
             lambda tree, key: tree[key], [*module, "weight" if leaf == "scale" else leaf], stacked["layers"]
         )
@@ -148,10 +149,13 @@ def read_chunk(
     fresh: bool = False,
     whole: bool = False,
 ) -> tuple[Cache, jax.Array]:
-    """Reads one chunk of some prompts into their slots; keeps what the last layer gives for the tokens at `ends_P`.
+    """Reads one chunk of some prompts into their slots.
 
     With `fresh` the prompts begin with this chunk (see `cache.extend`). With `whole` P is S, row i goes to slot i and
-    `slots_P` is not read: the cache is extended in place and no rows of it are copied out and back.
+    `slots_P` is not used: the cache is extended in place, without copying rows out and back.
+
+    Returns:
+      The cache; and `last_PD`, with the last layer's output for those rows whose position `ends_P` is in this chunk.
     """
     rows = cache if whole else jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), cache)
     ended_PC = positions_PC == ends_P[:, None]
@@ -178,7 +182,7 @@ def begin(
     layout: Layout,
     kind: Kind,
 ) -> State:
-    """Chooses the first token of prompts that were read, and brings their slots to life."""
+    """Chooses the first token of the answers to prefilled prompts, and marks their slots as live."""
     logits_PV = layout.constrain(logits(params, last_PD, layout.config).astype(jnp.float32), None, None)
     first_P = choose(logits_PV, settings, seen_PV, lengths_P, kind)
     if kind.penalties:
@@ -213,7 +217,7 @@ def decode(
     kind: Kind,
     attention: Backend = Backend.REFERENCE,
 ) -> tuple[State, jax.Array]:
-    """Decodes until so many steps were taken or no more than `until_live` slots are live; returns the steps too."""
+    """Decodes for `most_steps` steps or until at most `until_live` slots are live; also returns the number of steps."""
     rows_S = jnp.arange(state.tokens.shape[0])
     attend = over_cache(attention, layout.map_shards)
 
@@ -253,19 +257,19 @@ def decode(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def end(state: State, ended_S: jax.Array) -> State:
-    """Ends some slots' answers."""
+    """Ends the answers of the slots in `ended_S`."""
     return dataclasses.replace(state, live=state.live & ~ended_S)
 
 
 @jax.jit
 def row_of(cache: Cache, slot: jax.Array) -> Cache:
-    """One slot of the cache, [G, T, H] or [G, H, T] each."""
+    """Returns one slot of the cache, arrays of [G, T, H] or [G, H, T]."""
     return jax.tree.map(lambda x: x[slot], cache)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def spread(cache: Cache, row: Cache, slots_P: jax.Array) -> Cache:
-    """The cache with one row in some of its slots."""
+    """Copies one row into some slots of the cache."""
     return jax.tree.map(lambda x, one: x.at[slots_P].set(one[None], mode="drop"), cache, row)
 
 
@@ -280,7 +284,7 @@ def continuations(
     *,
     layout: Layout,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of every target after its token, [P, C], and whether it is the likeliest."""
+    """Returns every target's log-probability after its token, [P, C], and whether it is the most likely one."""
     rows = jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), cache)
     x_PCD, _ = extend(params, rows, tokens_PC, positions_PC, layout.config, layout.constrain)
     logits_PCV = logits(params, x_PCD, layout.config).astype(jnp.float32)

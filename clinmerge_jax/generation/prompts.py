@@ -1,4 +1,4 @@
-"""The prompts that a config names, as tokens that its model can read."""
+"""Prompts from a config, tokenized and checked against its model."""
 
 import numpy as np
 from absl import logging
@@ -15,16 +15,19 @@ _MINIATURE, _MINIATURE_PROMPTS = "miniature:chat", 64
 def prepare(
     config: ConfigDict, tokenizer, llama: LlamaConfig, length: int = 0
 ) -> tuple[list[Prompt], list[np.ndarray]]:
-    """Reads `config.prompts`, the first `config.limit` of them, and makes tokens of them once.
+    """Reads and tokenizes the first `config.limit` prompts of `config.prompts`.
 
     Args:
       config: has `prompts`, `fields`, `limit`, `chat_template`, `max_new_tokens` and `too_long`.
-      tokenizer: of transformers.
-      llama: the model.
-      length: the most tokens of a prompt and its answer, from `config.length`; 0 for the model's context.
+      tokenizer: a tokenizer of transformers.
+      llama: the architecture of the model.
+      length: the most tokens of a prompt and its answer, from `config.length`; 0 for the model's context length.
+
+    Returns:
+      The prompts, and the token ids of each.
 
     Raises:
-      BadInput: in one line, the field or the prompt that is wrong, none of which is quoted.
+      BadInput: a field or a prompt is wrong; the message names it without quoting prompt text.
     """
     if config.limit < 0:
         raise BadInput(f"config.limit: is {config.limit}; give how many prompts, or 0 for all")

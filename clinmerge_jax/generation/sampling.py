@@ -1,7 +1,9 @@
-"""The next token of every row from its logits. S rows, V vocabulary.
+"""Sampling: the next token of every row from its logits.
 
-The order is that of transformers: repetition penalty, temperature, top-k, top-p, min-p. A row's draw depends on its
-seed and its position alone, not on the other rows.
+The order of operations is transformers': repetition penalty, temperature, top-k, top-p, min-p. The noise of a row's
+draw depends only on its seed and position, not on the other rows.
+
+S rows, V vocabulary.
 """
 
 import dataclasses
@@ -21,14 +23,15 @@ class Sampling:
     """How one request's tokens are chosen.
 
     Attributes:
-      temperature: 0 takes the most likely token (greedy); logits are divided by others.
-      top_k: only so many of the most likely tokens; 0 for all.
-      top_p: only the most likely tokens that together reach this probability (Holtzman et al. 2020, arXiv 1904.09751).
-      min_p: only tokens with at least this share of the most likely one's probability (Nguyen et al. 2024, arXiv
-        2407.01082).
-      repetition_penalty: divides positive logits of tokens that were there before and multiplies negative ones (Keskar
-        et al. 2019, arXiv 1909.05858); 1 for none.
-      seed: of the draws.
+      temperature: 0 takes the most likely token (greedy); otherwise logits are divided by it.
+      top_k: keeps only the `top_k` most likely tokens; 0 keeps all.
+      top_p: keeps only the most likely tokens that together reach this probability (Holtzman et al. 2020, arXiv
+        1904.09751).
+      min_p: keeps only tokens with at least this share of the most likely token's probability (Nguyen et al. 2024,
+        arXiv 2407.01082).
+      repetition_penalty: divides positive logits of tokens that the row already contains, and multiplies negative ones
+        (Keskar et al. 2019, arXiv 1909.05858); 1 for none.
+      seed: the random seed.
 
     Raises:
       BadInput: a value is out of its range.
@@ -56,7 +59,7 @@ class Sampling:
 
     @property
     def filters(self) -> bool:
-        """Whether tokens are left out by their rank or probability, which needs a sort."""
+        """Whether tokens are excluded by rank or probability; this needs a sort."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
@@ -78,7 +81,7 @@ class Settings:
 
     @classmethod
     def of(cls, rows: list[Sampling]) -> "Settings":
-        """On the host."""
+        """Collects the settings of some rows in NumPy arrays."""
 
         def column(name: str, dtype: Any) -> np.ndarray:
             return np.array([getattr(row, name) for row in rows], dtype)
@@ -95,7 +98,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What of sampling a program is compiled for: a greedy one pays for no draws, one without filters for no sort."""
+    """The parts of sampling compiled into a program: greedy decoding has no draws, and without filters no sort."""
 
     draws: bool = False
     filters: bool = False
@@ -103,7 +106,7 @@ class Kind:
 
     @classmethod
     def of(cls, rows: list[Sampling]) -> "Kind":
-        """What these rows need."""
+        """Returns the kind that these rows need."""
         return cls(
             any(row.temperature > 0 for row in rows),
             any(row.filters for row in rows),
@@ -112,14 +115,14 @@ class Kind:
 
 
 def penalize(logits_SV: jax.Array, seen_SV: jax.Array, penalty_S: jax.Array) -> jax.Array:
-    """Logits of tokens that were there before, made less likely."""
+    """Applies the repetition penalty to the logits of tokens in `seen_SV`."""
     penalty_S1 = penalty_S[:, None]
     lowered = jnp.where(logits_SV > 0, logits_SV / penalty_S1, logits_SV * penalty_S1)
     return jnp.where(seen_SV, lowered, logits_SV)
 
 
 def keep_likely(logits_SV: jax.Array, settings: Settings) -> jax.Array:
-    """Logits with -inf for what top-k, top-p and min-p leave out; of equal ones the lower id counts as likelier."""
+    """Sets logits that top-k, top-p and min-p exclude to -inf; among equal logits the lower id ranks first."""
     order_SV = jnp.argsort(-logits_SV, axis=-1, stable=True)
     sorted_SV = jnp.take_along_axis(logits_SV, order_SV, axis=-1)
     rank_V = jnp.arange(logits_SV.shape[-1])
@@ -138,14 +141,14 @@ def keep_likely(logits_SV: jax.Array, settings: Settings) -> jax.Array:
 def choose(
     logits_SV: jax.Array, settings: Settings, seen_SV: jax.Array | None, positions_S: jax.Array, kind: Kind
 ) -> jax.Array:
-    """The next token of every row, int32 [S].
+    """Chooses the next token of every row, int32 [S].
 
     Args:
-      logits_SV: in float32.
-      settings: of the rows.
-      seen_SV: which tokens a row has had; None where no row has a repetition penalty.
-      positions_S: where the token will stand in its row.
-      kind: what the rows need; static.
+      logits_SV: the logits, float32.
+      settings: the settings of the rows.
+      seen_SV: which tokens a row contains; may be None if no row has a repetition penalty.
+      positions_S: the position that the token will have in its row.
+      kind: the kind that the rows need; static.
     """
     if kind.penalties:
         logits_SV = penalize(logits_SV, seen_SV, settings.repetition_penalty)

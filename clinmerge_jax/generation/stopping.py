@@ -1,4 +1,4 @@
-"""What ends an answer: the checkpoint's stop ids and texts that are asked for."""
+"""Stopping: the checkpoint's stop ids (end-of-sequence tokens), and stop strings."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,10 +11,10 @@ from clinmerge_jax.errors import BadInput
 
 
 def stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """eos_token_id of generation_config.json, or of config.json where that says nothing; one id or several.
+    """Reads eos_token_id (one id or several) from generation_config.json or, if it is missing there, from config.json.
 
     Raises:
-      BadInput: they are no ids.
+      BadInput: a value is not a token id.
     """
     file = checkpoint.path / GENERATION_FILE
     generation = parse_json(file.read_bytes(), file) if file.is_file() else {}
@@ -28,13 +28,13 @@ def stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def until(texts: Sequence[str], tokenizer) -> Callable[[np.ndarray], bool] | None:
-    """Whether generated tokens hold one of the texts; None where there are none to look for."""
+    """Returns a function that tells whether generated tokens contain one of the texts; None if there are no texts."""
     if not texts:
         return None
     return lambda tokens: cut(tokenizer.decode(tokens, skip_special_tokens=True), texts)[1]
 
 
 def cut(answer: str, texts: Sequence[str]) -> tuple[str, bool]:
-    """An answer up to the first of the texts in it, and whether there is one."""
+    """Cuts an answer before the first of the texts in it; also returns whether there is one."""
     places = [place for place in map(answer.find, texts) if place >= 0]
     return (answer[: min(places)], True) if places else (answer, False)

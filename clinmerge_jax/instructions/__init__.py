@@ -1,1 +1,1 @@
-"""Following instructions that rules can check: what was asked, a checker for each kind, and the scores of answers."""
+"""Instruction following: the instructions of a prompt, a rule-based checker for each kind, and scores of answers."""

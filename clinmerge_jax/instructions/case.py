@@ -5,20 +5,20 @@ from clinmerge_jax.instructions.language import is_in
 
 
 def capital_word_frequency(response: str, *, capital_frequency: int, capital_relation: Relation) -> bool:
-    """So many words are all in capitals; `counting.capital_words` says what one is."""
+    """Check the number of words written all in capitals, as `counting.capital_words` defines them."""
     return holds(len(capital_words(response)), capital_relation, capital_frequency)
 
 
 def english_capital(response: str) -> bool:
-    """The answer has letters, all of them capital, and is in English."""
+    """Check that the answer has letters, that all of them are capital, and that it is in English."""
     return response.isupper() and is_in(response, "en")
 
 
 def english_lowercase(response: str) -> bool:
-    """The answer has letters, none of them capital, and is in English."""
+    """Check that the answer has letters, that none of them is capital, and that it is in English."""
     return response.islower() and is_in(response, "en")
 
 
 def no_comma(response: str) -> bool:
-    """No "," occurs. The commas of other scripts are other characters."""
+    """Check that no "," occurs. The commas of other scripts are different characters and are allowed."""
     return "," not in response

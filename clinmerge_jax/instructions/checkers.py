@@ -1,9 +1,11 @@
-"""The kinds of instructions and their checkers: a kind is one row of `CHECKERS` or of `ifbench.IFBENCH`.
+"""The 25 kinds of instructions of IFEval (arXiv 2311.07911) and their checkers, and the validation of instructions.
 
-A checker is a pure function of a response and of what the kind leaves open. Data are held against the types of its
-arguments when they are read. The 25 kinds are those of IFEval (arXiv 2311.07911), written from their
-definitions there and from the wording of its prompts; where these leave a choice, the verdict is that of the authors'
-program, so that scores compare.
+A kind is one row of `CHECKERS`, of `ifbench.checkers.IFBENCH` or of `notes.CLINICAL`. A checker is a pure function of a
+response and of the kind's arguments. The annotated types of these arguments are the schema that data are validated
+against when they are read.
+
+The checkers of IFEval follow the definitions in its paper and the wording of its prompts. Where these leave a choice,
+the verdict is that of the authors' program, so that scores are comparable.
 """
 
 import inspect
@@ -58,16 +60,16 @@ CHECKERS: dict[str, Checker] = {
 def instruction(
     kind: str, given: Mapping[str, Any], name: str, checkers: Mapping[str, Checker] = CHECKERS
 ) -> Instruction:
-    """An instruction of data, held against its checker's arguments.
+    """Make an instruction from data, validated against its checker's arguments.
 
     Args:
-      kind: its id.
-      given: the arguments; None stands for one that is not given. Whole numbers may be written as 5.0.
-      name: of the row, for messages.
-      checkers: the kinds there are.
+      kind: the id of its kind.
+      given: the arguments; None means that an argument is not given. Whole numbers may be written as 5.0.
+      name: name of the row, for messages.
+      checkers: the known kinds.
 
     Raises:
-      BadInput: the kind is unknown, an argument is missing, unknown or of the wrong type.
+      BadInput: the kind is unknown, or an argument is missing, unknown or of the wrong type.
     """
     if kind not in checkers:
         raise BadInput(f"{name}: the instruction {kind!r} is unknown; give one of {', '.join(checkers)}")

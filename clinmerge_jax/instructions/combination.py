@@ -2,9 +2,9 @@
 
 
 def two_responses(response: str) -> bool:
-    """Two different answers with six asterisks between them.
+    """Check for two different answers separated by six asterisks.
 
-    Asterisks may also open or close the whole; two groups of them with nothing between are one too many.
+    Six asterisks may also open or close the response. Two such dividers with nothing between them fail.
     """
     parts = [part.strip() for part in response.split("******")]
     answers = [part for part in parts if part]
@@ -12,5 +12,5 @@ def two_responses(response: str) -> bool:
 
 
 def repeat_prompt(response: str, *, prompt_to_repeat: str) -> bool:
-    """The answer begins with the request, but for case. That an answer follows it is not checked."""
+    """Check that the answer begins with the request, ignoring case. Whether anything follows it is not checked."""
     return response.strip().lower().startswith(prompt_to_repeat.strip().lower())

@@ -1,4 +1,4 @@
-"""Words, sentences and capital words, as instructions count them."""
+"""Counting of words, sentences and capital words for the checkers of instructions."""
 
 import re
 from collections.abc import Iterator
@@ -23,44 +23,44 @@ def holds(count: int, relation: Relation, threshold: int) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """Unbroken runs of letters, digits and underscores of any script.
+    """Split a text into unbroken runs of letters, digits and underscores of any script.
 
-    So "don't" and "well-known" are two words each, "3.5" is two, and Chinese or Thai text is one word up to the next
-    space or mark. Combining signs, such as the vowel signs of Hindi, are not letters and cut a word.
+    So "don't", "well-known" and "3.5" are two words each, and Chinese or Thai text is one word up to the next space or
+    punctuation mark. Combining signs, such as the vowel signs of Hindi, are not letters and split a word.
     """
     return re.findall(r"\w+", text)
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of English text, by the decisions of Punkt (Kiss and Strunk, Computational Linguistics 2006).
+    """Split English text into sentences with Punkt (Kiss and Strunk, Computational Linguistics 2006).
 
-    A sentence ends at ".", "?" or "!" before white space or a mark that closes it. A period does not end one after an
+    A sentence ends at ".", "?" or "!" before white space or a closing mark. A period does not end a sentence after an
     abbreviation of the list above, after a single letter before a capital ("J. Smith"), in an ellipsis, or after a
-    number or single letter that a mark follows. Line breaks, blank lines and bullets end nothing: a list without
-    periods is one sentence. Neither do the full stops of other scripts.
+    number or single letter that a punctuation mark follows. Line breaks, blank lines, bullets and the full stops of
+    other scripts do not end a sentence: a list without periods is one sentence.
 
-    IFEval takes NLTK's trained English model, which has to be downloaded; this is the same algorithm with a list of our
-    own in place of the training. Of the 541 IFEval prompts 99.3 % have the same number by both, of 207 ACI-BENCH notes,
-    which are full of doses, 93.2 %. They differ in kind where the training counts: the model knows words that are rare
-    as capitals in mid-sentence, so it ends one before "She" after an ellipsis, "in Jan." or "seen by Dr. X.", where
-    this never does; and it learnt abbreviations from newspapers that are not in the list, such as "mg" and "pa".
-    Neither knows "e.g.", "i.e.", "etc.", "al." and "P.S.", which end a sentence in both: the count is the benchmark's,
-    not a linguist's.
+    IFEval uses NLTK's trained English model, which has to be downloaded. This is the same algorithm with a fixed list
+    of abbreviations in place of the trained parameters. Both count the same number of sentences in 99.3 % of the 541
+    IFEval prompts, and in 93.2 % of 207 ACI-BENCH notes, which contain many doses. They differ systematically where
+    training matters. The trained model knows which words are rarely capitalized in mid-sentence, so it ends a sentence
+    before "She" after an ellipsis, "in Jan." or "seen by Dr. X.", where this function never does. It also learnt
+    abbreviations from newspapers that are not in the list, such as "mg" and "pa". Neither knows "e.g.", "i.e.", "etc.",
+    "al." and "P.S.", which end a sentence in both: the aim is the benchmark's count, not a linguistically correct one.
     """
     return _splitter().tokenize(text)
 
 
 def capital_words(text: str) -> list[str]:
-    """Words whose letters are all capitals, among the tokens of the Penn Treebank's rules.
+    """List the words whose letters are all capitals, among the tokens of the Penn Treebank tokenization.
 
-    Hyphens do not cut a token, marks and contractions are tokens of their own: "WELL-KNOWN" is one word, "DON'T" two
-    ("DO", "N'T"). "I" and "A" count, and so do "COVID-19" and "U.S."; digits alone do not.
+    Hyphens do not split a token; punctuation marks and contractions are separate tokens: "WELL-KNOWN" is one word,
+    "DON'T" is two ("DO", "N'T"). "I", "A", "COVID-19" and "U.S." count; digits alone do not.
     """
     return [token for token in NLTKWordTokenizer().tokenize(text) if token.isupper()]
 
 
 def lines(text: str) -> Iterator[str]:
-    """The lines of a text without the white space around them."""
+    """The lines of a text, each stripped of surrounding white space."""
     return (line.strip() for line in text.split("\n"))
 
 

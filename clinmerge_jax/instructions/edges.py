@@ -2,11 +2,11 @@
 
 
 def end_checker(response: str, *, end_phrase: str) -> bool:
-    """The answer ends with the phrase, but for case and for straight double quotation marks after it."""
+    """Check that the answer ends with the phrase, ignoring case and straight double quotation marks after it."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
 def quotation(response: str) -> bool:
-    """The first and the last character are straight double quotation marks; what lies between is not looked at."""
+    """Check that the first and the last character are straight double quotation marks; the rest is not checked."""
     text = response.strip()
     return len(text) > 1 and text.startswith('"') and text.endswith('"')

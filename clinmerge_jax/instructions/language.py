@@ -7,19 +7,19 @@ from typing import NewType
 import langdetect
 from langdetect.detector_factory import PROFILES_DIRECTORY, DetectorFactory
 
-Language = NewType("Language", str)  # a code of ISO 639-1; Chinese is zh-cn or zh-tw
+Language = NewType("Language", str)  # an ISO 639-1 code; Chinese is zh-cn or zh-tw
 
 
 def response_language(response: str, *, language: Language) -> bool:
-    """langdetect finds the language likelier than all others."""
+    """Check that langdetect ranks the language as the most likely one."""
     return is_in(response, language)
 
 
 def is_in(text: str, language: str) -> bool:
-    """Whether text is in a language, by langdetect's guess; text that it can say nothing of, such as digits, passes.
+    """Whether langdetect finds text to be in a language; text that it cannot classify, such as digits, passes.
 
-    The guess draws random numbers. They are seeded anew for every text here, so that the verdict depends on it alone;
-    the authors' program draws on, and its verdicts on short texts differ from run to run.
+    langdetect draws random numbers. They are seeded anew for every text here, so that the verdict depends on the text
+    alone. The authors' program does not seed them, so its verdicts on short texts differ from run to run.
     """
     detector = _profiles().create()
     detector.append(text)
@@ -31,13 +31,13 @@ def is_in(text: str, language: str) -> bool:
 
 @functools.cache
 def languages() -> frozenset[str]:
-    """The codes that langdetect knows."""
+    """The language codes that langdetect supports."""
     return frozenset(_profiles().get_lang_list())
 
 
 @functools.cache
 def _profiles() -> DetectorFactory:
-    """Profiles of our own, in an order of our own, so that no seed but this one and no file system has a say."""
+    """A private set of profiles in sorted order, so that results depend on neither global seeds nor the file system."""
     factory = DetectorFactory()
     files = sorted(path for path in pathlib.Path(PROFILES_DIRECTORY).iterdir() if path.is_file())
     factory.load_json_profile([path.read_text(encoding="utf-8") for path in files])

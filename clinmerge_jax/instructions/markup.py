@@ -1,4 +1,4 @@
-"""How an answer is marked up (IFEval, arXiv 2311.07911: "Detectable Format")."""
+"""Markup of an answer (IFEval, arXiv 2311.07911: "Detectable Format")."""
 
 import json
 import re
@@ -9,45 +9,45 @@ _OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
 def number_bullet_lists(response: str, *, num_bullets: int) -> bool:
-    """Exactly so many lines begin with "-", or with an asterisk that no second one follows.
+    """Check for exactly `num_bullets` lines that begin with "-", or with one asterisk not followed by another.
 
-    Indented ones count too, and so does a divider of dashes. Numbered lists do not.
+    Indented lines count, and so does a divider of dashes. Numbered lists do not.
     """
     return sum(re.match(r"-|\*(?!\*)", line) is not None for line in lines(response)) == num_bullets
 
 
 def constrained_response(response: str) -> bool:
-    """The answer holds "My answer is yes.", "My answer is no." or "My answer is maybe.", in this case and wording."""
+    """Check for "My answer is yes.", "My answer is no." or "My answer is maybe.", in exactly this case and wording."""
     return any(option in response for option in _OPTIONS)
 
 
 def number_highlighted_sections(response: str, *, num_highlights: int) -> bool:
-    """At least so many passages within one line stand between asterisks: *so* or **so**.
+    """Check for at least `num_highlights` passages between asterisks, each within one line: *so* or **so**.
 
-    ***So*** is both and counts twice. Asterisks pair up from the left, whatever they were meant for.
+    ***So*** is both and counts twice. Asterisks are paired from the left, whatever their purpose.
     """
     emphasized = [*re.findall(r"\*([^*\n]*)\*", response), *re.findall(r"\*\*([^*\n]*)\*\*", response)]
     return sum(bool(passage.strip()) for passage in emphasized) >= num_highlights
 
 
 def multiple_sections(response: str, *, section_spliter: str, num_sections: int) -> bool:
-    """At least so many times the word that begins a section is followed by a number, in this case: "Section 1"."""
+    """Check that the section label with a number after it ("Section 1", case-sensitive) occurs often enough."""
     return len(re.findall(rf"{re.escape(section_spliter.strip())}\s?\d+", response)) >= num_sections
 
 
 def json_format(response: str) -> bool:
-    """The whole answer is JSON, by itself or within a code fence.
+    """Check that the whole answer is JSON, bare or within a code fence.
 
-    A lone number or text is JSON too. What Python reads beyond the standard, NaN and Infinity, is let pass.
+    A single number or string is JSON too. NaN and Infinity, which Python's parser accepts beyond the standard, pass.
     """
     body = re.sub(r"\A```(?:json|Json|JSON)?|```\Z", "", response.strip())
     try:
         json.loads(body.strip())
-    except (ValueError, RecursionError):  # syntax or numbers of thousands of digits; nesting
+    except (ValueError, RecursionError):  # bad syntax or numbers of thousands of digits; too deep nesting
         return False
     return True
 
 
 def title(response: str) -> bool:
-    """A title stands in double angular brackets, within one line, and is more than white space: <<Joy>>."""
+    """Check for a title in double angular brackets, within one line and more than white space: <<Joy>>."""
     return any(found.lstrip("<").rstrip(">").strip() for found in re.findall(r"<<([^\n]+)>>", response))

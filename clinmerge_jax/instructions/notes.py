@@ -1,7 +1,7 @@
-"""Kinds of instructions that suit clinical text and that IFEval does not have, with their checkers.
+"""Kinds of instructions for clinical text that IFEval does not have, with their checkers.
 
-Case is asked for without IFEval's condition that a language detector finds English: on a few words, half of them names
-of drugs, its guess says nothing.
+The kinds about case drop IFEval's condition that a language detector finds English: on a few words, half of them drug
+names, its verdict is meaningless.
 """
 
 import json
@@ -14,18 +14,18 @@ _AROUND_HEADING = "#*_: "
 
 
 def json_keys(response: str, *, keys: tuple[str, ...]) -> bool:
-    """The whole answer is a JSON object, bare or in a code fence, with these keys and no others.
+    """Check that the whole answer is a JSON object, bare or in a code fence, with exactly these keys.
 
-    A value is text or a list of texts, and not empty. The keys' order is free.
+    Each value is a non-empty string or a non-empty list of non-empty strings. The order of the keys is free.
     """
     found = read_object(response)
     return found is not None and sorted(found) == sorted(keys) and all(map(_is_filled, found.values()))
 
 
 def headings(response: str, *, headings: tuple[str, ...]) -> bool:
-    """Each heading has a line of its own, in the given order and once, with text below it before the next.
+    """Check that each heading stands once, alone on its line, in the given order, with text below it.
 
-    Case, a colon and marks of Markdown around a heading do not matter.
+    Case, a colon and Markdown marks around a heading are ignored.
     """
     wanted = [heading.casefold() for heading in headings]
     lines = [line for line in map(bare_heading, response.split("\n")) if line]
@@ -35,17 +35,17 @@ def headings(response: str, *, headings: tuple[str, ...]) -> bool:
 
 
 def lowercase(response: str) -> bool:
-    """There are letters and none is a capital."""
+    """Check that there are letters and none is a capital."""
     return response.islower()
 
 
 def uppercase(response: str) -> bool:
-    """There are letters and all are capitals."""
+    """Check that there are letters and all are capitals."""
     return response.isupper()
 
 
 def read_object(response: str) -> dict[str, Any] | None:
-    """The JSON object that an answer is; None if it is none."""
+    """Parse an answer as a JSON object; None if it is not one."""
     try:
         value = json.loads(_FENCE.sub("", response.strip()))
     except (ValueError, RecursionError):
@@ -54,7 +54,7 @@ def read_object(response: str) -> dict[str, Any] | None:
 
 
 def bare_heading(line: str) -> str:
-    """A line as headings are compared."""
+    """The form in which lines and headings are compared: case-folded, without the marks around it."""
     return line.strip(_AROUND_HEADING).casefold()
 
 

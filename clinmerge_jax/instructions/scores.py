@@ -1,8 +1,8 @@
-"""Which instructions an answer follows, and the scores that are counted from it.
+"""Verdicts on which instructions an answer follows, and scores computed from them.
 
-IFEval (arXiv 2311.07911): strictly, of the answer as it is; loosely, of the answer or of what is left of it
-without what a rule should not punish: a first line such as "Sure, here it is:", a last line such as "Hope it helps.",
-asterisks of Markdown.
+As in IFEval (arXiv 2311.07911), the strict verdict is on the answer as it is. The loose verdict also tries the answer
+without parts that a rule should not punish: a first line such as "Sure, here it is:", a last line such as "Hope it
+helps.", or Markdown asterisks.
 """
 
 import collections
@@ -20,19 +20,26 @@ _KINDS = collections.ChainMap(CHECKERS, IFBENCH, CLINICAL)
 
 
 def strict(asked: InstructionTarget, response: str) -> tuple[bool, ...]:
-    """Which of the instructions the response follows. Of an empty one none is followed."""
+    """Which of the instructions the response follows. An empty response follows none."""
     return tuple(_follows(asked, index, response) for index in range(len(asked.instructions)))
 
 
 def loose(asked: InstructionTarget, response: str) -> tuple[bool, ...]:
-    """Which of the instructions at least one of the response's eight variants follows, each its own where need be."""
+    """Which of the instructions at least one of the response's variants follows.
+
+    Different instructions may be followed by different variants.
+    """
     candidates = variants(response)
     indices = range(len(asked.instructions))
     return tuple(any(_follows(asked, index, candidate) for candidate in candidates) for index in indices)
 
 
 def variants(response: str) -> tuple[str, ...]:
-    """The response; without its first line, its last, both; and each of the four without asterisks. Equal ones once."""
+    """The up to eight variants of a response that the loose verdict checks.
+
+    They are the response itself, without its first line, without its last, without both, and these four without
+    asterisks. Duplicates are dropped.
+    """
     lines = response.split("\n")
     trimmed = ("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))
     kept = (response, *trimmed)
@@ -51,7 +58,7 @@ def _count(output: Output, asked: InstructionTarget) -> tuple[int, ...]:
     return (*counts, 1, len(asked.instructions))
 
 
-# Counted once for the four scores that are read from it.
+# Counted once and shared by the four scores.
 _COUNTS = Metric("instructions_followed", "of (strict, loose) (prompts, instructions); given", _count, width=6)
 
 

@@ -1,4 +1,4 @@
-"""What an answer was asked to obey."""
+"""The instructions that an answer is checked against."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,8 +10,9 @@ class Instruction:
     """One instruction that a rule can check.
 
     Attributes:
-      id: the kind, such as "keywords:existence": a name in `checkers.CHECKERS`, `notes.CLINICAL` or `ifbench.IFBENCH`.
-      kwargs: what the kind leaves open, by the names of its checker's arguments.
+      id: its kind, such as "keywords:existence": a key of `checkers.CHECKERS`, `notes.CLINICAL` or
+        `ifbench.checkers.IFBENCH`.
+      kwargs: the arguments of the kind's checker, by name.
     """
 
     id: str
@@ -20,12 +21,12 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class InstructionTarget:
-    """What an item of an instruction task has for its `target`, and what its metrics take as reference.
+    """The `target` of an item of an instruction task, which its metrics take as the reference.
 
     Attributes:
-      prompt: as the model got it.
-      instructions: all that the prompt asks for and that is checked.
-      reference: a text that the answer's content is compared with; "" where there is none.
+      prompt: the prompt as given to the model.
+      instructions: every instruction of the prompt that is checked.
+      reference: the reference answer that the answer's content is compared with; "" where there is none.
     """
 
     prompt: str

@@ -1,4 +1,4 @@
-"""Measures against the floor and the peer, in one run; the benchmarks lie in clinmerge_jax/benchmark."""
+"""Runs one benchmark: floor, ours and, where there is one, the peer. See clinmerge_jax/benchmark/README.md."""
 
 from ml_collections import ConfigDict
 

@@ -1,7 +1,7 @@
-"""Holds a model here against the same checkpoint in transformers and torch: logits, layers, greedy answers.
+"""Compares a model with the same checkpoint in transformers and torch: logits, hidden states, greedy answers.
 
-Read the prompts, run both models over each, and say how far logits and hidden states are apart, how often both find the
-same next token the likeliest, and how long their greedy answers agree.
+Reads the prompts, runs both models on each, and reports how far logits and hidden states differ, how often both models
+have the same likeliest next token, and for how many tokens their greedy answers agree.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _DTYPES = ("float32", "bfloat16")
 
 
 def run(config: ConfigDict) -> None:
-    """Compares; see configs/compare.py for its fields."""
+    """Runs the comparison that the config describes; see configs/compare.py for its fields."""
     checkpoint = open_checkpoint(config.model, "config.model")
     llama = llama_config(checkpoint)
     if config.dtype not in _DTYPES:
@@ -112,5 +112,5 @@ def _text(found: list[Comparison], config: ConfigDict) -> str:
 
 
 def _mean_square(found: list[Comparison]) -> float:
-    """The mean square of all logits' differences."""
+    """The mean squared difference over all logits."""
     return sum(one.tokens * one.rms**2 for one in found) / sum(one.tokens for one in found)

@@ -1,7 +1,7 @@
 """Converts a model: GGUF, llama2.c, Orbax or Hugging Face in, a Hugging Face or an Orbax folder out.
 
-Open the source without its weights, check everything, copy its tensors piece by piece, and only then put the finished
-folder in place.
+Opens the source without its weights, checks everything, copies the tensors piece by piece, and only then moves the
+finished folder into place.
 """
 
 import json
@@ -37,7 +37,7 @@ def run(config: ConfigDict) -> None:
     """Runs the conversion that the config describes; see configs/convert.py for its fields.
 
     Raises:
-      BadInput: there is no such model, it or its tokenizer is damaged, it is no Llama, or a field is wrong.
+      BadInput: the model does not exist, it or its tokenizer is damaged, it is not a Llama, or a field is wrong.
     """
     if config.format not in FORMATS:
         raise BadInput(f"config.format: {config.format!r} is unknown; there are {', '.join(FORMATS)}")
@@ -58,7 +58,7 @@ def _convert(config: ConfigDict, source: Source) -> None:
         _check_leaves(source, dtypes, llama)
     tokenizer = source.small_files.get(TOKENIZER_FILE)
     if isinstance(tokenizer, pathlib.Path):
-        read_token_ids(tokenizer.parent)  # refuses a damaged one
+        read_token_ids(tokenizer.parent)  # raises if it is damaged
     nbytes = sum(tensor.size * dtypes[name].itemsize for name, tensor in source.tensors.items())
     credentialed = provenance.is_credentialed(config.credentialed, [source])
     identity = {
@@ -118,7 +118,7 @@ def _convert(config: ConfigDict, source: Source) -> None:
 
 
 def _check_leaves(source: Source, dtypes: Mapping[str, np.dtype], llama: LlamaConfig) -> None:
-    """Refuses a parameter whose layers would have several dtypes: in Params they are one array."""
+    """Refuses a parameter whose layers would differ in dtype: Params holds them as one array."""
     for row in parameters(llama):
         found = {str(dtypes[name]) for name in row.names(llama)}
         if len(found) > 1:
@@ -141,7 +141,7 @@ def _write_huggingface(
 
 
 def _config_json(raw: Mapping, dtypes: Mapping[str, np.dtype]) -> dict:
-    """config.json with the dtype of the tensors, where they have one."""
+    """config.json with the dtype of the tensors, if all have the same."""
     found = set(dtypes.values())
     return config_with_dtype(raw, found.pop()) if len(found) == 1 else dict(raw)
 

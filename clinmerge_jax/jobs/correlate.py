@@ -1,6 +1,6 @@
-"""Tells how well metrics follow what people say of the same outputs.
+"""Correlates metrics with human ratings of the same outputs.
 
-Read outputs, references and ratings, score each output by each metric, and correlate.
+Reads outputs, references and ratings, scores each output by each metric, and correlates scores with ratings.
 """
 
 import json
@@ -19,11 +19,11 @@ from clinmerge_jax.statistics import Interval
 
 TABLE_FILE = "correlations.json"
 _MEND = "give a CSV, TSV or Parquet file, JSON lines or a JSON array"
-_FEWEST = 10  # items of which a correlation says anything
+_FEWEST = 10  # items; a correlation of fewer says nothing
 
 
 def run(config: ConfigDict) -> None:
-    """Correlates what the config describes; see configs/evaluate.py:correlate for its fields."""
+    """Runs the correlation that the config describes; see configs/evaluate.py:correlate for its fields."""
     metrics = named(config.metrics)
     rows = list(read_rows(config.outputs, "config.outputs", _MEND))
     rated = list(read_rows(config.ratings, "config.ratings", _MEND)) if config.ratings else rows
@@ -71,7 +71,7 @@ def run(config: ConfigDict) -> None:
 
 
 def _pearson(scores: np.ndarray, ratings: np.ndarray) -> Interval:
-    """Correlation with its interval (Fisher 1921); no number where all scores are equal."""
+    """Pearson's correlation with its 95 % interval (Fisher 1921); NaN where all scores are equal."""
     if not np.ptp(scores):
         return Interval(float("nan"), float("nan"), float("nan"))
     found = stats.pearsonr(scores, ratings)

@@ -1,9 +1,10 @@
-"""Asks many models the questions of many tasks, scores what they answer, and says what may be concluded.
+"""Evaluates models on tasks: collects their answers, scores them, and tests the differences.
 
-Open the models, read the tasks, make every prompt and refuse what does not fit; then one cell after another: a model, a
-task, a way of asking, a seed. Each becomes a line of results.jsonl as soon as it is done, so a killed run goes on after
-the last, and a rerun, or one with more models or tasks, does what is missing. Floors and bounds are scored beside the
-models. The tables are made anew from all lines.
+Opens the models, reads the tasks, prepares every prompt and refuses what does not fit. Then it computes one cell after
+another; a cell is a model, a task, a way of answering (generated text or the likeliest letter) and a seed. Each becomes
+a line of results.jsonl as soon as it is done, so a killed run continues after the last one, and a rerun, or a run with
+more models or tasks, computes what is missing. Trivial baselines and bounds are scored beside the models. The tables
+are made anew from all lines.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from clinmerge_jax.evaluation.harness.run import run_harness
 from clinmerge_jax.evaluation.harness.tasks import load_tasks
 from clinmerge_jax.evaluation.plan import Planned, check, plan
 from clinmerge_jax.evaluation.systems import System, parse_systems, read_stored, stored_row
-from clinmerge_jax.evaluation.task_data import TaskData, read_questions
+from clinmerge_jax.evaluation.task_data import TaskData, read_task_data
 from clinmerge_jax.metrics import Metric, Output
 from clinmerge_jax.report.summary import write_summary
 from clinmerge_jax.results.records import (
@@ -42,21 +43,21 @@ from clinmerge_jax.tasks.task import Kind
 
 
 def run(config: ConfigDict) -> None:
-    """Evaluates what the config describes; see configs/evaluate.py for its fields."""
+    """Runs the evaluation that the config describes; see configs/evaluate.py for its fields."""
     systems = parse_systems(config.model)
-    questions = read_questions(config)
+    questions = read_task_data(config)
     check(config, systems, questions)
     for system in systems:
         _refuse(config.output, system, questions)
-    respondents = {system: Evaluator(system, config) for system in systems if system.checkpoint is not None}
+    evaluators = {system: Evaluator(system, config) for system in systems if system.checkpoint is not None}
     planned = list(plan(config, systems, questions))
     target = result_path(config.output)
     done = set() if config.overwrite else {result.key for result in read_results(target / RESULTS_FILE)}
     kept = {one.key: target / _generations(one) for one in planned}
-    if config.save_generations:  # asked for now, though the scores may be there
+    if config.save_generations:  # the answers are wanted now, even where the scores exist
         done -= {one.key for one in planned if one.cell.mode == GENERATED and not kept[one.key].is_file()}
-    # What does not fit is refused before anything is written.
-    prompts = {one.key: _asked(one, respondents) for one in planned if one.key not in done}
+    # Prompts that do not fit are refused before anything is written.
+    prompts = {one.key: _asked(one, evaluators) for one in planned if one.key not in done}
     harness = _harness_tasks(config)
     with ResultsFolder(config.output) as folder:
         todo = [one for one in planned if one.key in prompts]
@@ -68,14 +69,14 @@ def run(config: ConfigDict) -> None:
             _floors(config, one, folder)
         for system in systems:
             cells = [one for one in todo if one.system is system]
-            foreign = harness if system in respondents and _harness_due(config, system, folder) else []
+            foreign = harness if system in evaluators and _harness_due(config, system, folder) else []
             if cells or foreign:
-                _evaluate(config, system, respondents.get(system), cells, prompts, foreign, folder)
+                _evaluate(config, system, evaluators.get(system), cells, prompts, foreign, folder)
         if config.human_sheet:
             _write_sheet(config, planned, questions, folder)
         if questions:
             print(write_summary(config, questions, folder))
-        for system in respondents if harness else []:
+        for system in evaluators if harness else []:
             print(f"lm-eval's scores of {system.name} are in {folder.path / _harness_file(config, system)}.")
         print(f"\n{folder.path / RESULTS_FILE} has a line for each cell. summary.md beside it has these tables,"
               " the .csv and .tex files the numbers.")  # fmt: skip
@@ -83,7 +84,7 @@ def run(config: ConfigDict) -> None:
 
 
 def _refuse(output: str, system: System, questions: Sequence[TaskData]) -> None:
-    """Refuses an output within a model's folder, and stored answers that are not all there."""
+    """Refuses an output folder inside a model's folder, and incomplete stored answers."""
     target = result_path(output).resolve()
     for part in system.parts:
         if part.path.resolve() in (target, *target.parents):
@@ -94,7 +95,7 @@ def _refuse(output: str, system: System, questions: Sequence[TaskData]) -> None:
 
 
 def _learned(planned: Sequence[Planned]) -> list[str]:
-    """What the models were fine-tuned on of what they are asked, each once."""
+    """Remarks on the models that were fine-tuned on a task they are asked, without duplicates."""
     lines = []
     for one in planned:
         known = [entry for part in one.system.parts for entry in read_learned(part.path)]
@@ -103,13 +104,13 @@ def _learned(planned: Sequence[Planned]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _asked(one: Planned, respondents: dict[System, Evaluator]) -> PreparedPrompts | None:
-    """A cell's prompts; None where the answers are stored ones."""
+def _asked(one: Planned, evaluators: dict[System, Evaluator]) -> PreparedPrompts | None:
+    """The prepared prompts of a cell; None where the answers are stored."""
     questions, cell = one.questions, one.cell
     if cell.stored:
         return None
     shots = questions.shots(cell.shots, cell.example_seed)
-    asked = respondents[one.system].ask(questions.task, questions.items, shots, cell.chat, cell.mode)
+    asked = evaluators[one.system].ask(questions.task, questions.items, shots, cell.chat, cell.mode)
     if asked.cut:
         logging.warning("%s: the input of %d of %d items is cut to fit", cell, asked.cut, len(asked.items))
     return asked
@@ -118,30 +119,30 @@ def _asked(one: Planned, respondents: dict[System, Evaluator]) -> PreparedPrompt
 def _evaluate(
     config: ConfigDict,
     system: System,
-    respondent: Evaluator | None,
+    evaluator: Evaluator | None,
     cells: Sequence[Planned],
     prompts: dict[str, PreparedPrompts | None],
     harness: Sequence[Any],
     folder: ResultsFolder,
 ) -> None:
-    """Makes the cells of one model, and has lm-eval ask its own questions."""
+    """Computes the cells of one model, and runs lm-eval's tasks on it."""
     digests: dict[str, Any] = {}
-    if respondent is not None:
+    if evaluator is not None:
         logging.info("loading %s", system.name)
-        respondent.load(max((prompts[one.key].length for one in cells), default=respondent.longest))
+        evaluator.load(max((prompts[one.key].length for one in cells), default=evaluator.longest))
         digests = {kind: provenance.digests(part, {}) for kind, part in zip(("model", "adapter"), system.parts)}
     for one in cells:
         with tqdm.tqdm(total=len(one.questions.items), desc=str(one.cell), unit="item") as bar:
-            outputs, about = _answers(config, one, prompts[one.key], respondent, folder, bar.update)
+            outputs, about = _answers(config, one, prompts[one.key], evaluator, folder, bar.update)
         start = time.perf_counter()
         generated = one.cell.mode == GENERATED
         counts = scoring.count(one.questions.task, one.metrics, one.questions.items, outputs, generated)
         about |= {"scoring_seconds": round(time.perf_counter() - start, 2)}
         folder.add(_result(one.key, one.cell, one.questions, one.metrics, counts, about, one.settings, digests, folder))
-    if harness and respondent is not None:
+    if harness and evaluator is not None:
         found = run_harness(
-            respondent.engine(respondent.longest, with_eos=True),
-            respondent.tokenizer,
+            evaluator.engine(evaluator.longest, with_eos=True),
+            evaluator.tokenizer,
             harness,
             name=system.name,
             limit=config.limit,
@@ -151,19 +152,19 @@ def _evaluate(
             seed=config.seed,
         )
         folder.write(_harness_file(config, system), json.dumps({**found, "sha256": digests}, indent=1) + "\n")
-    if respondent is not None:
-        respondent.unload()
+    if evaluator is not None:
+        evaluator.unload()
 
 
 def _answers(
     config: ConfigDict,
     one: Planned,
     asked: PreparedPrompts | None,
-    respondent: Evaluator | None,
+    evaluator: Evaluator | None,
     folder: ResultsFolder,
     progress: Callable[[int], None],
 ) -> tuple[list[Output], dict[str, Any]]:
-    """A cell's answers: stored ones, those that an earlier run kept, else new ones, which are kept if that is asked."""
+    """A cell's answers: stored, kept by an earlier run, or new. Kept as `config.save_generations` asks."""
     items, name = one.questions.items, one.questions.name
     kept = folder.path / _generations(one)
     if one.cell.stored or (kept.is_file() and not config.overwrite):
@@ -171,7 +172,7 @@ def _answers(
         outputs, about = read_stored(system, name, items), {"items": len(items), "kept": not one.cell.stored}
         progress(len(items))
     else:
-        outputs, about = respondent.answers(asked, config.seed + one.cell.example_seed, progress)
+        outputs, about = evaluator.answers(asked, config.seed + one.cell.example_seed, progress)
         _write_form(one, asked, folder)
     if config.save_generations and one.cell.mode == GENERATED:
         rows = "".join(stored_row(item, output) for item, output in zip(items, outputs))
@@ -180,7 +181,7 @@ def _answers(
 
 
 def _generations(one: Planned) -> str:
-    """Where below the output a cell's answers are kept, in a folder that `answers:FOLDER` takes."""
+    """Path below the output of a cell's kept answers, in a folder that `answers:FOLDER` accepts."""
     return f"{human_sheet.GENERATIONS}/{human_sheet.folder_name(one.cell, one.answers)}/{one.questions.name}.jsonl"
 
 
@@ -192,7 +193,7 @@ def _harness_tasks(config: ConfigDict) -> list[Any]:
 
 
 def _harness_file(config: ConfigDict, system: System) -> str:
-    """Where lm-eval's results on a model lie: one file for each way of asking."""
+    """Path below the output of lm-eval's results on a model: one file for each combination of settings."""
     names = ("harness_tasks", "limit", "shots", "max_new_tokens", "seed", *COMPUTED)
     chat = config.chat_template if system.chat is None else system.chat
     asked = {**{name: config[name] for name in names}, "chat": chat}
@@ -206,7 +207,7 @@ def _harness_due(config: ConfigDict, system: System, folder: ResultsFolder) -> b
 
 
 def _floors(config: ConfigDict, questions: TaskData, folder: ResultsFolder) -> None:
-    """Scores what answers without a model."""
+    """Scores the trivial baselines of a task, which need no model."""
     task = questions.task
     metrics = scoring.metrics_of(task, False, questions.extra)
     for name, outputs in scoring.trivial_baselines(task, questions.items, questions.train).items():
@@ -255,7 +256,7 @@ def _result(
 
 
 def _write_form(one: Planned, asked: PreparedPrompts, folder: ResultsFolder) -> None:
-    """Writes the form of a cell's prompts, with its words left out unless the task may be shared."""
+    """Writes the form of a cell's prompts, with the words left out unless the task is shareable."""
     prompter, item = asked.prompter, one.questions.items[0]
     shown = prompter.text(item) if one.questions.task.shareable else prompter.redacted(item)
     name = f"{human_sheet.folder_name(one.cell, one.answers)}_{one.cell.mode}_{one.questions.name}.txt"

@@ -1,8 +1,8 @@
-"""Writes the difference of two checkpoints as a LoRA adapter in the layout of PEFT.
+"""Writes the difference of two checkpoints as a LoRA adapter in PEFT's layout.
 
-Check both, measure by how much each tensor differs, factor the differences one by one, and only then put the finished
-folder in place. Of a matrix with the difference D = model - base, the adapter keeps the product B A nearest to D in the
-sum of squares.
+Checks both, measures how much each tensor differs, factors the differences one by one, and only then moves the finished
+folder into place. For a matrix with the difference D = model - base, the adapter keeps the product B A nearest to D in
+the sum of squares.
 """
 
 import math
@@ -29,17 +29,17 @@ from clinmerge_jax.merging.inspection.low_rank import factor, squared_remainder
 from clinmerge_jax.report.adapter import adapter_tables, share
 
 _DTYPES = {str(dtype): dtype for dtype in DTYPES.values()}
-_SQUARES = "squares"  # of the journal
+_SQUARES = "squares"  # key in the journal
 
 
 def run(config: ConfigDict) -> None:
     """Extracts the adapter that the config describes: `config.model` minus `config.base`.
 
-    Its fields: `model` (the fine-tuned checkpoint) and `base`; `rank` (0: as many as each matrix has, the difference
-    itself up to rounding); `alpha` (0: as the rank, so that nothing is scaled); `dtype` of the factors ("": float32,
-    whatever the models are in, because the product of factors rounded to bfloat16 is off by some thousandths);
-    `modules` (a comma list: the matrices whose names hold one of these; embed_tokens and lm_head are taken over whole,
-    in the model's own dtype); `output`, `overwrite`, `credentialed`.
+    The config's fields: `model` (the fine-tuned checkpoint) and `base`; `rank` (0: the full rank of each matrix, so the
+    adapter is the difference itself up to rounding); `alpha` (0: equal to the rank, so the scaling is 1); `dtype` of
+    the factors ("": float32 whatever the models' dtype, because a product of factors rounded to bfloat16 is off by some
+    thousandths); `modules` (parts of names, separated by commas: matrices whose name contains one are extracted;
+    embed_tokens and lm_head are saved whole, in the model's own dtype); `output`, `overwrite`, `credentialed`.
 
     Raises:
       BadInput: the checkpoints do not belong together or do not differ, or a field is wrong.
@@ -77,7 +77,7 @@ def run(config: ConfigDict) -> None:
             targets = plan_targets(model, changed, config.rank, _DTYPES[config.dtype or "float32"])
             rank = max(target.rank for target in targets)
             alpha = config.alpha or rank
-            alpha = int(alpha) if alpha == int(alpha) else alpha  # PEFT expects an integer, and takes other numbers
+            alpha = int(alpha) if alpha == int(alpha) else alpha  # PEFT expects an integer, but accepts other numbers
             nbytes = sum(target.nbytes for target in targets)
             if state is OutputState.FRESH:
                 output.check_space(nbytes, "the adapter", "free some, name a folder elsewhere or give a lower rank")
@@ -131,10 +131,10 @@ def _check_fields(config: ConfigDict) -> None:
 
 
 def _matching(model: Checkpoint, filters: Sequence[str]) -> list[str]:
-    """The matrices that the filters ask for, in the order of the files.
+    """The matrices that the filters select, in the order of the files.
 
     Raises:
-      BadInput: a filter fits no matrix, or one that cannot be taken over.
+      BadInput: a filter matches no matrix, or matches a tied embedding, which an adapter cannot change.
     """
     if not filters:
         raise BadInput("config.modules: is empty; give parts of names such as q_proj,v_proj")
@@ -156,10 +156,10 @@ def _matching(model: Checkpoint, filters: Sequence[str]) -> list[str]:
 
 
 def _measure(difference: Difference, output: OutputFolder) -> dict[str, float]:
-    """The sum of the squared difference of every tensor, from the journal if an interrupted run got so far.
+    """The sum of squares of each tensor's difference; read from the journal if an interrupted run got that far.
 
     Raises:
-      BadInput: a tensor holds values that are not finite.
+      BadInput: a tensor has values that are not finite.
     """
     journal = output.read_journal()
     if _SQUARES not in journal:
@@ -187,10 +187,10 @@ def _refuse_equal(model: Checkpoint, base: Checkpoint, differences: Mapping[str,
 def _factor(
     difference: Difference, targets: Sequence[Target], scaling: float, output: OutputFolder
 ) -> dict[str, float]:
-    """Writes the weight file; returns what is left of each squared difference.
+    """Writes the weight file; returns the part of each squared difference that the adapter does not cover.
 
     Raises:
-      BadInput: a factor does not fit its dtype.
+      BadInput: a factor overflows its dtype.
     """
 
     def values(target: Target) -> tuple[list[np.ndarray], float]:
@@ -199,7 +199,7 @@ def _factor(
         d_OI = difference.matrix(target.name)
         stored = []
         for factor_, (name, dtype, _) in zip(factor(d_OI, target.rank), target.stored, strict=True):
-            with np.errstate(over="ignore"):  # it is refused below
+            with np.errstate(over="ignore"):  # overflow is refused below
                 factor_ = np.ascontiguousarray(factor_ / np.float32(math.sqrt(scaling))).astype(dtype)
             if not np.isfinite(factor_).all():
                 raise BadInput(f"config.dtype: {name} does not fit {dtype}; give float32")

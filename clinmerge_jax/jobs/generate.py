@@ -1,8 +1,8 @@
 """Generates answers to a file of prompts.
 
-Read the prompts and make tokens of them once, check that they fit, load the model onto the mesh, generate, append every
-answer to a file as it finishes, and put them in the order of the prompts in the end. A killed run goes on after the
-answers it has.
+Reads and tokenizes the prompts once, checks that they fit, loads the model onto the mesh and generates. Each answer is
+appended to a file as it finishes; at the end the answers are written in the order of the prompts. A killed run
+continues after the answers it has.
 """
 
 import dataclasses
@@ -34,11 +34,11 @@ from clinmerge_jax.parallel.mesh import MeshShape
 ANSWERS_FILE = "answers.jsonl"
 _UNORDERED_FILE = "answers-as-they-finish.jsonl"
 _DTYPES = {"": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_LENGTH_STEP = 64  # lengths are rounded up to a multiple, so that other prompts of much the same length compile nothing
+_LENGTH_STEP = 64  # lengths are rounded up to a multiple, so that prompts of similar length reuse programs
 
 
 def run(config: ConfigDict) -> None:
-    """Generates what the config describes; see configs/generate.py for its fields."""
+    """Runs the generation that the config describes; see configs/generate.py for its fields."""
     checkpoint = open_checkpoint(config.model, "config.model")
     llama = llama_config(checkpoint)
     if config.dtype not in _DTYPES:
@@ -126,7 +126,7 @@ def run(config: ConfigDict) -> None:
                 said = "All answers were there already"
         answers = "".join(json.dumps(rows.known[index], ensure_ascii=False) + "\n" for index in range(len(prompts)))
         output.write_text(ANSWERS_FILE, answers)
-        os.chmod(output.path(ANSWERS_FILE), 0o600)  # answers may tell what private prompts say
+        os.chmod(output.path(ANSWERS_FILE), 0o600)  # answers may reveal private prompts
         output.path(_UNORDERED_FILE).unlink()
         output.commit(
             {
@@ -146,7 +146,7 @@ def run(config: ConfigDict) -> None:
 
 
 class _Rows:
-    """Answers as they finish, a line each, in a file that survives a kill but for its last line; a context manager."""
+    """File of answers as they finish, a JSON line each; a context manager. A kill loses at most the last line."""
 
     def __init__(self, path):
         self.known: dict[int, dict[str, Any]] = {}
@@ -160,7 +160,7 @@ class _Rows:
         self._file = os.fdopen(descriptor, "ab")
 
     def add(self, index: int, row: dict[str, Any]) -> None:
-        """Takes an answer."""
+        """Appends an answer."""
         self.known[index] = row
         self._file.write(json.dumps({"index": index, **row}).encode() + b"\n")
         self._file.flush()
@@ -177,5 +177,5 @@ def _rounded(length: int, most: int) -> int:
 
 
 def _seed(seed: int, index: int) -> int:
-    """Of one prompt's draws: a function of the config's seed and the prompt's place."""
+    """The sampling seed of one prompt, derived from the config's seed and the prompt's index."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "little")

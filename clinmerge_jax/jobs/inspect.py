@@ -1,7 +1,7 @@
-"""Looks at two parents, and a base if there is one, before they are merged: is it worth it, and how.
+"""Inspects two parents, and a base if given, before a merge: whether a merge is worthwhile, and by which method.
 
-Open and check the models, measure every tensor piece by piece, judge the lineage, and write tables, pictures and one
-JSON line per tensor; no weights are made.
+Opens and checks the models, measures every tensor piece by piece, judges the lineage, and writes tables, heat maps and
+one JSON line per tensor. Writes no weights.
 """
 
 import importlib.metadata
@@ -33,7 +33,7 @@ from clinmerge_jax.report.inspection import (
     report_text,
 )
 
-_SHOWN_DIFFERENCES = 12  # tensors that could not be compared, that a note names
+_SHOWN_DIFFERENCES = 12  # the most tensors that a note lists as not comparable
 
 
 def run(config: ConfigDict) -> None:
@@ -104,7 +104,7 @@ def _open(config: ConfigDict) -> dict[str, Checkpoint]:
 
 
 def _places(config: ConfigDict) -> dict[str, str]:
-    """Where they lie; the base of "auto" is the miniature's if both parents are."""
+    """The location of each model; base "auto" is the miniature's base if both parents are miniatures, else none."""
     places = {role: config[role] for role in ("clinical", "instruct")}
     miniature = all(place.startswith("miniature:") for place in places.values())
     base = config.base if config.base != "auto" else "miniature:base" * miniature
@@ -119,7 +119,7 @@ def _warn(found: Lineage) -> None:
 
 
 def _refusals(models: Mapping[str, Checkpoint]) -> list[str]:
-    """Why the merge job would not take these models, if it would not."""
+    """The reasons for which the merge job would refuse these models, if any."""
     notes = []
     for one, other in pairs_of(models):
         try:

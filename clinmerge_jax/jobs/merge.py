@@ -1,8 +1,8 @@
 """Merges checkpoints, and measures what the merge keeps.
 
-Read the config or the recipe file, check everything, merge (piece by piece in this process, or on the mesh of all
-processes), evaluate the parents and the result on held-out text, and only then put the finished folder in place. The
-merges of a recipe file with several documents run one after another.
+Reads the config or the recipe file, checks everything, merges (piece by piece in this process, or on the mesh of all
+processes), evaluates the parents and the result on held-out text, and only then moves the finished folder into place.
+The merges of a recipe file with several documents run one after another.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ _NEXT_STEP = (
     " --config.t='self_attn=0,1; mlp=1,0; 0.5', into another --config.output;\nyour own models with"
     " --config.instruct=DIR --config.clinical=DIR, your own text with --config.evaluate=NAME=FILE.jsonl."
 )
-# What a recipe file says itself.
+# Config fields that a recipe file replaces.
 _OF_THE_RECIPE = ("instruct", "clinical", "base", "method", "t", "dtype", "tokenizer", "chat_template")
 
 
@@ -70,8 +70,8 @@ class _Stage:
     Attributes:
       recipe: what is merged.
       output: the folder of the result.
-      roles: by model of the recipe and by each that is only measured, what tables and records call it.
-      final: whether it is the one that the command is about.
+      roles: the label in tables and records of each model that is merged or only measured.
+      final: whether this is the last merge, whose result the command asks for.
     """
 
     recipe: Recipe
@@ -80,7 +80,7 @@ class _Stage:
     final: bool = True
 
     def field(self, model: str) -> str:
-        """How messages name where a model was given."""
+        """How messages name the place where a model was given."""
         return f"{self.recipe.file}: {model}" if self.recipe.file else f"config.{self.roles[model]}"
 
 
@@ -91,7 +91,7 @@ def run(config: ConfigDict) -> None:
     distributed.refuse_difference("what is merged", {"recipe": [stage.recipe.to_json() for stage in stages]})
     results: dict[str, Model] = {}
     plans = []
-    with tempfile.TemporaryDirectory() as planned:  # tokenizers and configs that only a later stage's plan reads
+    with tempfile.TemporaryDirectory() as planned:  # tokenizers and configs for later stages' plans
         for stage in stages:
             plans.append(_plan(config, stage, results))
             if not stage.final:
@@ -104,13 +104,13 @@ def run(config: ConfigDict) -> None:
             print("\nNothing was written: leave out --config.dry_run to merge.")
         return
     for stage, plan in zip(stages, plans):
-        if set(results) & set(plan.models):  # made by an earlier stage meanwhile
+        if set(results) & set(plan.models):  # an earlier stage has written it since
             plan = _plan(config, stage, {})
         _merge(config, stage, plan)
 
 
 def _stages(config: ConfigDict) -> list[_Stage]:
-    """The merges that the config or its recipe file asks for, in order."""
+    """The merges that the config or its recipe file describes, in the order in which they run."""
     if config.recipe:
         logging.info("config.recipe: %s says what is merged; %s are not used", config.recipe, ", ".join(_OF_THE_RECIPE))
         read = mergekit_yaml.read_stages(config.recipe, config.output, config.seed)
@@ -148,18 +148,18 @@ def _all_miniature(config: ConfigDict) -> bool:
 
 
 def _roles(recipe: Recipe) -> dict[str, str]:
-    """The last part of every model's place, or all of it where two share that."""
+    """The label of each model: the last part of its location, or all of it where two models share that part."""
     short = {model: pathlib.PurePath(model).name for model in recipe.models}
     return {model: name if list(short.values()).count(name) == 1 else model for model, name in short.items()}
 
 
 def _plan(config: ConfigDict, stage: _Stage, results: Mapping[str, Model]) -> MergePlan:
-    """Opens the models, but for those that earlier stages will make, and plans the merge."""
+    """Opens the models, except those that earlier stages will write, and plans the merge."""
     recipe = stage.recipe
     models = [results.get(model) or open_model(model, stage.field(model)) for model in recipe.models]
     plan = plan_merge(recipe, models, _shard_bytes(config))
     for model in models:
-        if model.checkpoint.config.get("model_type") in FAMILIES:  # others merge by their tensors alone
+        if model.checkpoint.config.get("model_type") in FAMILIES:  # other families need only their tensors
             llama_config(model.checkpoint)
     _mesh_layout(config.engine, plan, MeshShape(**config.mesh))
     return plan
@@ -260,13 +260,13 @@ def _sha256(content: bytes | pathlib.Path) -> str:
 
 
 def _first_two(plan: MergePlan, roles: Mapping[str, str]) -> list[str]:
-    """The models whose difference the records speak of: in most methods the parents, else base and first model."""
+    """The models whose difference is recorded: for most methods the parents, else the base and the first model."""
     inputs = next(iter(plan.tensors.values())).inputs[:2]
     return [roles[one.model] for one in inputs] if len(inputs) > 1 else ["a model", "itself"]
 
 
 def _parents(plan: MergePlan, roles: Mapping[str, str]) -> list[tuple[str, str, pathlib.Path]]:
-    """Role, name and folder of every model, and of every adapter on one: each has terms of its own."""
+    """Role, name and folder of every model and every adapter; each has its own licence terms."""
     parents = []
     for model, one in plan.models.items():
         place, adapter_place = split_location(model) if one.adapter else (model, "")
@@ -277,7 +277,7 @@ def _parents(plan: MergePlan, roles: Mapping[str, str]) -> list[tuple[str, str, 
 
 
 def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | None:
-    """Where the mesh engine puts the models; None for the streaming engine.
+    """The layout of the models for the mesh engine; None for the streaming engine.
 
     Raises:
       BadInput: the engine is unknown or cannot do this merge, or the mesh does not fit.
@@ -295,7 +295,7 @@ def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | No
 
 
 def _merge_on_mesh(plan: MergePlan, layout: Layout, output: OutputFolder) -> list[TensorDifference]:
-    """Loads the parents cut over the mesh, merges them there, and writes the result from there."""
+    """Loads the parents sharded over the mesh, merges them there, and writes the result from the devices."""
     models = [model.checkpoint for model in plan.models.values()]
     with _bar(sum(source.nbytes for source in models), "load", "B") as bar:
         sources = [load_params(source, mesh=layout.mesh, progress=bar.update)[1] for source in models]
@@ -320,7 +320,7 @@ def _shard_bytes(config: ConfigDict) -> int:
 def _encode(
     held_out_text: Sequence[HeldOut], models: Mapping[str, Checkpoint], plan: MergePlan, mesh_shape: MeshShape
 ) -> list[EncodedSet]:
-    """The held-out text, tokenized: done before the merge, so that what is wrong with it is said at once."""
+    """Tokenizes the held-out text; called before the merge, so that errors in it are reported at once."""
     if not held_out_text:
         return []
     if plan.vocabulary is not None and not plan.vocabulary.same_ids:

@@ -1,7 +1,7 @@
-"""Trains the miniature: three small Llamas in the small world of `clinmerge_jax.miniature.world`.
+"""Trains the miniature: three small Llamas on text about the invented world of `clinmerge_jax.miniature.world`.
 
-base learns everyday text and note-shaped text without facts; clinical is base continued on notes
-that state the facts; instruct is base continued on everyday chat, with the loss on the answers.
+base is trained on everyday text and on note-shaped text without facts. clinical continues base on notes that state the
+facts. instruct continues base on everyday chat, with the loss on the answers.
 """
 
 import json
@@ -34,7 +34,7 @@ from clinmerge_jax.training.optimizer import OptimizerSettings
 from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
 
-_TOKENIZER_DOCUMENTS = 4000  # of each kind; more do not change the merges much
+_TOKENIZER_DOCUMENTS = 4000  # of each corpus; more hardly change the BPE merges
 _WARMUP_STEPS = 20
 _CARD = """---
 license: apache-2.0
@@ -47,7 +47,7 @@ real medicine and is of no use outside tests and demonstrations.
 
 
 def run(config: ConfigDict) -> None:
-    """Trains what is not there yet: `output`/base, /clinical and /instruct, in bfloat16."""
+    """Trains the models that are missing: `output`/base, /clinical and /instruct, saved in bfloat16."""
     output = result_path(config.output)
     base = output / "base"
     _make(config, "base", start=None)
@@ -114,7 +114,7 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
 
 
 def _generation_config(tokenizer) -> str:
-    """Both the end of a text and the end of an answer stop generation."""
+    """generation_config.json: the end-of-sequence token and the end-of-turn token both stop generation."""
     stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(EOT)]
     content = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id}
     return json.dumps(content, indent=1) + "\n"

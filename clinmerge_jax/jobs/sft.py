@@ -1,8 +1,7 @@
 """Fine-tunes a checkpoint on few examples, or continues its pretraining.
 
-Read the config, choose the examples, check everything, train with checkpoints on the way, and put the finished
-folder in place: a checkpoint, or a LoRA adapter in the layout of PEFT. A killed run goes on after the last step that
-was kept.
+Reads the config, chooses the examples, checks everything, trains with checkpoints on the way, and moves the finished
+folder into place: a checkpoint, or a LoRA adapter in PEFT's layout. A killed run continues after the last saved step.
 """
 
 import shutil
@@ -28,11 +27,11 @@ from clinmerge_jax.training.step import TrainState
 
 
 def run(config: ConfigDict) -> None:
-    """Trains what the config describes; see configs/sft.py for its fields.
+    """Runs the training that the config describes; see configs/sft.py for its fields.
 
     Raises:
       BadInput: a field or a file is wrong.
-      RunFailure: a loss is not finite, or the process was told to end.
+      RunFailure: a loss is not finite, or the process received SIGTERM.
     """
     distributed.refuse_difference("the config", config.to_dict())
     start = open_start(config)

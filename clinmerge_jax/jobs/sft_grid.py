@@ -1,7 +1,8 @@
 """Fine-tunes one checkpoint many times at once: for several seeds, numbers of examples, and learning rates.
 
-Every run has a folder of its own below the grid's, the same that the job `sft` writes for it, and put in place as soon
-as it is trained. So a rerun trains what is left, and a single run of the same configuration finds its result finished.
+Each run has its own folder below the grid's, the same that the job `sft` would write, moved into place as soon as the
+run is trained. So a rerun trains only the runs that are left, and a single run of the same config finds its result
+finished.
 """
 
 import json
@@ -30,7 +31,7 @@ TABLE_FILE = "grid.json"
 
 
 def run(config: ConfigDict) -> None:
-    """Trains what the config describes; see configs/sft.py for its fields.
+    """Runs the grid that the config describes; see configs/sft.py for its fields.
 
     Raises:
       BadInput: a field or a file is wrong.
@@ -64,7 +65,7 @@ def run(config: ConfigDict) -> None:
 
 
 def _results(configs: dict[str, ConfigDict], start: Start, layout: Layout) -> dict[str, Result]:
-    """What each run is to give."""
+    """The planned result of each run, by the run's name."""
     source = Source(next(iter(configs.values())), start)
     found = {}
     for name, one in configs.items():
@@ -85,7 +86,7 @@ def _member(name: str, result: Result) -> Member:
 def _train(
     grid: Grid, results: dict[str, Result], members: dict[str, Member], frozen: frozenset[tuple[str, ...]]
 ) -> dict[str, str]:
-    """Trains runs and writes their folders; gives what failed."""
+    """Trains the runs and writes their folders; returns the reasons of failed runs, by name."""
     start = next(iter(results.values())).start
     lengths = [result.settings.steps for result in results.values()]
     logging.info(
@@ -110,10 +111,10 @@ def _train(
 
 
 def _write(result: Result, grid: Grid, trained: Params, rows: list[dict[str, float]]) -> None:
-    """The folder of a run that is trained.
+    """Writes the folder of a trained run.
 
     Raises:
-      RunFailure: the folder cannot be written; the other runs go on.
+      RunFailure: the folder cannot be written; the other runs continue.
     """
     try:
         _write_folder(result, grid, trained, rows)
@@ -123,7 +124,7 @@ def _write(result: Result, grid: Grid, trained: Params, rows: list[dict[str, flo
 
 def _write_folder(result: Result, grid: Grid, trained: Params, rows: list[dict[str, float]]) -> None:
     with result.folder() as output:
-        if output.open() is OutputState.FINISHED:  # by another process, meanwhile
+        if output.open() is OutputState.FINISHED:  # another process wrote it meanwhile
             return
         for name in (STEPS, LOG):
             shutil.rmtree(output.path(name), ignore_errors=True)
@@ -138,7 +139,7 @@ def _write_folder(result: Result, grid: Grid, trained: Params, rows: list[dict[s
 
 
 def _table(root: pathlib.Path, results: dict[str, Result]) -> str:
-    """The losses of the finished runs, which their logs have; also kept as a file."""
+    """Table of the finished runs' losses, read from their logs; also written to `TABLE_FILE`."""
     found = []
     for name, result in results.items():
         folder = root / name / LOG

@@ -1,8 +1,10 @@
-"""Which kernel computes attention: what there is, what fits a model and its devices, and one way to call each.
+"""Attention backends: choosing one that fits a model and its devices, and one way to call each.
 
-B rows, T tokens, N query heads, G key-value heads, H head_dim. `model.forward` takes what `over_sequences` gives,
-`cache.extend` what `over_cache` gives. The references are `model.attend_causally` and `cache.attend_cache`; they run
-everywhere, write all scores to memory and read the whole cache.
+`model.forward` takes the function that `over_sequences` returns, `cache.extend` the one that `over_cache` returns. The
+reference implementations are `model.attend_causally` and `cache.attend_cache`. They run on every platform, write all
+scores to memory and read the whole cache.
+
+B rows, T tokens, N query heads, G key-value heads, H head_dim.
 """
 
 import contextlib
@@ -24,29 +26,29 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import attend_causally
 
 _SPLASH = "jax.experimental.pallas.ops.tpu.splash_attention"
-_LANES = 128  # of a TPU's vector registers
-_SPLASH_BLOCKS = (512, 256, 128)  # positions; the first that divides the sequence is taken
+_LANES = 128  # the width of a TPU's vector registers
+_SPLASH_BLOCKS = (512, 256, 128)  # in positions; the first that divides the sequence length is used
 
 
 class Backend(enum.Enum):
-    """A kernel."""
+    """An attention implementation."""
 
-    REFERENCE = "reference"  # XLA's
+    REFERENCE = "reference"  # plain JAX, compiled by XLA
     CUDNN = "cudnn"  # cuDNN's flash attention
     SPLASH = "splash"  # JAX's Pallas kernel for TPUs
     RAGGED = "ragged"  # `ragged.attend_ragged`
-    AUTO = "auto"  # the first that fits
+    AUTO = "auto"  # the first in `Use.kernels` that is available
 
 
 class Use(enum.Enum):
-    """What attends; to each belong the kernels that can, in the order in which `auto` tries them."""
+    """What attention runs over: whole sequences, or the key-value cache."""
 
     SEQUENCES = "whole sequences"
     CACHE = "the cache"
 
     @property
     def kernels(self) -> tuple[Backend, ...]:
-        """Of which the reference is the last."""
+        """The backends for this use, in the order in which `auto` tries them; the reference is last."""
         special = (Backend.SPLASH, Backend.CUDNN) if self is Use.SEQUENCES else (Backend.RAGGED,)
         return (*special, Backend.REFERENCE)
 
@@ -61,19 +63,19 @@ def resolve(
     length: int = 0,
     packed: bool = False,
 ) -> Backend:
-    """The backend to take, never AUTO; what AUTO took and why is logged once.
+    """Resolves a backend by name; never returns AUTO. The choice that AUTO makes is logged once, with the reason.
 
     Args:
       wanted: a Backend or its name.
-      use: what attends.
+      use: what attention runs over.
       config: the model.
-      dtype: of queries, keys and values; of the cache.
-      device: one of those that compute.
+      dtype: of queries, keys and values, or of the cache.
+      device: one of the devices that compute.
       length: T of the cache.
       packed: whether rows hold several documents.
 
     Raises:
-      BadInput: there is no such backend, or it was asked for by name and cannot be had here.
+      BadInput: the backend is unknown, or it was requested by name and is not available here.
     """
     names = [backend.value for backend in (Backend.AUTO, *use.kernels)]
     try:
@@ -89,7 +91,7 @@ def resolve(
 
 @functools.lru_cache(maxsize=64)
 def _first(wanted: Backend, use: Use, *where: Any) -> tuple[Backend | None, tuple[str, ...]]:
-    """The first backend that can be had, and why those before it cannot."""
+    """Returns the first available backend (None if there is none), and why those tried before it are not available."""
     reasons: list[str] = []
     for backend in use.kernels if wanted is Backend.AUTO else (wanted,):
         reason = _missing(backend, use, *where)
@@ -104,7 +106,7 @@ def _first(wanted: Backend, use: Use, *where: Any) -> tuple[Backend | None, tupl
 def _missing(
     backend: Backend, use: Use, config: LlamaConfig, dtype: jnp.dtype, device: jax.Device, length: int, packed: bool
 ) -> str | None:
-    """Why a backend cannot be had, None if it can."""
+    """Returns why a backend is not available, or None if it is."""
     if backend not in use.kernels:
         return f"does not attend over {use.value}"
     if backend is Backend.REFERENCE:
@@ -128,7 +130,7 @@ def _missing(
 
 
 def _cudnn_fails(config: LlamaConfig, dtype: jnp.dtype, device: jax.Device) -> str | None:
-    """Tries a small gradient: on some machines cuDNN is there and fails (JAX's issue 32430)."""
+    """Tries a small gradient, because on some machines cuDNN is installed and fails (JAX issue 32430)."""
 
     def total(q_BTNH: jax.Array, k_BTGH: jax.Array) -> jax.Array:
         return jnp.sum(_cudnn(q_BTNH, k_BTGH, k_BTGH).astype(jnp.float32))
@@ -138,7 +140,7 @@ def _cudnn_fails(config: LlamaConfig, dtype: jnp.dtype, device: jax.Device) -> s
             q_BTNH = jnp.zeros((1, _LANES, config.num_attention_heads, config.head_dim), dtype)
             k_BTGH = jnp.zeros((1, _LANES, config.num_key_value_heads, config.head_dim), dtype)
             jax.block_until_ready(jax.jit(jax.grad(total, (0, 1)))(q_BTNH, k_BTGH))
-    except (RuntimeError, ValueError) as error:  # what JAX, XLA and cuDNN raise: the set-up, the shape, the run
+    except (RuntimeError, ValueError) as error:  # raised by JAX, XLA and cuDNN for set-up, shapes and execution
         return f"fails here ({str(error).partition(chr(10))[0]})"
     return None
 
@@ -157,12 +159,12 @@ _CACHED = ("batch", "kv_heads", None, None)
 
 
 def over_sequences(backend: Backend, map_shards: MapShards = _as_is) -> Callable[..., jax.Array]:
-    """Attention like `model.attend_causally`, by a kernel; differentiable.
+    """Returns a differentiable function like `model.attend_causally` that uses the given backend.
 
     Args:
       backend: from `resolve`.
-      map_shards: has a function run on each device's shards (`parallel.layout.Layout.map_shards`), as XLA cannot cut
-        a kernel.
+      map_shards: makes a function run on each device's shards (`parallel.layout.Layout.map_shards`), because XLA
+        cannot shard a kernel.
     """
     if backend is Backend.REFERENCE:
         return attend_causally
@@ -180,13 +182,14 @@ def over_sequences(backend: Backend, map_shards: MapShards = _as_is) -> Callable
 
 
 def over_cache(backend: Backend, map_shards: MapShards = _as_is) -> Callable[..., jax.Array]:
-    """Attention like `cache.attend_cache`, by a kernel: of one token of each row if it is not the reference.
+    """Returns a function like `cache.attend_cache` that uses the given backend.
 
-    A row whose token stands beyond the cache gets an arbitrary result.
+    Backends other than the reference take one new token per row. A row whose token's position is beyond the cache gets
+    an arbitrary result.
 
     Args:
       backend: from `resolve`.
-      map_shards: as of `over_sequences`.
+      map_shards: as in `over_sequences`.
     """
     if backend is Backend.REFERENCE:
         return attend_cache
@@ -205,7 +208,10 @@ def over_cache(backend: Backend, map_shards: MapShards = _as_is) -> Callable[...
 
 
 def _products_of(dtype: jnp.dtype) -> contextlib.AbstractContextManager:
-    """Pallas refuses a precision for products of bfloat16, which are exact in float32 as they are."""
+    """Resets the matmul precision unless dtype is float32: Pallas refuses one for bfloat16.
+
+    Products of two bfloat16 numbers are exact in float32 without it.
+    """
     return contextlib.nullcontext() if dtype == jnp.float32 else jax.default_matmul_precision("default")
 
 
@@ -218,7 +224,10 @@ def _cudnn(q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array, segments_BT:
 
 
 def _splash(q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-    """Pads T to whole registers: on the right, where causality hides it. Queries are scaled before they are rounded."""
+    """Calls splash attention, with T padded to a multiple of 128 on the right, where the causal mask hides the padding.
+
+    Queries are multiplied by H**-0.5 in float32 at least, and then rounded to their dtype.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 

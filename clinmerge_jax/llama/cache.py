@@ -1,8 +1,10 @@
-"""Keys and values of what was read already, and the forward pass of what comes next.
+"""The key-value cache, and the forward pass of further tokens that extends it.
+
+The layers are separate here, not stacked: a decode step reads every weight once, and on CPUs a layer sliced out of a
+stack would be copied first.
 
 B rows, C new tokens of each, T positions of the cache, D hidden, N query heads, G key-value heads, R = N/G, H head_dim,
-S slots. The layers are not stacked here but lie one by one: a decode step reads every weight once, and on CPUs a layer
-that is cut out of a stack would be copied first.
+S slots.
 """
 
 import dataclasses
@@ -21,8 +23,8 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import abstract_block, take
 from clinmerge_jax.llama.parameters import Params
 
-_LARGEST = 127  # of int8, the same on both sides of 0
-_KEYS_STEP = 64  # a chunk's keys are padded to a multiple: XLA for CPUs then rounds scores the same for any C
+_LARGEST = 127  # the int8 range used, symmetric around 0
+_KEYS_STEP = 64  # a chunk's keys are padded to a multiple, so that XLA for CPUs rounds scores alike for any C
 
 
 @functools.partial(
@@ -32,14 +34,14 @@ _KEYS_STEP = 64  # a chunk's keys are padded to a multiple: XLA for CPUs then ro
 )
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of every layer, [S, G, T, H] or [S, G, H, T] each, rotated already.
+    """Keys and values of every layer, [S, G, T, H] or [S, G, H, T] each. The keys have their rotary positions applied.
 
     Attributes:
-      keys: by layer.
-      values: by layer.
-      key_scales: [S, G, T] by layer, what keys in int8 are multiplied by; empty where they are not.
-      value_scales: likewise.
-      positions_last: whether T is the last axis.
+      keys: one array per layer.
+      values: one array per layer.
+      key_scales: [S, G, T] per layer, the factors of int8 keys; empty if the cache is not int8.
+      value_scales: likewise for values.
+      positions_last: whether the position axis T is the last one.
     """
 
     keys: tuple[jax.Array, ...]
@@ -60,7 +62,7 @@ class Cache:
 
 
 def cache_bytes(config: LlamaConfig, slots: int, length: int, dtype: Any) -> int:
-    """Bytes of a Cache over all devices."""
+    """Returns the bytes of a Cache, summed over all devices."""
     heads = slots * length * config.num_key_value_heads
     scales = 4 * heads * (np.dtype(dtype) == np.int8)
     return 2 * config.num_hidden_layers * (heads * config.head_dim * np.dtype(dtype).itemsize + scales)
@@ -81,12 +83,12 @@ def empty_cache(config: LlamaConfig, slots: int, length: int, dtype: Any, positi
 
 
 def unstack(params: Params, config: LlamaConfig, quantized: bool = False) -> dict[str, Any]:
-    """Params with the layers one by one, in a tuple under "layers"; takes the layers' memory once more.
+    """Returns Params with a tuple of separate layers under "layers"; needs memory for a second copy of the layers.
 
     Args:
-      params: of a model.
+      params: the parameters of a model.
       config: the architecture.
-      quantized: whether the layers' matrices become int8 with a scale for each row.
+      quantized: whether to convert the layers' matrices to int8, with a scale for each row.
     """
     layers = [jax.tree.map(operator.itemgetter(layer), params["layers"]) for layer in range(config.num_hidden_layers)]
     if quantized:
@@ -108,7 +110,7 @@ def _quantized_linear(linear: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """int8 of an array, and float32 scales of the rows of its last axis: the largest magnitude of each becomes 127."""
+    """Quantizes rows along the last axis to int8, their largest magnitude to 127; returns int8 and float32 scales."""
     wide = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(wide), axis=-1) / _LARGEST
     steps = jnp.round(wide / jnp.where(scale == 0.0, 1.0, scale)[..., None])
@@ -122,14 +124,16 @@ def attend_cache(
     positions_BC: jax.Array,
     scales_BGT: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-    """Every new token to all cached positions up to its own; scores and softmax in float32, [B, C, N, H].
+    """Attends from every new token to all cached positions up to its own, [B, C, N, H].
+
+    Scores and softmax are computed in float32 at least.
 
     Args:
       q_BCNH: queries.
       k_BGTH: keys.
       v_BGTH: values.
-      positions_BC: where each query stands.
-      scales_BGT: what keys and values in int8 are multiplied by.
+      positions_BC: the position of each query.
+      scales_BGT: the factors of int8 keys and of int8 values; None if the cache is not int8.
     """
     B, C, N, H = q_BCNH.shape
     G, T = k_BGTH.shape[1:3]
@@ -158,28 +162,29 @@ def extend(
     fresh: bool = False,
     asked_B: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Reads further tokens of every row.
+    """Runs the model on further tokens of every row, and adds their keys and values to the cache.
 
     Args:
       params: from `unstack`.
-      cache: of B rows.
+      cache: a cache of B rows.
       tokens_BC: the tokens.
-      positions_BC: where each stands in its row; what stands at T or beyond is padding and leaves no trace.
+      positions_BC: the position of each token in its row. Positions of T and beyond mark padding; its keys and values
+        are dropped (but see `fresh`).
       config: the architecture.
       constrain: as in `model.forward`.
       over_cache: computes attention as `attend_cache` does (`attention.over_cache`).
-      fresh: whether every row starts here: token c of a row stands at position c, or is padding after the row's last
-        token. Then tokens attend to the C new keys alone instead of all T, and these are written as one slice. Keys and
-        values of the padding are written too, at positions that no token sees before they are written again. The rows'
-        former contents do not matter. Static under jit.
-      asked_B: which of its new tokens is asked for in each row; None for all. Of the others the last layer computes
-        keys and values alone.
+      fresh: whether every row starts here: token c of a row has position c, or is padding after the row's last token.
+        Then tokens attend only to the C new keys instead of all T, and the new keys and values are written as one
+        slice. Keys and values of the padding are written too, but they are overwritten before any token attends to
+        them. The previous contents of the rows do not matter. Static under jit.
+      asked_B: for each row the index of the new token whose output is needed; None for all tokens. For the other tokens
+        the last layer computes only keys and values.
 
     Returns:
-      What the last layer gives, [B, C, D] or [B, 1, D], for `model.logits`; and the cache with the new keys and values.
+      The last layer's output, [B, C, D] or [B, 1, D], for `model.logits`; and the cache with the new keys and values.
     """
     x_BCD = constrain(params["embed_tokens"]["weight"][tokens_BC], "batch", None, None)
-    # Requests end within the context, where dynamic RoPE has its plain frequencies.
+    # Requests end within the context, where dynamic RoPE does not scale. Padding beyond it must not trigger scaling.
     inside_BC = jnp.minimum(positions_BC, config.max_position_embeddings - 1)
     rotations = rope.rotations(config, inside_BC)
     graphdef, _ = abstract_block(config, "scale" in params["layers"][0]["self_attn"]["q_proj"])
@@ -199,7 +204,7 @@ def extend(
             return jnp.pad(new_BGCx, [(0, more if axis == 2 else 0) for axis in range(layer.ndim)])
         if cache.positions_last:
             at = (rows_B1, *[slice(None)] * (layer.ndim - 2), positions_BC)
-        else:  # heads by index too: XLA for TPUs would lay a slice of them next to H, and copy the cache in every step
+        else:  # heads by index too: with a slice, XLA for TPUs lays G next to H and copies the cache in every step
             at = (rows_B1[..., None], heads_G, positions_BC[..., None])
         grown[kind][index] = layer.at[at].set(new_BCGx.astype(layer.dtype), mode="drop")
         return grown[kind][index].swapaxes(2, 3) if last else grown[kind][index]

@@ -1,4 +1,4 @@
-"""The architecture of Llama and its relatives as read from config.json, and from nothing else."""
+"""The architecture of Llama and related families, read from config.json alone."""
 
 import dataclasses
 import math
@@ -14,17 +14,17 @@ ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """In what a family differs from Llama; the defaults are transformers' for fields that config.json leaves out.
+    """The properties in which model families differ; defaults for fields missing in config.json are transformers'.
 
     Attributes:
-      key_value_heads: default; 0 for as many as query heads.
-      max_positions: default.
-      head_dim: default; 0 for the hidden size over the heads.
-      attention_bias: whether config.json says if all four projections of the attention have biases.
-      mlp_bias: whether it says if those of the MLP have.
-      qkv_bias: whether queries, keys and values have biases whatever it says.
-      qk_norm: whether queries and keys are normalised, each head by itself.
-      window: whether there is a sliding window: "always" if `sliding_window` is not null, "asked" if
+      key_value_heads: the default number of key-value heads; 0 for as many as query heads.
+      max_positions: the default context length.
+      head_dim: the default head dimension; 0 for the hidden size divided by the number of heads.
+      attention_bias: whether `attention_bias` in config.json is read; it gives all four attention projections biases.
+      mlp_bias: whether `mlp_bias` in config.json is read; it gives the MLP projections biases.
+      qkv_bias: whether queries, keys and values have biases regardless of config.json.
+      qk_norm: whether queries and keys are normalised, each head separately.
+      window: when there is a sliding window: "always" if `sliding_window` is not null, "asked" if also
         `use_sliding_window` is true, or "never".
     """
 
@@ -46,14 +46,14 @@ FAMILIES = {
         key_value_heads=32, max_positions=32768, head_dim=128, attention_bias=True, qk_norm=True, window="asked"
     ),
 }
-_WINDOW = 4096  # the default of all families that have one
+_WINDOW = 4096  # the default in every family that has a sliding window
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and its scaling.
 
-    `theta` is the base of the frequencies; the scaling factors keep the names of config.json.
+    `theta` is the base of the frequencies. The scaling factors keep their config.json names.
     """
 
     rope_type: str = "default"
@@ -68,9 +68,10 @@ class RopeConfig:
 class LlamaConfig:
     """Everything the forward pass depends on. Hashable, so it can be a static argument of jit.
 
-    The fields have the names of config.json. `max_position_embeddings` is the context that runs may use: no more than
-    the sliding window, where a model has one, so that no position would leave it. `qkv_bias` stands for biases of
-    queries, keys and values alone, `attention_bias` for those and the output's, `qk_norm` for Qwen3's norms.
+    The fields have their config.json names. `max_position_embeddings` is the context length that runs may use. It is at
+    most the sliding window, where a model has one, so the window never excludes a position. `qkv_bias` means biases on
+    queries, keys and values only, `attention_bias` on these and on the output projection. `qk_norm` means Qwen3's norms
+    of queries and keys.
     """
 
     vocab_size: int
@@ -99,13 +100,13 @@ class LlamaConfig:
           source: the file's name for error messages.
 
         Raises:
-          BadInput: a field is missing, malformed, or asks for something that no family in FAMILIES has.
+          BadInput: a field is missing or malformed, or requests a feature that no family in FAMILIES supports.
         """
         return _Reader(raw, source).config()
 
 
 class _Reader:
-    """Reads typed fields out of one config.json and names the field that is wrong."""
+    """Reads typed fields from one config.json; error messages name the wrong field."""
 
     def __init__(self, raw: Mapping[str, Any], source: str):
         self.raw = raw
@@ -174,7 +175,7 @@ class _Reader:
         )
 
     def window(self, family: Family, max_positions: int) -> int:
-        """The positions that a run may use without leaving the sliding window."""
+        """Returns the context length that a run may use: at most the sliding window."""
         asked = family.window == "always" or (family.window == "asked" and self.flag("use_sliding_window"))
         if not asked or self.raw.get("sliding_window", _WINDOW) is None:
             return max_positions
@@ -184,7 +185,7 @@ class _Reader:
         return min(window, max_positions)
 
     def rope_object(self, field: str) -> dict[str, Any]:
-        """rope_parameters or rope_scaling, empty where it is not given, its older key `type` called rope_type."""
+        """Returns rope_parameters or rope_scaling, empty if missing, with the older key `type` renamed to rope_type."""
         value = self.raw.get(field) or {}
         if not isinstance(value, dict):
             raise self.fail(field, f"is {value!r}; give an object with rope_type")
@@ -216,7 +217,7 @@ class _Reader:
         high = self.number(scaling, "high_freq_factor", kind=float)
         if not high > low:
             raise self.fail(f"{field}.high_freq_factor", f"is {high:g}; it must be over low_freq_factor ({low:g})")
-        # transformers lets the top level decide, and falls back on the whole context.
+        # As in transformers: the top-level value takes precedence, and the default is the whole context.
         holder = self.raw if self.raw.get("original_max_position_embeddings") else scaling
         original = self.number(holder, "original_max_position_embeddings", default=max_positions)
         return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""What a LoRA adapter adds to a linear layer (Hu et al. 2021, arXiv 2106.09685).
+"""LoRA adapters in linear layers (Hu et al. 2021, arXiv 2106.09685).
 
 B batch, T tokens, L layers, I in, O out, R rank.
 """
@@ -18,14 +18,14 @@ from clinmerge_jax.llama.parameters import Parameter, parameters
 
 @dataclasses.dataclass(frozen=True)
 class LoraSettings:
-    """An adapter; hashable, so it can be a static argument of jit.
+    """The settings of an adapter. Hashable, so they can be a static argument of jit.
 
     Attributes:
-      rank: R of the factors A, [R, I], and B, [O, R].
+      rank: R, the rank of the factors A, [R, I], and B, [O, R].
       alpha: B A is scaled by alpha / rank.
-      dropout: the share of entries of a layer's input that A does not see in a training step.
-      targets: the linear layers that have one, by the last part of their names ("q_proj").
-      rank_stabilized: the scale is alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732).
+      dropout: the probability with which an entry of the input to A is zeroed in a training step.
+      targets: the linear layers that have an adapter, by the last part of their names ("q_proj").
+      rank_stabilized: whether the scale is alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732).
     """
 
     rank: int = 16
@@ -36,20 +36,20 @@ class LoraSettings:
 
     @property
     def scaling(self) -> float:
-        """What B A is multiplied by."""
+        """The factor of B A."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
 def targeting(lora: LoraSettings | None, name: str) -> LoraSettings | None:
-    """The adapter as far as the layer of this name is concerned: None where it has none."""
+    """Returns the adapter if it targets the layer of this name, else None."""
     return lora if lora is not None and name in lora.targets else None
 
 
 def targeted_rows(config: LlamaConfig, lora: LoraSettings) -> list[Parameter]:
-    """The rows of the parameter table that an adapter changes.
+    """Returns the rows of the parameter table that an adapter changes.
 
     Raises:
-      BadInput: rank, alpha or dropout are out of range, or a target is no linear layer of the model.
+      BadInput: rank, alpha or dropout is out of range, or a target is not a linear layer of the model.
     """
     if lora.rank < 1:
         raise BadInput(f"config.lora.rank: is {lora.rank}; give 1 or more")
@@ -66,12 +66,12 @@ def targeted_rows(config: LlamaConfig, lora: LoraSettings) -> list[Parameter]:
 
 
 def build_adapter(config: LlamaConfig, lora: LoraSettings, leaves: Callable[[Parameter], dict[str, Any]]) -> Any:
-    """A tree like Params with `leaves(row)` beside the place of each targeted weight.
+    """Builds a tree like Params with the entries of `leaves(row)` where each targeted weight would be.
 
-    An adapter has `lora_a` [L, R, I] and `lora_b` [L, O, R] there, all layers stacked.
+    In an adapter these are `lora_a` [L, R, I] and `lora_b` [L, O, R], with all layers stacked.
 
     Raises:
-      BadInput: as `targeted_rows`.
+      BadInput: as in `targeted_rows`.
     """
     tree: dict[str, Any] = {}
     for row in targeted_rows(config, lora):
@@ -85,13 +85,13 @@ def build_adapter(config: LlamaConfig, lora: LoraSettings, leaves: Callable[[Par
 def low_rank_product(
     x_BTI: jax.Array, a_RI: jax.Array, b_OR: jax.Array, lora: LoraSettings, keys_B: jax.Array | None
 ) -> jax.Array:
-    """What the adapter adds to a layer's output, [B, T, O]: scaling * (dropout(x) A^T) B^T.
+    """Computes the adapter's contribution to a layer's output, [B, T, O]: scaling * (dropout(x) A^T) B^T.
 
     Args:
-      x_BTI: what goes into the layer.
+      x_BTI: the layer's input.
       a_RI, b_OR: the factors.
       lora: the adapter.
-      keys_B: a random key for each row, where there is dropout: a row's mask depends on its key alone.
+      keys_B: a random key for each row, or None without dropout. A row's mask depends only on its key.
     """
     if keys_B is not None:
         keep = 1.0 - lora.dropout

@@ -1,7 +1,8 @@
 """Llama's forward pass: one Flax NNX Block, scanned over the stacked layers.
 
+Params are plain pytrees outside; inside the scan the Block is merged with one layer's parameters.
+
 B batch, T tokens, D hidden, N query heads, G key-value heads, H head_dim, F MLP width, V vocabulary.
-Params stay plain pytrees outside; the Block is merged with one layer's parameters inside the scan.
 """
 
 import enum
@@ -21,11 +22,11 @@ from clinmerge_jax.llama.parameters import Params
 
 
 class Remat(enum.Enum):
-    """What of a layer's forward pass is kept for the backward pass; the rest is computed again."""
+    """Which results of a layer's forward pass are stored for the backward pass; the others are recomputed."""
 
-    NONE = "none"  # everything is kept
+    NONE = "none"  # store everything
     DOTS = "dots"  # the results of the products with weights
-    FULL = "full"  # nothing but what goes into the layer
+    FULL = "full"  # only the layer's input
 
 
 _POLICIES = {
@@ -35,9 +36,10 @@ _POLICIES = {
 
 
 class Linear(nnx.Module):
-    """y = x W^T (+ b), the weight in Hugging Face's [out, in] orientation; in int8 with a scale for every row.
+    """y = x W^T (+ b), with the weight in Hugging Face's [out, in] orientation.
 
-    With `lora` the product of x and the adapter's factors is added; W + B A is never formed.
+    An int8 weight has a scale for every row.
+    With `lora` the product of x and the adapter's factors is added. W + B A is never formed.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class Linear(nnx.Module):
             self.lora_a = nnx.Param(jnp.zeros((lora.rank, inputs)))
             self.lora_b = nnx.Param(jnp.zeros((outputs, lora.rank)))
             if lora.dropout:
-                self.lora_keys = nnx.Variable(jax.random.key(0)[None])  # a key for each row of x
+                self.lora_keys = nnx.Variable(jax.random.key(0)[None])  # one key for each row of x
         self.has_bias = bias
         self.quantized = quantized
         self.lora = lora
@@ -68,7 +70,7 @@ class Linear(nnx.Module):
 
 
 def _times(x_xI: jax.Array, weight_OI: jax.Array, dtype=None) -> jax.Array:
-    """x W^T. XLA for CPUs is slow at the gradient of W where it sums over several axes, so they are made one."""
+    """x W^T, leading axes merged, as XLA for CPUs is slow at gradients of W that sum over several axes."""
     y_MO = jnp.einsum("mi,oi->mo", x_xI.reshape(-1, x_xI.shape[-1]), weight_OI, preferred_element_type=dtype)
     return y_MO.reshape(*x_xI.shape[:-1], -1)
 
@@ -86,7 +88,7 @@ class RMSNorm(nnx.Module):
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; the quotient is rounded to x's dtype first."""
-    wide = x.astype(np.promote_types(x.dtype, np.float32))  # jnp's refuses mixed dtypes under strict promotion
+    wide = x.astype(np.promote_types(x.dtype, np.float32))  # jnp's version refuses mixed dtypes under strict promotion
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return weight * (wide * scale).astype(x.dtype)
 
@@ -95,29 +97,29 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q_BTNH, k_BT
 
 
 def take(x_BTx: jax.Array, asked_B: jax.Array | None) -> jax.Array:
-    """One token of each row, [B, 1, ...]; all of them where none is asked for."""
+    """Takes the token with index `asked_B` of each row, [B, 1, ...]; returns all tokens if `asked_B` is None."""
     if asked_B is None:
         return x_BTx
     return jnp.take_along_axis(x_BTx, jnp.expand_dims(asked_B, tuple(range(1, x_BTx.ndim))), axis=1)
 
 
-_BLOCK = 128  # queries that are looked at together
-_BLOCKS = 8  # of them at most: longer sequences have larger ones
+_BLOCK = 128  # the smallest number of queries of a block
+_BLOCKS = 8  # the most blocks; longer sequences have larger blocks
 
 
 def attend_causally(
     q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array, segments_BT: jax.Array | None = None
 ) -> jax.Array:
-    """Every position to itself and what precedes it in its row, or if there are segments in its segment.
+    """Attends from every position to itself and to earlier ones of its row, or of its segment where segments are given.
 
     Scores and softmax are computed in float32 at least. (jax.nn.dot_product_attention rounds float64 to float32, and
-    its bfloat16 gradient asks for implicit promotion.) Long rows are cut into blocks of queries that see no key behind
-    them: half the products, and memory for the scores of one block, which the backward pass computes again. J queries
-    share a key; C queries and S keys of a block.
+    its bfloat16 gradient needs implicit promotion.) Long rows are split into blocks of queries, and a block skips the
+    keys after its last query. That halves the products and limits memory to the scores of one block, which the
+    backward pass recomputes. J query heads share a key-value head; a block has C queries and S keys.
     """
     B, T, G, H = k_BTGH.shape
     size = max(_BLOCK, -(-T // _BLOCKS))
-    # Head before position: XLA for CPUs is slow at products whose batch axes lie apart.
+    # Heads before positions: XLA for CPUs is slow at products whose batch axes are not adjacent.
     q_BGJTH = q_BTNH.reshape(B, T, G, -1, H).transpose(0, 2, 3, 1, 4)
     k_BGTH, v_BGTH = k_BTGH.transpose(0, 2, 1, 3), v_BTGH.transpose(0, 2, 1, 3)
     positions_1T = jnp.arange(T)[None]
@@ -191,12 +193,12 @@ class MLP(nnx.Module):
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _swish_gated(gate_BTF: jax.Array, up_BTF: jax.Array) -> jax.Array:
-    """For the backward pass these two are kept and the rest is cheap: silu alone would keep three more arrays."""
+    """silu(gate) * up, storing only the two inputs for the backward pass; silu would store three more arrays."""
     return jax.nn.silu(gate_BTF) * up_BTF
 
 
 class Block(nnx.Module):
-    """One pre-norm decoder layer, [B, T, D]; [B, 1, D] where `asked_B` names the token whose result is needed."""
+    """One pre-norm decoder layer, [B, T, D]; [B, 1, D] if `asked_B` gives the one token needed of each row."""
 
     def __init__(self, config: LlamaConfig, quantized: bool = False, lora: LoraSettings | None = None):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -234,23 +236,23 @@ def forward(
     segments_BT: jax.Array | None = None,
     attend: Callable[..., jax.Array] = attend_causally,
 ) -> jax.Array:
-    """Next-token logits of every position, [B, T, V], each row attending to itself and what precedes it.
+    """Computes next-token logits of every position, [B, T, V], with causal attention within each row.
 
-    Where the embedding and the head are padded with rows beyond the vocabulary (a mesh may ask for it), V counts
-    them too, and their logits are -inf.
+    If the embedding and the head are padded with rows beyond the vocabulary (a mesh may need it), V includes them, and
+    their logits are -inf.
 
     Args:
       params: the parameters, in any floating dtype.
-      tokens_BT: integer token ids; padding belongs on the right, where causality keeps it unseen
-        (dynamic RoPE beyond `max_position_embeddings` depends on the padded length).
+      tokens_BT: integer token ids. Padding belongs on the right, where the causal mask hides it (but dynamic RoPE
+        beyond `max_position_embeddings` depends on the padded length).
       config: the architecture (static under jit).
-      dtype: the dtype of activations and weights in the computation; None leaves the parameters'
-        own. Norms and softmax are computed in float32 at least.
-      constrain: is given an activation and its logical axes, and fixes how it is cut over a mesh
+      dtype: the dtype of activations and weights in the computation; None for the parameters' own. Norms and softmax
+        are computed in float32 at least.
+      constrain: takes an activation and its logical axes, and fixes its sharding over a mesh
         (`parallel.layout.Layout.constrain`); static under jit.
-      positions_BT: where each token stands in its document; None counts from the row's start.
-      segments_BT: which document of its row each token belongs to, where a row holds several: a token attends to its
-        own document's alone. None takes the row for one.
+      positions_BT: the position of each token in its document; None counts from the start of the row.
+      segments_BT: the document that each token belongs to, for rows that hold several documents. A token attends only
+        to its own document. None treats a row as one document.
       attend: computes attention as `attend_causally` does (`attention.over_sequences`); static under jit.
     """
     if dtype is not None:
@@ -280,21 +282,22 @@ def last_states(
     lora: LoraSettings | None = None,
     attend: Callable[..., jax.Array] = attend_causally,
 ) -> jax.Array:
-    """What the last layer gives, [B, T, D], before the final norm; `logits` takes it on.
+    """Computes the last layer's output before the final norm, [B, T, D], for `logits`.
 
     Args:
-      params: as in `forward`; with `lora` the targeted layers hold an adapter's factors too, and its dropout keys where
-        it has any.
-      dtype: of the activations, and so of the layers' leaves, where the embedding has another; None for the same.
+      params: as in `forward`; with `lora` the targeted layers also hold the adapter's factors, and its dropout keys if
+        it has dropout.
+      dtype: the dtype of the activations, and so of the layers' leaves, if it differs from the embedding's; None for
+        the embedding's.
       tokens_BT, config, constrain, positions_BT, segments_BT, attend: as in `forward`.
-      remat: what is kept for the backward pass (static under jit).
-      lora: what adapter the layers hold (static under jit).
+      remat: what is stored for the backward pass (static under jit).
+      lora: the adapter in the layers (static under jit).
     """
     return _layers(params, tokens_BT, config, constrain, positions_BT, segments_BT, dtype, remat, lora, attend)[0]
 
 
 def hidden_states(params: Params, tokens_BT: jax.Array, config: LlamaConfig) -> jax.Array:
-    """What goes into every layer and what comes out of the last, [L + 1, B, T, D]; arguments as in `forward`."""
+    """Returns the input of every layer and the output of the last, [L + 1, B, T, D]; arguments as in `forward`."""
     x_BTD, into_LBTD = _layers(params, tokens_BT, config, keep=True)
     return jnp.concatenate([into_LBTD, x_BTD[None]])
 
@@ -313,7 +316,7 @@ def _layers(
     *,
     keep: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """What the last layer gives, and if it is to be kept what goes into each."""
+    """Returns the last layer's output, and the input of every layer if `keep`, else None."""
     x_BTD = constrain(params["embed_tokens"]["weight"][tokens_BT], "batch", None, None)
     x_BTD = x_BTD if dtype is None else x_BTD.astype(dtype)
     if positions_BT is None:
@@ -327,18 +330,18 @@ def _layers(
         return y_BTD, x_BTD if keep else None
 
     if remat is not Remat.NONE:
-        layer = jax.checkpoint(layer, policy=_POLICIES[remat], prevent_cse=False)  # a scan keeps them apart already
+        layer = jax.checkpoint(layer, policy=_POLICIES[remat], prevent_cse=False)  # a scan already prevents it
     return jax.lax.scan(layer, x_BTD, params["layers"])
 
 
 def logits(params: Mapping[str, Any], x_xD: jax.Array, config: LlamaConfig, *, dtype=None) -> jax.Array:
-    """Next-token logits [..., V] of what the last layer gives: the final norm and the head.
+    """Applies the final norm and the head to the last layer's output; returns next-token logits [..., V].
 
     Args:
       params: `norm`, `embed_tokens` and `lm_head` of Params.
       x_xD: the last layer's output, with any leading axes.
       config: the architecture.
-      dtype: of the logits, if it is to be wider than that of the states: the product is then not rounded to it.
+      dtype: the dtype of the logits, if wider than that of the states; the product is not rounded to the states' dtype.
     """
     x_xD = rms_norm(x_xD, params["norm"]["weight"], config.rms_norm_eps)
     head_VD = params["embed_tokens" if config.tie_word_embeddings else "lm_head"]["weight"]

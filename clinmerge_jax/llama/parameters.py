@@ -1,7 +1,7 @@
-"""The one table of the parameters of Llama and its relatives.
+"""The table of the parameters of Llama and related families.
 
-Names, shapes, logical axes, initialisation, loading and saving all read it: adding a parameter to
-the model is one row here and one attribute in `model.py` (a test holds the two against each other).
+Names, shapes, logical axes, initialisation, loading and saving all read it. To add a parameter to the model, add one
+row here and one attribute in `model.py` (a test compares the two).
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ class Parameter:
     """One parameter of the model.
 
     Attributes:
-      path: where it lies in Params.
-      name: its tensor in a Hugging Face checkpoint; "{layer}" where it is stacked over layers.
+      path: its keys in Params.
+      name: the name of its tensor in a Hugging Face checkpoint, with "{layer}" if it is stacked over layers.
       axes: the logical axes of one layer's tensor, in Hugging Face order ([out, in]).
       initializer: "normal", "ones" or "zeros".
     """
@@ -34,11 +34,11 @@ class Parameter:
 
     @property
     def stacked(self) -> bool:
-        """Whether Params holds all layers of it on one leading axis."""
+        """Whether the leaf in Params has a leading layer axis."""
         return "{layer}" in self.name
 
     def logical_axes(self) -> tuple[str, ...]:
-        """The axes of the leaf in Params, the layer axis included."""
+        """The logical axes of the leaf in Params, including the layer axis."""
         return ("layers",) * self.stacked + self.axes
 
     def shape(self, config: LlamaConfig) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ _TABLE: tuple[tuple[Parameter, Callable[[LlamaConfig], bool]], ...] = (
     (_layer("mlp.down_proj.bias", ("embed",), "zeros"), _mlp_bias),
     (Parameter(("norm", "weight"), "model.norm.weight", ("embed",), "ones"), _always),
     (Parameter(("lm_head", "weight"), "lm_head.weight", ("vocab", "embed"), "normal"), _untied),
-    # Last, because a row's place decides the key of its random start.
+    # Last, because a row's index determines its random key for initialisation.
     (_layer("self_attn.q_norm.weight", ("head",), "ones"), _qk_norm),
     (_layer("self_attn.k_norm.weight", ("head",), "ones"), _qk_norm),
 )
@@ -138,7 +138,7 @@ def parameters(config: LlamaConfig) -> list[Parameter]:
 
 
 def build_params(config: LlamaConfig, leaf: Callable[[Parameter], object]) -> Params:
-    """A Params-shaped tree whose leaves are `leaf(parameter)`."""
+    """Builds a Params-shaped tree whose leaves are `leaf(parameter)`."""
     tree: Params = {}
     for parameter in parameters(config):
         node = tree
@@ -149,7 +149,7 @@ def build_params(config: LlamaConfig, leaf: Callable[[Parameter], object]) -> Pa
 
 
 def iterate_params(params: Params, config: LlamaConfig) -> Iterator[tuple[Parameter, jax.Array]]:
-    """Each row with its leaf; a KeyError names a leaf that is missing."""
+    """Yields each row with its leaf; raises a KeyError that names a missing leaf's key."""
     for parameter in parameters(config):
         node = params
         for key in parameter.path:
@@ -164,9 +164,9 @@ def abstract_params(config: LlamaConfig, dtype=jnp.float32) -> Params:
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def init_params(config: LlamaConfig, key: jax.Array, dtype=jnp.float32) -> Params:
-    """Random Params: normal with `initializer_range`, norms at one, biases at zero.
+    """Makes random Params: matrices normal with standard deviation `initializer_range`, norms one, biases zero.
 
-    Each leaf's key is folded from its row, so the values do not depend on which other rows exist.
+    Each leaf's random key is derived from the index of its row, so values do not depend on which other rows exist.
     """
     order = {row.path: index for index, (row, _) in enumerate(_TABLE)}
 
@@ -179,12 +179,12 @@ def init_params(config: LlamaConfig, key: jax.Array, dtype=jnp.float32) -> Param
 
 
 def count_parameters(config: LlamaConfig) -> int:
-    """The number of parameters, embeddings counted once."""
+    """Returns the number of parameters; a tied embedding counts once."""
     leaves = jax.tree.leaves(abstract_params(config))
     return sum(leaf.size for leaf in leaves)
 
 
 def count_inner_parameters(config: LlamaConfig) -> int:
-    """The number of parameters without embedding and head."""
+    """Returns the number of parameters without embedding and head."""
     tables = 1 if config.tie_word_embeddings else 2
     return count_parameters(config) - tables * config.vocab_size * config.hidden_size

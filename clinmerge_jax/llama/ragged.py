@@ -1,10 +1,10 @@
-"""One new token of every row over the filled part of its cache: a Pallas kernel for TPUs.
+"""Pallas kernel for TPUs: attention of one new token of every row over the filled part of its cache.
+
+The kernel takes the layout of `cache.Cache` and reads only those blocks of a row's T positions that are filled. JAX's
+own kernels do not fit: `ragged_paged_attention` needs keys and values interleaved by heads, which would copy the cache
+in every step, and `paged_attention` rounds float32 keys and values to bfloat16.
 
 B rows, T positions of the cache, N query heads, G key-value heads, R = N/G, H head_dim, K positions of a block.
-
-The cache stays as `cache.Cache` has it, and of a row's T positions only the blocks are read that its tokens have
-reached. JAX's own kernels do not fit: `ragged_paged_attention` wants keys and values interleaved by heads, which would
-be a copy of the cache in every step, and `paged_attention` rounds float32 keys and values to bfloat16.
 """
 
 import functools
@@ -14,29 +14,29 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-BLOCK_STEP = 64  # T must be a multiple
-_MOST = 512  # positions of a block
-_VMEM_BYTES = 8 << 20  # of the blocks of keys and values, two of each
+BLOCK_STEP = 64  # T must be a multiple of it
+_MOST = 512  # the most positions of a block
+_VMEM_BYTES = 8 << 20  # for the blocks of keys and values, two of each
 
 
 def block_size(heads: int, length: int, head_dim: int, itemsize: int) -> int:
-    """K: the largest multiple of `BLOCK_STEP` that divides the cache's length and whose blocks fit; 0 for none."""
+    """Returns K, the largest multiple of `BLOCK_STEP` that divides T and whose blocks fit; 0 if none does."""
     fit = _VMEM_BYTES // (4 * heads * head_dim * itemsize)
     sizes = range(BLOCK_STEP, min(_MOST, fit, length) + 1, BLOCK_STEP)
     return max((size for size in sizes if length % size == 0), default=0)
 
 
 def attend_ragged(q_BNH: jax.Array, k_BGTH: jax.Array, v_BGTH: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """Every query to the first so many positions of its row, [B, N, H]; scores and softmax in float32.
+    """Attends from every query to the first `lengths_B` positions of its row, [B, N, H].
 
-    The softmax is taken block by block, with the maximum and the sum so far (Milakov and Gimelshein 2018,
-    arXiv 1805.02867).
+    Scores and softmax are computed in float32. The softmax is accumulated block by block with a running maximum and sum
+    (Milakov and Gimelshein 2018, arXiv 1805.02867).
 
     Args:
       q_BNH: queries.
       k_BGTH: keys, in the queries' dtype.
       v_BGTH: values, likewise.
-      lengths_B: how many positions each row has filled, int32, from 1 to T.
+      lengths_B: the number of filled positions of each row, int32, from 1 to T.
     """
     B, N, H = q_BNH.shape
     G, T = k_BGTH.shape[1:3]
@@ -45,7 +45,7 @@ def attend_ragged(q_BNH: jax.Array, k_BGTH: jax.Array, v_BGTH: jax.Array, length
     def of_row(row, step, lengths):
         return row, 0, 0, 0
 
-    def of_block(row, step, lengths):  # steps beyond the last filled block stay on it, and so read nothing
+    def of_block(row, step, lengths):  # steps after the last filled block stay on it, so they read nothing new
         return row, 0, jnp.minimum(step, jax.lax.div(lengths[row] - 1, K)), 0
 
     y_BGRH = pl.pallas_call(
@@ -73,7 +73,7 @@ def attend_ragged(q_BNH: jax.Array, k_BGTH: jax.Array, v_BGTH: jax.Array, length
 
 
 def _attend_block(lengths, q_GRH, k_GKH, v_GKH, y_GRH, most_GR1, sum_GR1, weighted_GRH, *, scale: float) -> None:
-    """One block of one row; all but `lengths` and `scale` are references to memory of the core."""
+    """Processes one block of one row; all arguments but `lengths` and `scale` are references to VMEM."""
     step, length, size = pl.program_id(1), lengths[pl.program_id(0)], k_GKH.shape[1]
 
     @pl.when(step == 0)

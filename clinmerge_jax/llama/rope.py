@@ -1,4 +1,4 @@
-"""Rotary position embeddings with every scaling that Llama checkpoints use.
+"""Rotary position embeddings, with the scalings that Llama checkpoints use.
 
 B batch, T tokens, N heads, H head_dim, F = H/2 frequencies.
 """
@@ -13,16 +13,16 @@ from clinmerge_jax.llama.config import LlamaConfig
 
 
 def inverse_frequencies(config: LlamaConfig, length: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """The angle per position of each frequency, [F].
+    """Computes the frequencies, [F], in radians per position.
 
     Args:
-      config: states the rope type and its factors.
-      length: the number of positions in use, a traced integer; only "dynamic" looks at it, and
-        only beyond `max_position_embeddings` (NTK-aware scaling).
-      dtype: of the result.
+      config: gives the rope type and its factors.
+      length: the number of positions in use, a traced integer. Only "dynamic" uses it, and only beyond
+        `max_position_embeddings` (NTK-aware scaling).
+      dtype: the dtype of the result.
 
     Raises:
-      ValueError: for a rope type this function does not know.
+      ValueError: the rope type is unknown.
     """
     rope, size = config.rope, config.head_dim
     exponents = np.arange(0, size, 2, dtype=np.float64) / size
@@ -43,7 +43,7 @@ def inverse_frequencies(config: LlamaConfig, length: jax.Array, dtype=jnp.float3
 
 
 def _llama3(frequencies: np.ndarray, config: LlamaConfig) -> np.ndarray:
-    """Llama 3.1's scaling: long waves are divided by the factor, short ones kept, those between blended."""
+    """Llama 3.1's scaling: low frequencies are divided by the factor, high ones kept, those between interpolated."""
     rope = config.rope
     wavelengths = 2 * math.pi / frequencies
     turns = rope.original_max_position_embeddings / wavelengths
@@ -53,7 +53,7 @@ def _llama3(frequencies: np.ndarray, config: LlamaConfig) -> np.ndarray:
 
 
 def rotations(config: LlamaConfig, positions_BT: jax.Array, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of each position's angles, two arrays [B, T, F]; in float32 or a wider dtype."""
+    """Returns cosine and sine of each position's angles, two arrays [B, T, F], in float32 or a wider dtype."""
     wide = np.promote_types(dtype, np.float32)
     frequencies_F = inverse_frequencies(config, jnp.max(positions_BT) + 1, wide)
     angles_BTF = positions_BT[..., None].astype(wide) * frequencies_F

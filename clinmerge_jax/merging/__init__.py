@@ -1,1 +1,1 @@
-"""Merging in weight space: methods, recipes, engines, and what differs between the parents."""
+"""Merging in weight space: methods, recipes, engines, and how the parents differ."""

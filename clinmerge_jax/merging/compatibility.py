@@ -1,4 +1,4 @@
-"""Whether two Checkpoints can be merged at all: tensors, architecture, vocabulary."""
+"""Checks that two checkpoints can be merged: tensors, architecture, vocabulary."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,18 +10,18 @@ from clinmerge_jax.checkpoint.tokenizers.tokenizer import TOKENIZER_FILE, read_t
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.recipes.schedule import layer_of
 
-# A merge of models that differ in these makes no sense, whatever the shapes say.
+# Models that differ in one of these cannot be merged, even if all shapes agree.
 _SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
 
 
 def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = True, vocabulary: bool = True) -> None:
-    """Refuses a pair of models whose merge would make no sense, and warns of what the result takes from the first.
+    """Refuses two models that cannot be merged, and warns of other config fields in which they differ.
 
     Args:
       first: one model.
       other: another.
-      layers: whether they must have as many layers; otherwise tensors within the layers are not compared here.
-      vocabulary: whether a token id must mean the same in both; otherwise embeddings may have other numbers of rows.
+      layers: whether both must have the same number of layers; otherwise either may lack tensors of layers.
+      vocabulary: whether a token id must mean the same in both; otherwise embeddings may differ in their rows.
 
     Raises:
       BadInput: they differ in tensors, shapes, architecture, or in what a token id means.
@@ -30,7 +30,7 @@ def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = Tru
         if key == "num_hidden_layers" and not layers:
             continue
         if None in (first.config.get(key), other.config.get(key)):
-            continue  # left to the default, which only a reader of that architecture knows
+            continue  # the architecture's default, which is not known here
         if first.config[key] != other.config[key]:
             raise BadInput(
                 f"{other.label}: {key} is {other.config.get(key)!r} where {first.label} has {first.config.get(key)!r};"
@@ -65,9 +65,9 @@ def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = Tru
 
 
 def check_same_tokens(first: Checkpoint, other: Checkpoint) -> None:
-    """Refuses two tokenizers in which an id means different tokens; says so where one has none to look at.
+    """Refuses two tokenizers in which an id means different tokens; warns if either model has no tokenizer.json.
 
-    Special tokens may be named differently at one id: reserved ones are often put to use.
+    Special tokens may have different names at the same id, because reserved tokens are often repurposed.
 
     Raises:
       BadInput: naming a token and its ids.
@@ -102,22 +102,22 @@ def check_same_tokens(first: Checkpoint, other: Checkpoint) -> None:
 
 
 def moved_token(one: Mapping[str, int], two: Mapping[str, int]) -> str | None:
-    """The first token by the one's ids that two tokenizers have at different ids; None for none.
+    """The token with the lowest id in `one` that has another id in `two`; None if there is none.
 
     Args:
       one: id by token.
-      two: likewise.
+      two: id by token.
     """
     moved = (token for token, index in one.items() if two.get(token, index) != index)
     return min(moved, key=one.get, default=None)
 
 
 def differing_tokens(one: Mapping[int, str], two: Mapping[int, str]) -> Iterator[tuple[int, str, str]]:
-    """The ids at which two tokenizers have different tokens: the id and both.
+    """Yields (id, token in `one`, token in `two`) for every id at which two tokenizers have different tokens.
 
     Args:
       one: token by id.
-      two: likewise.
+      two: token by id.
     """
     for index, token in one.items():
         theirs = two.get(index, token)

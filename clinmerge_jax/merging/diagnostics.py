@@ -13,7 +13,7 @@ _MODULE = re.compile(r"^(?:model\.)?(?:layers\.\d+\.)?(.*?)(?:\.(weight|bias))?$
 
 @dataclasses.dataclass(frozen=True)
 class TensorDifference:
-    """One tensor of two parents, and the coefficients it was merged with."""
+    """How one tensor differs between two parents, and the coefficients it was merged with."""
 
     name: str
     size: int
@@ -21,7 +21,7 @@ class TensorDifference:
     coefficients: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable record; `from_json` gives it back."""
+        """A JSON-serialisable record; `from_json` reads it back."""
         return {
             "name": self.name,
             "size": self.size,
@@ -33,7 +33,7 @@ class TensorDifference:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "TensorDifference":
-        """Reads a record of `to_json`."""
+        """Reads a record written by `to_json`."""
         totals = PairTotals(*record["totals"])
         return cls(record["name"], record["size"], totals, tuple(record["coefficients"]))
 
@@ -46,10 +46,10 @@ def module_of(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ModuleDifference:
-    """All tensors of one module, over the layers.
+    """How all tensors of one module differ, over the layers.
 
-    `relative_distance` and `cosine` are those of the tensors laid end to end; `lowest_cosine` is the
-    smallest of any one tensor; `collinear` counts tensors that slerp merges linearly.
+    `relative_distance` and `cosine` treat the tensors as one concatenated vector; `lowest_cosine` is the
+    smallest cosine of a single tensor; `collinear` counts tensors that slerp merges linearly.
     """
 
     module: str

@@ -1,11 +1,11 @@
-"""Elementwise sums and dot products whose bits do not depend on how the work is cut up or compiled.
+"""Elementwise sums and dot products whose bits do not depend on partitioning or compilation.
 
 Two things make float32 results depend on the compiler and the partition: fused multiply-adds, and
 the order of sums. Here every product is exact, so that fusing it into an addition changes nothing,
-and every sum has an explicit order fixed by the row alone.
+and every sum has an explicit order that depends only on the row.
 
 A product is exact because its factors have 12 significant bits at most: bfloat16 has 8, float16 has
-11, float32 is cut into two halves of 12, and coefficients into three pieces of 12 (Dekker 1971,
+11, float32 is split into two halves of 12, and coefficients into three pieces of 12 (Dekker 1971,
 "A floating-point technique for extending the available precision"). R rows, C columns.
 """
 
@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 _PIECE_BITS = 12
-TILE = 256  # columns summed before tiles are; a shard of whole tiles sums them without communication
+TILE = 256  # columns that are summed first, before tiles are; a shard of whole tiles needs no communication for that
 
 
 def split_coefficients(coefficients: ArrayLike) -> np.ndarray:
-    """Cuts float64 coefficients [..., N] into three float32 pieces of 12 bits, [..., N, 3], within 2^-36."""
+    """Splits float64 coefficients [..., N] into three float32 pieces of 12 bits, [..., N, 3], within 2^-36."""
     rest = np.asarray(coefficients, np.float64)
     pieces = []
     for _ in range(3):
@@ -34,7 +34,7 @@ def split_coefficients(coefficients: ArrayLike) -> np.ndarray:
 
 
 def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 as a sum of two values of 12 significant bits."""
+    """Splits float32 into a sum of two values of 12 significant bits."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFFF000)
     high = jax.lax.bitcast_convert_type(bits, jnp.float32)
     return high, x - high
@@ -48,7 +48,7 @@ def weighted_sum(tensors: Sequence[jax.Array], coefficients_N3: jax.Array, dtype
 
     Args:
       tensors: N arrays of equal shape in bfloat16, float16 or float32.
-      coefficients_N3: from `split_coefficients`, traced; further axes spread over those of the tensors.
+      coefficients_N3: from `split_coefficients`, traced; further axes broadcast against those of the tensors.
       dtype: of the result.
     """
     levels: list[jax.Array | None] = [None, None, None]
@@ -79,7 +79,7 @@ def square(x: jax.Array) -> jax.Array:
 
 
 def multiply(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x y in float32 from exact products, so that adding to it gives the same bits fused or not."""
+    """x y in float32 from exact products, so that a fused addition to it gives the same bits."""
     (x_high, x_low), (y_high, y_low) = _halves(x), _halves(y)
     return x_high * y_high + ((x_high * y_low + x_low * y_high) + x_low * y_low)
 
@@ -99,7 +99,7 @@ Gather = Callable[[jax.Array], jax.Array]
 
 
 def alone(x: jax.Array) -> jax.Array:
-    """The `Gather` of a device that has whole rows."""
+    """The `Gather` of a device that holds whole rows: the identity."""
     return x
 
 
@@ -107,7 +107,7 @@ def row_sums(x_RC: jax.Array, gather: Gather = alone) -> jax.Array:
     """The sum of each row, [R]: tiles of 256 columns, zero-padded, each folded in half repeatedly, then the tiles.
 
     Args:
-      x_RC: whole rows, or whole tiles of rows whose other tiles lie on other devices.
+      x_RC: whole rows, or whole tiles of rows whose other tiles are on other devices.
       gather: joins the tiles' sums [R, tiles] of all devices that share the rows.
     """
     rows, columns = x_RC.shape
@@ -128,7 +128,7 @@ def pair_sums(a_RC: jax.Array, b_RC: jax.Array, gather: Gather = alone) -> jax.A
 
 
 def total(sums: Sequence[np.ndarray]) -> np.ndarray:
-    """Adds per-row sums of any pieces, in any order, with one rounding each (float64, `math.fsum`).
+    """Adds per-row sums over all pieces in float64, with one rounding per total, whatever the order (`math.fsum`).
 
     Args:
       sums: arrays [R_i, K].

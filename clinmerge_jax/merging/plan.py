@@ -1,4 +1,4 @@
-"""What a merge will do to every tensor, checked before a weight is read; both engines work it off."""
+"""Merge plans: what happens to every tensor, checked before weights are read and executed by either engine."""
 
 import dataclasses
 import json
@@ -44,13 +44,13 @@ from clinmerge_jax.merging.vocabulary.chat_templates import chosen_template, wit
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model of a recipe: a Checkpoint, with an adapter added where it has one."""
+    """A model of a recipe: a checkpoint, and optionally a LoRA adapter to add to it."""
 
     checkpoint: Checkpoint
     adapter: Adapter | None = None
 
     def rows(self, name: str) -> StoredRows | AdaptedRows:
-        """One of its tensors."""
+        """The row source of one tensor."""
         stored = StoredRows(self.checkpoint.tensors[name])
         adapted = self.adapter is not None and self.adapter.changes(name)
         return AdaptedRows(stored, self.adapter) if adapted else stored
@@ -60,7 +60,7 @@ def open_model(location: str, field: str) -> Model:
     """Opens `model` or `model+adapter`.
 
     Raises:
-      BadInput: as `open_checkpoint` and `open_adapter`, or they do not belong together.
+      BadInput: from `open_checkpoint` or `open_adapter`, or the adapter does not fit the checkpoint.
     """
     place, adapter_place = split_location(location)
     checkpoint = open_checkpoint(place, field)
@@ -73,13 +73,13 @@ def open_model(location: str, field: str) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """Where one input of a tensor comes from.
+    """One input of a planned tensor.
 
     Attributes:
-      model: as the recipe names it.
-      name: of the tensor there.
-      origin: the file, for messages.
-      rows: its values; None on the mesh, where they are in memory.
+      model: the model's name in the recipe.
+      name: the tensor's name in that model.
+      origin: where it comes from, for messages; the file in the streaming engine.
+      rows: its row source; None in the on-device engine, whose tensors are in device memory.
     """
 
     model: str
@@ -90,15 +90,15 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedTensor:
-    """The plan for one tensor, and the host's half of the merge maths.
+    """The plan for one tensor, with the host half of the merge maths.
 
     Attributes:
-      name: in the result.
-      shape: of each source and of the result.
+      name: its name in the result.
+      shape: of each input and of the result.
       dtype: of the result.
-      method: what merges it.
-      spec: what its host half needs to know.
-      inputs: the tensors that are merged, the base first where changes are counted from one.
+      method: the merge method.
+      spec: the tensor spec that the method's host half takes.
+      inputs: the tensors to merge; the base comes first where the method merges changes relative to it.
     """
 
     name: str
@@ -110,16 +110,16 @@ class PlannedTensor:
 
     @property
     def size(self) -> int:
-        """Entries."""
+        """Number of entries."""
         return int(np.prod(self.shape))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the result."""
+        """Size of the merged tensor in bytes."""
         return self.size * self.dtype.itemsize
 
     def pair(self, sums: np.ndarray) -> PairTotals:
-        """What the answer of `DIFFERENCES` comes to for the first two inputs.
+        """The totals of the first two inputs, from the answer to `DIFFERENCES`.
 
         Raises:
           BadInput: an input holds values that are not finite.
@@ -138,7 +138,7 @@ class PlannedTensor:
         return pairs[0]
 
     def reductions(self) -> Generator[Reduction, np.ndarray, Coefficients]:
-        """The method's host half.
+        """Runs the method's host half.
 
         Raises:
           BadInput: the parameters give no coefficients.
@@ -149,7 +149,7 @@ class PlannedTensor:
             raise BadInput(f"tensor {self.name}: {error}") from error
 
     def difference(self, pair: PairTotals, coefficients: Coefficients) -> TensorDifference:
-        """The record of what the first two models differ by and what was done."""
+        """The record of how the first two inputs differ, and of the coefficients used."""
         return TensorDifference(self.name, self.size, pair, coefficients.shown)
 
 
@@ -166,12 +166,12 @@ def plan_tensor(
 
     Args:
       recipe: the merge.
-      part: the slice of it that makes the tensor.
-      name: of the tensor in the result.
+      part: the slice of the recipe that produces the tensor.
+      name: the tensor's name in the result.
       shape: of the tensor.
-      dtype: of the first source, which the recipe's may replace.
-      depth: of the tensor in the slice, 0 to 1.
-      inputs: what is merged, the base first where changes are counted from one.
+      dtype: of the first source; the recipe's dtype overrides it.
+      depth: relative depth of the tensor in the slice, 0 to 1.
+      inputs: the tensors to merge; the base comes first where the method merges changes relative to it.
 
     Raises:
       BadInput: the method cannot use the parameters.
@@ -189,26 +189,26 @@ def plan_tensor(
 
 
 def overflow(name: str) -> BadInput:
-    """The refusal of a merged tensor whose values float16 cannot hold."""
+    """The error for a merged tensor whose values exceed float16's range."""
     return BadInput(f"config.dtype: tensor {name} comes to values over float16's 65504; use bfloat16")
 
 
 def result_dtype(recipe: Recipe, first: np.dtype) -> np.dtype:
-    """What the recipe asks for, or the first source's dtype."""
+    """The recipe's dtype, or the first source's where the recipe gives none."""
     return np.dtype(getattr(ml_dtypes, recipe.dtype, recipe.dtype)) if recipe.dtype else np.dtype(first)
 
 
 @dataclasses.dataclass(frozen=True)
 class MergePlan:
-    """A checked merge of Checkpoints, ready to run.
+    """A checked merge of checkpoints, ready to run.
 
     Attributes:
-      recipe: what was asked for.
-      models: by the recipe's names.
+      recipe: the merge.
+      models: by their names in the recipe.
       tensors: by name, in the order in which they are written.
-      files: the weight files of the result and their tensors.
-      vocabulary: whose rows go where; None where all models have the same.
-      chat_template: of the result, "" for the leading model's.
+      files: the names of the tensors in each weight file of the result.
+      vocabulary: the vocabulary alignment; None where every row stays at its place.
+      chat_template: of the result; "" for the leading model's.
     """
 
     recipe: Recipe
@@ -220,12 +220,12 @@ class MergePlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensors that the result will have."""
+        """Total size of the result's tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
     def in_files_alone(self) -> str:
-        """What about it only the streaming engine can do; "" for nothing."""
+        """What this merge does that only the streaming engine supports; "" for nothing."""
         if self.recipe.slices:
             return "stack layers"
         if self.vocabulary is not None:
@@ -248,11 +248,11 @@ class MergePlan:
         return config | dict(self.vocabulary.config_updates if self.vocabulary else {})
 
     def as_checkpoint(self, label: str, folder: pathlib.Path) -> Checkpoint:
-        """What the result will look like, for the plan of a merge that uses it; its weights cannot be read.
+        """A checkpoint that describes the future result, to plan a merge that uses it; its weights cannot be read.
 
         Args:
-          label: how messages name it.
-          folder: an empty one, which gets what will lie beside the weights.
+          label: its name in messages.
+          folder: an empty folder; all files except the weights are written to it.
         """
         for name, content in self.small_files().items():
             (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
@@ -263,10 +263,10 @@ class MergePlan:
         return Checkpoint(folder, self.config, entries, label, self.leading.naming)
 
     def small_files(self) -> dict[str, bytes | pathlib.Path]:
-        """Tokenizer, generation and licence files, the index and config.json: content, or where it lies, by name."""
+        """Tokenizer, generation and licence files, the index and config.json: content or path, by file name."""
         aligned = dict(self.vocabulary.files) if self.vocabulary else {}
         carried = {path.name: path for path in self.leading.carried_files()}
-        if set(aligned) - {GENERATION_FILE}:  # another tokenizer, of which no file may be the leading model's
+        if set(aligned) - {GENERATION_FILE}:  # another tokenizer: drop the leading model's files
             replaced = tokenizer_files(self.leading.path)
             carried = {name: path for name, path in carried.items() if name not in replaced}
         small = carried | aligned
@@ -278,7 +278,7 @@ class MergePlan:
         return {**small, "config.json": (json.dumps(self.config, indent=1) + "\n").encode()}
 
     def write_small_files(self, output: OutputFolder) -> None:
-        """Writes what lies beside the weights."""
+        """Writes all files except the weights."""
         for name, content in self.small_files().items():
             if isinstance(content, pathlib.Path):
                 output.copy(content, name)
@@ -289,22 +289,24 @@ class MergePlan:
 def plan_merge(
     recipe: Recipe, sources: Sequence[Model | Checkpoint], shard_bytes: int = DEFAULT_SHARD_BYTES
 ) -> MergePlan:
-    """Checks that the sources fit together and resolves every coefficient; reads no weights but some embedding rows.
+    """Checks that the sources fit together and resolves every coefficient; reads no weights except some embedding rows.
 
     Args:
       recipe: the merge.
       sources: the models, in the order of `recipe.models`.
-      shard_bytes: the most bytes of tensors in one weight file.
+      shard_bytes: maximum bytes of tensors in one weight file.
 
     Raises:
       BadInput: the sources differ in tensors, shapes, architecture or vocabulary, a layer range lies outside its
-        model, or a filter of the recipe fits nothing.
+        model, or a filter matches no tensor (in a recipe file that is only a warning).
     """
     given = [source if isinstance(source, Model) else Model(source) for source in sources]
     models = dict(zip(recipe.models, given, strict=True))
     checkpoints = {name: model.checkpoint for name, model in models.items()}
     choice = recipe.vocabulary
-    first, *others = checkpoints.values()
+    lead = recipe.leading or recipe.models[0]
+    first = checkpoints[lead]  # the result takes its config.json and tokenizer, and warnings say so
+    others = [one for name, one in checkpoints.items() if name != lead]
     sizes = {entry.shape for one in checkpoints.values() for name, entry in one.tensors.items() if "embed" in name}
     asked = bool(choice.source or choice.tokens or choice.pad_to_multiple_of or choice.cut_to_common)
     for other in others:
@@ -314,7 +316,7 @@ def plan_merge(
         vocabulary = align(
             checkpoints,
             base=recipe.base,
-            leading=recipe.leading or recipe.models[0],
+            leading=lead,
             tokenizer=choice.source,
             token_sources=choice.tokens,
             missing=choice.missing,
@@ -324,10 +326,10 @@ def plan_merge(
             adapters={name: model.adapter for name, model in models.items() if model.adapter},
         )
     for name, one in checkpoints.items():
-        if name != (recipe.leading or recipe.models[0]):
+        if name != lead:
             check_token_ids(one)
         elif vocabulary is None or TOKENIZER_FILE not in vocabulary.files:
-            # Whoever cuts rows off on purpose is only warned.
+            # Rows cut off on purpose only cause a warning.
             check_token_ids(one, vocabulary.size if vocabulary else 0, refuse=not choice.cut_to_common)
     for schedule in recipe.schedules():
         schedule.check_filters(first.tensors, refuse=not recipe.file)
@@ -353,7 +355,7 @@ def plan_merge(
 
 
 def _rows(models: Mapping[str, Model], model: str, name: str, vocabulary: Vocabulary | None) -> RowSource:
-    """The rows of one input, in the order of the result's vocabulary where there is one."""
+    """The row source of one input, in the order of the result's vocabulary where vocabularies are aligned."""
     own = models[model].rows(name)
     if vocabulary is None:
         return own
@@ -366,7 +368,7 @@ def _rows(models: Mapping[str, Model], model: str, name: str, vocabulary: Vocabu
 
 
 def _outputs(recipe: Recipe, models: Mapping[str, Checkpoint]) -> Iterator[tuple[str, Slice, float, list[str]]]:
-    """Every tensor of the result: its name, slice, depth in the slice, and its name in each input."""
+    """Yields for every tensor of the result its name, slice, depth in the slice, and its name in each input."""
     first = models[recipe.parts[0].sources[0].model]
     if not recipe.slices:
         (part,) = recipe.parts

@@ -1,4 +1,4 @@
-"""Where the rows of one input tensor come from: a file, a file and an adapter, or aligned vocabularies."""
+"""Row sources: readers of an input tensor's rows from a file, a file plus an adapter, or aligned vocabularies."""
 
 import dataclasses
 import os
@@ -14,10 +14,10 @@ from clinmerge_jax.checkpoint.formats.safetensors import TensorEntry, read_into
 
 
 class Files:
-    """Weight files that one thread reads, each opened once and digested as far as it is read in order.
+    """Weight files read by one thread, each opened once and digested as far as it is read in order.
 
     Args:
-      digests: by path.
+      digests: the digest of each file, by path.
     """
 
     def __init__(self, digests: Mapping[pathlib.Path, FileDigest]):
@@ -25,7 +25,7 @@ class Files:
         self._descriptors: dict[pathlib.Path, int] = {}
 
     def read(self, entry: TensorEntry, columns: int, first_row: int, rows: int) -> np.ndarray:
-        """RowSource of a tensor that has so many columns, in memory of their own."""
+        """Reads rows of a tensor with `columns` columns into newly allocated memory, [rows, columns]."""
         if entry.file not in self._descriptors:
             self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
             self._digests[entry.file].read_header()
@@ -36,28 +36,28 @@ class Files:
         return piece.view(entry.dtype).reshape(rows, columns)
 
     def close(self) -> None:
-        """Closes them all."""
+        """Closes all files."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
 
 
 class RowSource(Protocol):
-    """RowSource of one input tensor; a row's bits depend on its number alone.
+    """Reads rows of one input tensor; a row's bits depend only on its index.
 
     Attributes:
-      dtype: of what `read` gives.
+      dtype: of the rows that `read` returns.
     """
 
     dtype: np.dtype
 
     def read(self, files: Files, first_row: int, rows: int) -> np.ndarray:
-        """Some rows, [rows, columns]."""
+        """Reads some rows, [rows, columns]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredRows:
-    """A tensor as it lies in its file; a vector is one row."""
+    """A tensor as stored in its file; a vector is one row."""
 
     entry: TensorEntry
 
@@ -72,7 +72,7 @@ class StoredRows:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptedRows:
-    """A tensor with a LoRA adapter added, not rounded to the tensor's own dtype."""
+    """A tensor with a LoRA adapter added in float32, not rounded to the tensor's own dtype."""
 
     stored: StoredRows
     adapter: Adapter
@@ -85,13 +85,13 @@ class AdaptedRows:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AlignedRows:
-    """An embedding or head with the rows of another vocabulary.
+    """An embedding or head rearranged into the V rows of the result's vocabulary.
 
     Attributes:
-      own: the tensor itself.
-      places: int32 [V], the row of `own` for each row of the result, -1 where it takes that of others.
-      donors: by row of the result, the tensors and rows whose mean it then is; none: zeros.
-      columns: of the tensor.
+      own: row source of the model's own tensor.
+      places: int32 [V], the row of `own` for each row of the result; -1 where the row comes from donors.
+      donors: by row of the result, the (row source, row) pairs whose mean it takes; no donors give zeros.
+      columns: number of columns of the tensor.
     """
 
     own: RowSource
@@ -101,7 +101,7 @@ class AlignedRows:
 
     @property
     def dtype(self) -> np.dtype:
-        """The tensor's own, unless rows come from elsewhere: then what holds them without rounding."""
+        """The tensor's own dtype if every donated row is a copy of one row of that dtype; otherwise float32."""
         foreign = [donors for row, donors in self.donors.items() if self.places[row] < 0]
         same = all(len(donors) <= 1 and all(rows.dtype == self.own.dtype for rows, _ in donors) for donors in foreign)
         return self.own.dtype if same else np.dtype(np.float32)
@@ -110,7 +110,7 @@ class AlignedRows:
         piece = np.zeros((rows, self.columns), self.dtype)
         places = self.places[first_row : first_row + rows]
         starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
-        for start, end in zip(starts, [*starts[1:], rows]):  # neighbours that are neighbours there too
+        for start, end in zip(starts, [*starts[1:], rows]):  # runs of rows that are consecutive in `own` too
             if places[start] >= 0:
                 piece[start:end] = self.own.read(files, int(places[start]), int(end - start))
         for index in np.flatnonzero(places < 0):

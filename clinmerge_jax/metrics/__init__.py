@@ -1,7 +1,7 @@
-"""Scores of answers. A metric is one entry of `METRICS`, and says how it counts an item and scores a sum of counts.
+"""Scores of answers: `METRICS` has one entry for each metric.
 
-What needs a model (`encoder_metrics`), a program of the user's (`parse_external`) or a choice of parts
-(`parse_composite`) is made from a config's fields.
+A metric says how an item is counted and how a sum of counts is scored. Metrics that need a model (`encoder_metrics`),
+an external program (`parse_external`) or a choice of parts (`parse_composite`) are made from config fields.
 """
 
 import re
@@ -44,7 +44,7 @@ METRICS: dict[str, Metric] = {
         chrf(),
         _METEOR,
         *([meteor(synonyms=True)] if has_wordnet() else []),
-        composite("composite_rouge_bleu_meteor", _COMPOSED),  # no encoder; the one with it has a name of its own
+        composite("composite_rouge_bleu_meteor", _COMPOSED),  # with BERTScore it has another name
         exact_match(),
         accuracy(),
         unread(),
@@ -53,26 +53,26 @@ METRICS: dict[str, Metric] = {
         repetition(),
     )
 }
-# Names that always mean the same, whether this run and this machine have them or not.
+# Names with a fixed meaning, reserved even where this run or this machine lacks the metric.
 RESERVED = frozenset({*METRICS, *bertscore.NAMES, _WITH_ENCODER, "macro_f1", "meteor_exact_stem_wordnet"})
 
 
 def encoder_metrics(model: str, layer: int | None = None, field: str = "bertscore.model") -> dict[str, Metric]:
-    """BERTScore's precision, recall and F1, and the composite with its F1; arguments and errors as of `bertscore`."""
+    """BERTScore's precision, recall and F1, and the composite with its F1; arguments and errors as in `bertscore`."""
     scores = bertscore.bertscore(model, layer, field)
     return {metric.name: metric for metric in (*scores, composite(_WITH_ENCODER, [*_COMPOSED, scores[-1]]))}
 
 
 def parse_composite(spec: str, known: Mapping[str, Metric]) -> Metric:
-    """The mean of metrics that a config field names, as in "quality=rougeL_stemmed,bertscore_f1".
+    """Make the mean of metrics from a config field such as "quality=rougeL_stemmed,bertscore_f1".
 
     Args:
       spec: NAME=METRIC,METRIC.
-      known: the metrics that there are, by name.
+      known: the available metrics, by name.
 
     Raises:
-      BadInput: it is not spelled so, the name is taken, or a part is unknown, given twice or does not go up to 100 for
-        the best answers.
+      BadInput: `spec` is not of this form, the name is taken, or a part is unknown, given twice or not a score that is
+        100 for the best answers.
     """
     match = re.fullmatch(r"\s*(\w+)\s*=(.*)", spec)
     if match is None:
@@ -88,12 +88,12 @@ def parse_composite(spec: str, known: Mapping[str, Metric]) -> Metric:
 
 
 def named(names: str, known: Mapping[str, Metric] = METRICS, field: str = "metrics") -> list[Metric]:
-    """The metrics that a config field lists, separated by commas.
+    """Look up the metrics that a config field lists, in its order.
 
     Args:
-      names: in the order that they are to have.
-      known: the metrics that there are, by name.
-      field: for messages.
+      names: names separated by commas.
+      known: the available metrics, by name.
+      field: the config field, for messages.
 
     Raises:
       BadInput: a name is unknown or given twice.

@@ -1,6 +1,6 @@
-"""BERTScore (Zhang et al. 2020, arXiv 1904.09675), from 0 to 100. I items, D hidden.
+"""BERTScore (Zhang et al. 2020, arXiv 1904.09675), from 0 to 100.
 
-A and R are the tokens of an answer and of its reference.
+I items, A tokens of an answer, R tokens of its reference, D hidden.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from clinmerge_jax.metrics.metric import Metric, Output, check_texts, columns
 
 NAMES = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
 
-# The layer whose scores agree best with people's, from bert-score 0.3.13, by the last part of the model's name.
+# The layer whose scores agree best with human judgement, from bert-score 0.3.13, by the last part of the model's name.
 PUBLISHED_LAYERS = {
     "bert-base-uncased": 9,
     "bert-large-uncased": 18,
@@ -34,23 +34,24 @@ PUBLISHED_LAYERS = {
 
 
 def bertscore(model: str, layer: int | None = None, field: str = "bertscore.model") -> tuple[Metric, Metric, Metric]:
-    """BERTScore's precision, recall and F1 as bert-score 0.3.13 computes them by default, each the mean of the items'.
+    """BERTScore's precision, recall and F1 with the defaults of bert-score 0.3.13, each averaged over items.
 
-    Every token of one text is compared with all of the other, the special ones among them, by the cosine of their
-    states; the best of each counts, that of special tokens not. No weights by rarity (idf), not rescaled by a baseline.
-    In one point it differs: bert-score takes a best cosine under 0 for 0 where the batch happens to be padded.
+    Every token of one text is matched to the token of the other text, special tokens included, whose state has the
+    largest cosine similarity with its own. These maxima are averaged over all but the special tokens, without idf
+    weights and without rescaling by a baseline. One difference: bert-score replaces a negative maximum by 0 where the
+    batch happens to be padded.
 
-    The reference itself gets 100; an empty answer, or one to an empty reference, 0. What is longer than the encoder's
-    positions is cut, and how many texts that meets is logged.
+    The reference itself gets 100; an empty answer, or one to an empty reference, gets 0. Texts longer than the
+    encoder's positions are cut, and their number is logged.
 
     Args:
       model: folder or hub id of a BERT or RoBERTa with safetensors.
-      layer: after which layer states are compared; None for the published one of a model that has one, by its name, and
-        otherwise the last, which is logged.
+      layer: the layer after which states are compared. None means the published layer, looked up by the model's name,
+        or the last layer where none is published, which is logged.
       field: the config field that gave the model, for messages.
 
     Raises:
-      BadInput: as `load_encoder`.
+      BadInput: as in `load_encoder`.
     """
     name = model.rstrip("/").rpartition("/")[2].partition("@")[0]
     if layer is None:
@@ -74,7 +75,7 @@ def bertscore(model: str, layer: int | None = None, field: str = "bertscore.mode
 
 
 def _scores(encoder: Encoder, answers: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Precision, recall and F1 of each pair, [I, 3]; equal texts are encoded once."""
+    """Precision, recall and F1 of each pair, [I, 3], from 0 to 1; equal texts are encoded once."""
     texts = list(dict.fromkeys([*answers, *references]))
     rows, cut = encoder.tokenize(texts)
     if cut:
@@ -95,7 +96,7 @@ def _scores(encoder: Encoder, answers: Sequence[str], references: Sequence[str])
 def _match(
     answer_AD: np.ndarray, weight_A: np.ndarray, reference_RD: np.ndarray, weight_R: np.ndarray
 ) -> tuple[float, float, float]:
-    """Greedy matching (section 3 of the paper)."""
+    """Precision, recall and F1 by greedy matching (section 3 of the paper)."""
     cosines_AR = answer_AD @ reference_RD.T
     precision = float(np.mean(cosines_AR.max(axis=1), where=weight_A, dtype=np.float64))
     recall = float(np.mean(cosines_AR.max(axis=0), where=weight_R, dtype=np.float64))

@@ -1,12 +1,15 @@
-"""Scores from a program of the user's, for what needs a licence or another stack (RadGraph, MEDCON, a local judge).
+"""Scores from an external program, for metrics that need a licence or other software (RadGraph, MEDCON, a local judge).
 
-The program is started once for each set of answers. It reads a JSON object on each line of its standard input,
+The program is started once for each set of answers. It reads one JSON object a line until the end of its standard
+input:
 
     {"id": 0, "output": "...", "reference": "...", "source": "..."}
 
-(`source` is null where there is none) until the input ends, and writes one line for each to its standard output, in any
-order: {"id": 0, "score": 3.5} or, where several scores are asked for, {"id": 0, "scores": {"f1": 0.5, "recall": 0.4}}.
-It may answer line by line or all at the end. Then it ends with exit status 0. I items.
+`source` is null where there is none. For each object it writes one line to its standard output, in any order, line by
+line or all at the end: {"id": 0, "score": 3.5} or, where several scores are requested,
+{"id": 0, "scores": {"f1": 0.5, "recall": 0.4}}. It ends with exit status 0.
+
+I items.
 """
 
 import contextlib
@@ -47,22 +50,23 @@ def external(
     timeout: float = TIMEOUT,
     show_stderr: bool = False,
 ) -> tuple[Metric, ...]:
-    """One metric, or one for each part, that a program counts; from its own scale to 0 to 100.
+    """Make one metric, or one for each part, that an external program scores, rescaled to 0 to 100.
 
-    Messages name the metric and the number of answers that came, and never hold a text.
+    Messages contain the metric's name and the number of answers received, and never a text.
 
     Args:
-      name: of the metric; those of parts are `name_part`.
-      command: is split as a shell would and run without one.
-      parts: what the program calls its scores, where it gives several.
+      name: name of the metric; metrics of parts are called `name_part`.
+      command: the command, split as in a shell but run without one.
+      parts: the program's names of its scores, where it gives several.
       lower: the program's worst score, which becomes 0.
       upper: its best score, which becomes 100.
-      timeout: seconds that may pass without an answer, or from the last one to the program's end.
-      show_stderr: whether the program's standard error is shown. It may repeat the texts, so it is dropped by default.
+      timeout: seconds allowed without an answer, and from the last answer to the program's end.
+      show_stderr: whether to show the program's standard error. It may repeat the texts, so it is dropped by default.
 
     Raises:
-      BadInput: the command or the bounds make no sense. Counting raises it where there is no such program, a reference
-        is no text, or an answer is not what was asked for; and RunFailure where the program dies or says nothing.
+      BadInput: the command, the bounds or the timeout are invalid. Counting raises BadInput where the program does not
+        start, a reference is not a text, or an answer breaks the protocol. It raises RunFailure where the program fails
+        or times out.
     """
     try:
         arguments = shlex.split(command)
@@ -93,21 +97,21 @@ def external(
 
 
 def _digest(arguments: Sequence[str]) -> str:
-    """Of a command and the files that it names, so that another script is another metric."""
+    """A digest of a command and the files that it names, so that a changed script changes the signature."""
     parts = [[one, sha256(pathlib.Path(one)) if os.path.isfile(one) else ""] for one in arguments]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def parse_external(spec: str, taken: Collection[str]) -> dict[str, Metric]:
-    """The metrics of a config field such as "medcon=./medcon.sh; radgraph:f1,recall 0..1=python radgraph.py --x".
+    """Make metrics from a config field such as "medcon=./medcon.sh; radgraph:f1,recall 0..1=python radgraph.py --x".
 
     Args:
-      spec: NAME=COMMAND, separated by semicolons; after the name the parts and the program's scale, where it is not
-        0..100. A command with a semicolon of its own goes into a script.
-      taken: names that metrics have already, `RESERVED` ones among them.
+      spec: entries NAME=COMMAND, separated by semicolons. The name may be followed by the names of parts and by the
+        program's scale, where it is not 0..100. A command that contains a semicolon must be put into a script.
+      taken: names already in use, including those in `RESERVED`.
 
     Raises:
-      BadInput: one is not spelled so, as `external`, or a name is taken.
+      BadInput: an entry is not of this form, a name is taken, or as in `external`.
     """
     metrics: dict[str, Metric] = {}
     for one in filter(None, (piece.strip() for piece in spec.split(";"))):
@@ -131,7 +135,7 @@ def _bound(name: str, text: str) -> float:
 
 
 class _Answers:
-    """The scores that came, checked one by one and brought from the program's scale to 0 to 100."""
+    """The scores received so far, each checked and rescaled from the program's scale to 0 to 100."""
 
     def __init__(self, name: str, parts: Sequence[str], lower: float, upper: float, items: int):
         self.name = name
@@ -141,11 +145,11 @@ class _Answers:
 
     @property
     def came(self) -> int:
-        """The number of items that are answered."""
+        """The number of items answered so far."""
         return int(np.isfinite(self.scores[:, 0]).sum())
 
     def add(self, line: bytes) -> None:
-        """Takes one line of the program's output."""
+        """Check and add the answer on one line of the program's output."""
         try:
             answer = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -173,15 +177,15 @@ class _Answers:
         self.scores[index] = [100 * (value - self.lower) / (self.upper - self.lower) for value in values]
 
     def refusal(self, problem: str) -> BadInput:
-        """What the next answer has wrong."""
+        """The error for an invalid answer."""
         return BadInput(f"{self.name}: its program's answer after {self.progress()} {problem}; mend the program")
 
     def progress(self) -> str:
-        """How far it came."""
+        """The number of items answered, in words."""
         return f"{self.came} of {len(self.scores)} items"
 
     def end(self, status: int) -> None:
-        """The program ended: every item must have its answer."""
+        """Check, after the program ended, its exit status and that every item has an answer."""
         if status:
             reason = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
             raise RunFailure(f"{self.name}: its program {reason} after {self.progress()}; run it by hand to see why")
@@ -196,7 +200,7 @@ class _Answers:
 def _ask(
     arguments: Sequence[str], lines: Sequence[bytes], answers: _Answers, timeout: float, show_stderr: bool
 ) -> None:
-    """Runs the program over all lines. One thread writes and one reads, so neither side waits on a full pipe."""
+    """Run the program over all lines. One thread writes and one reads, so neither side blocks on a full pipe."""
     with _started(arguments, answers.name, show_stderr) as process:
         came: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=_write, args=(process.stdin, lines), daemon=True).start()
@@ -215,7 +219,7 @@ def _ask(
 
 @contextlib.contextmanager
 def _started(arguments: Sequence[str], name: str, show_stderr: bool) -> Iterator[subprocess.Popen]:
-    """The running program, in a group of its own, all of which ends where something goes wrong meanwhile."""
+    """Start the program in a process group of its own; the whole group is killed if the body raises."""
     try:
         process = subprocess.Popen(
             arguments,
@@ -229,13 +233,13 @@ def _started(arguments: Sequence[str], name: str, show_stderr: bool) -> Iterator
     try:
         yield process
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)  # it was not waited for yet, so the number is still its own
+        os.killpg(process.pid, signal.SIGKILL)  # not waited for yet, so its id cannot have been reused
         process.wait()
         raise
 
 
 def _write(stream: IO[bytes], lines: Sequence[bytes]) -> None:
-    with contextlib.suppress(BrokenPipeError), stream:  # it ended early; what it did not answer will be missed
+    with contextlib.suppress(BrokenPipeError), stream:  # it ended early; `_Answers.end` reports missing answers
         for line in lines:
             stream.write(line)
 

@@ -1,4 +1,4 @@
-"""Answers made without a model, to be scored beside the systems': the reference itself at the top, floors below."""
+"""Answers scored beside those of models: trivial baselines made without a model, and the reference as a ceiling."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -13,7 +13,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def reference_itself(references: Sequence[str]) -> list[Output]:
-    """The reference as the answer: the value that each metric gives a perfect one, which is not 100 for all."""
+    """The reference as the answer: it shows each metric's score of a perfect answer, which is not always 100."""
     return [Output(text) for text in references]
 
 
@@ -28,15 +28,15 @@ def copied_input(inputs: Sequence[str]) -> list[Output]:
 
 
 def fixed_target(training_targets: Sequence[str], items: int) -> list[Output]:
-    """The first training target for everybody."""
+    """The first training target as the answer to every item."""
     return [Output(training_targets[0])] * items
 
 
 def another_target(targets: Sequence[str], clusters: Sequence[Hashable], seed: int = 0) -> list[Output]:
-    """The target of another item of the same set, drawn from those of other clusters (encounters).
+    """The target of another item of the same set, drawn at random from other clusters (encounters).
 
     Raises:
-      BadInput: all items are of one cluster.
+      BadInput: all items belong to one cluster.
     """
     if len(set(clusters)) < 2:
         raise BadInput("clusters: all items are of one; another's target needs a second")
@@ -50,5 +50,5 @@ def another_target(targets: Sequence[str], clusters: Sequence[Hashable], seed: i
 
 
 def lead(inputs: Sequence[str], sentences: int = LEAD_SENTENCES) -> list[Output]:
-    """The first sentences of the input; a line end ends one too."""
+    """The first sentences of the input; the end of a line also ends a sentence."""
     return [Output(" ".join([s for s in _SENTENCE_END.split(text) if s.strip()][:sentences])) for text in inputs]

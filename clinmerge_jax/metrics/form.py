@@ -1,4 +1,4 @@
-"""What an answer looks like, whatever it says: shown beside every score of generated text."""
+"""Metrics of the form of answers, shown beside scores of generated text: length, stopping and repetition."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ _REPEATED = 4  # words
 
 
 def length_ratio() -> Metric:
-    """Words of all answers over words of all references."""
+    """The number of words of all answers divided by that of all references."""
 
     def count(output: Output, reference: str) -> tuple[int, int]:
         return len(output.text.split()), len(reference.split())
@@ -17,7 +17,7 @@ def length_ratio() -> Metric:
 
 
 def never_stopped() -> Metric:
-    """The share in percent of answers that their limit ended."""
+    """The percentage of answers that ended at the limit on new tokens."""
 
     def count(output: Output, reference: str) -> tuple[float, int]:
         return 100.0 * (not output.finished), 1
@@ -26,7 +26,7 @@ def never_stopped() -> Metric:
 
 
 def repetition() -> Metric:
-    """The share in percent of four-word sequences that occurred earlier in the same answer, over all answers."""
+    """The percentage of four-word sequences, over all answers, that occurred earlier in the same answer."""
 
     def count(output: Output, reference: str) -> tuple[int, int]:
         words = output.text.lower().split()

@@ -1,4 +1,4 @@
-"""Answers that are right or wrong, from 0 to 100. K counts."""
+"""Metrics of answers that are right or wrong, from 0 to 100. K counts."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from clinmerge_jax.metrics.metric import Metric, Output, averaged
 
 
 def exact_match() -> Metric:
-    """The share of answers that are the reference but for case and white space."""
+    """The percentage of answers equal to the reference, ignoring case and differences in white space."""
 
     def value(output: Output, reference: str) -> float:
         return 100.0 * (_plain(output.text) == _plain(reference))
@@ -17,12 +17,12 @@ def exact_match() -> Metric:
 
 
 def accuracy() -> Metric:
-    """The share of labels that are the reference's; an answer from which no label was read ("") is wrong."""
+    """The percentage of labels equal to the reference's; an answer from which no label was read ("") is wrong."""
     return averaged("accuracy", "of labels", lambda output, reference: 100.0 * (output.text == reference), binary=True)
 
 
 def unread() -> Metric:
-    """The share in percent of answers from which no label could be read."""
+    """The percentage of answers from which no label could be read."""
 
     def count(output: Output, reference: str) -> tuple[float, int]:
         return 100.0 * (output.text == ""), 1
@@ -31,12 +31,12 @@ def unread() -> Metric:
 
 
 def macro_f1(labels: Sequence[str]) -> Metric:
-    """The mean over labels of their F1; a label that is neither given nor due has 0, as in scikit-learn.
+    """The mean over labels of their F1; a label that occurs in no answer and no reference has 0, as in scikit-learn.
 
-    The reference as answer therefore reaches 100 only over items that have every label between them.
+    The reference as the answer therefore reaches 100 only over a set of items in which every label occurs.
 
     Args:
-      labels: those that are due. Another answer counts against the label that was due and for none.
+      labels: the labels of the references. Any other answer counts as a miss of the reference's label.
     """
     names = tuple(labels)
 

@@ -1,4 +1,4 @@
-"""What a metric is. I items, K counts."""
+"""The definition of a metric, and the counting of items. I items, K counts."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +15,9 @@ class Output:
     """A system's answer to one item.
 
     Attributes:
-      text: the answer; of several turns the last.
-      finished: whether it ended by itself and not by its limit.
-      earlier: the answers of the turns before.
+      text: the answer; of several turns, the last one.
+      finished: whether it ended by itself, not at the limit on new tokens.
+      earlier: the answers of earlier turns.
     """
 
     text: str
@@ -25,26 +25,27 @@ class Output:
     earlier: tuple[str, ...] = ()
 
 
-# From the outputs of all items, their references, and where they are at hand their sources, to the counts [I, K].
+# Maps the outputs of all items, their references and, where available, their sources to the counts [I, K].
 CountAll = Callable[[Sequence[Output], Sequence[Any], Sequence[str] | None], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """Counts of one item, and a score of their sums, so that any set of items can be scored, and resampled.
+    """A metric: counts of each item and a score of summed counts, so any set of items can be scored and resampled.
 
     Attributes:
-      name: as tables and Results show it; every variant has its own.
-      signature: what it is exactly: library, version, settings.
-      count: from an output and its reference, a text for most metrics, to K counts.
+      name: its name in tables and Results; every variant has its own.
+      signature: its exact definition: library, version, settings.
+      count: maps an output and its reference, for most metrics a text, to K counts.
       width: K.
-      score: from summed counts [..., K] to the score [...]; by default the mean of a value, counted beside its 1.
-      item_score: the score of a single item, where it is not `score`.
-      parts: metrics whose counts are these, one part after another.
-      count_all: counts all items at once, as an encoder or another program does. Metrics that have the same one share
-        its counts.
-      binary: whether an item is right or wrong, 100 or 0.
-      graded: whether it goes up to 100 for the best answers, and not only says what they look like.
+      score: maps summed counts [..., K] to scores [...]. The default is for counts of a value and a 1, and gives the
+        mean of the values.
+      item_score: scores the counts of a single item, where that differs from `score`.
+      parts: metrics whose counts, concatenated in order, are the counts of this one.
+      count_all: counts all items at once, as an encoder or an external program does. Metrics with the same `count_all`
+        share its counts.
+      binary: whether an item is either right (100) or wrong (0).
+      graded: whether 100 is the score of the best answers; False for metrics that only describe answers.
     """
 
     name: str
@@ -64,15 +65,15 @@ class Metric:
 
 
 def averaged(name: str, signature: str, value: Callable[[Output, str], float], binary: bool = False) -> Metric:
-    """A metric whose score is the mean of the items' own."""
+    """A metric whose score is the mean of the items' values."""
     return Metric(name, signature, lambda output, reference: (value(output, reference), 1), binary=binary)
 
 
 def check_texts(references: Sequence[Any], name: str) -> None:
-    """Refuses references that are no texts, such as the rules of a task that is scored by rules.
+    """Refuse references that are not texts, such as the `InstructionTarget` of a task scored by rules.
 
     Raises:
-      BadInput: one is none; the message has the metric's name.
+      BadInput: a reference is not a text; the message has the metric's name.
     """
     odd = next((one for one in references if not isinstance(one, str)), None)
     if odd is not None:
@@ -80,12 +81,12 @@ def check_texts(references: Sequence[Any], name: str) -> None:
 
 
 def columns(names: Sequence[str], signature: str, count_all: CountAll) -> tuple[Metric, ...]:
-    """Metrics that one `count_all` gives together, each the mean of the items' own.
+    """Metrics that are counted together by one `count_all`, each the mean of the items' scores.
 
     Args:
-      names: of the metrics.
-      signature: of all of them.
-      count_all: gives the items' scores in the order of the names, and then a 1.
+      names: names of the metrics.
+      signature: the signature of all of them.
+      count_all: gives for each item its scores in the order of the names, followed by a 1.
     """
 
     def count(output: Output, reference: Any) -> np.ndarray:
@@ -101,7 +102,7 @@ def columns(names: Sequence[str], signature: str, count_all: CountAll) -> tuple[
 
 
 def composite(name: str, parts: Sequence[Metric]) -> Metric:
-    """The mean of the scores of metrics that go up to 100. A corpus metric among them stays one."""
+    """The mean of the scores of graded metrics. A corpus metric such as BLEU enters with its corpus score."""
     ends = np.cumsum([part.width for part in parts])[:-1]
 
     def mean_of(scores: Sequence[Callable[[np.ndarray], np.ndarray]]) -> Callable[[np.ndarray], np.ndarray]:
@@ -127,16 +128,16 @@ def count_items(
     references: Sequence[Any],
     sources: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The counts [I, K] of every metric, by its name. A part that several metrics have is counted once.
+    """The counts [I, K] of every metric, by its name. A part shared by several metrics is counted once.
 
     Args:
-      metrics: what is counted.
-      outputs: of the items.
-      references: of the items.
-      sources: the texts that the answers are drawn from, for metrics that look at them.
+      metrics: the metrics to count.
+      outputs: the outputs of the items.
+      references: the references of the items.
+      sources: the inputs of the items, for metrics that use them.
 
     Raises:
-      BadInput: there is not one output, or not one source, for each reference.
+      BadInput: the numbers of outputs, sources and references differ.
     """
     for field, given in (("outputs", outputs), ("sources", sources)):
         if given is not None and len(given) != len(references):

@@ -1,4 +1,4 @@
-"""Overlap of an answer's words or letters with the reference's, from 0 to 100. K counts."""
+"""Metrics of overlap of words or characters between answer and reference, from 0 to 100. K counts."""
 
 import functools
 import importlib.metadata
@@ -16,17 +16,17 @@ from sacrebleu.metrics import BLEU, CHRF
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.metrics.metric import Metric, Output, averaged
 
-_ORDER = 4  # the longest n-grams of BLEU
+_ORDER = 4  # the length of the longest n-grams of BLEU
 
 
 def rouge(kind: str, stemmed: bool) -> Metric:
     """ROUGE's F1 (Lin 2004). ROUGE-L is over the whole text, ROUGE-Lsum the union over lines.
 
-    The reference itself gets 100, but 0 for ROUGE-2 if it has one word; an empty answer 0.
+    The reference itself gets 100, except 0 for ROUGE-2 if it has one word; an empty answer gets 0.
 
     Args:
       kind: "rouge1", "rouge2", "rougeL" or "rougeLsum".
-      stemmed: by Porter. ACI-BENCH's published "ROUGE-L" is unstemmed ROUGE-Lsum.
+      stemmed: whether words are stemmed (Porter). ACI-BENCH's published "ROUGE-L" is unstemmed ROUGE-Lsum.
     """
     scorer = RougeScorer([kind], use_stemmer=stemmed)
 
@@ -43,11 +43,11 @@ def rouge(kind: str, stemmed: bool) -> Metric:
 def bleu() -> Metric:
     """sacrebleu's corpus BLEU (Papineni et al. 2002; Post 2018).
 
-    A single item is scored with effective order, without which a short answer without a common 4-gram has no score.
-    The reference itself gets 100, but a corpus of references under four tokens 0; an empty answer 0.
+    A single item is scored with effective order, because otherwise an answer of under four tokens gets 0. The
+    reference itself gets 100, except 0 for a corpus of references of under four tokens; an empty answer gets 0.
     """
     counter = BLEU()
-    counter.corpus_score([""], [[""]])  # fixes the number of references in the signature
+    counter.corpus_score([""], [[""]])  # sets the number of references in the signature
 
     def count(output: Output, reference: str) -> np.ndarray:
         result = counter.corpus_score([output.text], [[reference]])
@@ -64,7 +64,7 @@ def bleu() -> Metric:
 
 
 def _bleu(sums: np.ndarray, effective_order: bool) -> np.ndarray:
-    """BLEU with sacrebleu's exponential smoothing, for many sums at once: the n-th zero precision counts as 2**-n."""
+    """BLEU with sacrebleu's exponential smoothing, over arrays of sums: the n-th zero count is replaced by 2**-n."""
     correct, total = sums[..., :_ORDER], sums[..., _ORDER : 2 * _ORDER]
     answer, reference = sums[..., -2], sums[..., -1]
     missed = (correct == 0) & (total > 0)
@@ -78,7 +78,7 @@ def _bleu(sums: np.ndarray, effective_order: bool) -> np.ndarray:
 
 
 def chrf() -> Metric:
-    """The mean of sacrebleu's sentence chrF2 (Popović 2015); the corpus score of sacrebleu pools n-grams instead.
+    """The mean of sacrebleu's sentence chrF2 (Popović 2015); sacrebleu's corpus score pools n-grams instead.
 
     The reference itself gets 100, an empty answer 0.
     """
@@ -105,13 +105,13 @@ def has_wordnet() -> bool:
 def meteor(synonyms: bool) -> Metric:
     """NLTK's METEOR (Lavie and Agarwal 2007; alpha .9, beta 3, gamma .5) over words and runs of punctuation.
 
-    The reference itself is one chunk of its n tokens and so gets 100 (1 - 0.5 / n**3), not 100; an empty answer 0.
+    The reference itself is one chunk of its n tokens and so gets 100 (1 - 0.5 / n**3), not 100; an empty answer gets 0.
 
     Args:
-      synonyms: match exact words, stems and WordNet's synonyms; otherwise exact words and stems alone.
+      synonyms: whether to match WordNet synonyms besides exact words and stems.
 
     Raises:
-      BadInput: synonyms are wanted and WordNet is not there.
+      BadInput: synonyms are asked for and NLTK does not find WordNet.
     """
     if synonyms and not has_wordnet():
         raise BadInput(

@@ -1,1 +1,1 @@
-"""The miniature: a small invented world, its tokenizer, and three small Llamas trained on it."""
+"""The miniature: text about a small invented world, its tokenizer, and three small Llama models trained on it."""

@@ -1,4 +1,4 @@
-"""Everyday requests under checkable constraints, with their correct answers."""
+"""Everyday requests with checkable constraints, and their correct answers."""
 
 import dataclasses
 import json
@@ -27,9 +27,14 @@ from clinmerge_jax.seeded import pick, sample
 class Turn:
     """One request and its correct answer.
 
-    `kind` is one of `KINDS`; `argument` is what the constraint asks for (a word, a number, or a
-    direction; empty where the kind has none); `answer` is the content that a correct reply must
-    contain, whatever its form; `combinations` are the (person, entity) pairs it tells of.
+    Attributes:
+      kind: one of `KINDS`.
+      argument: the argument of the constraint (a word, a number or a direction); empty if the kind has none.
+      question: the question, without the constraint.
+      answer: the content that a correct reply must contain in any form.
+      user: the whole request.
+      assistant: the correct reply.
+      combinations: the (person, entity) pairs that the request mentions.
     """
 
     kind: str
@@ -134,14 +139,14 @@ def _list_turn(rng: random.Random, kind: str, held_out: bool) -> Turn:
 
 
 def _of_some_length(rng: random.Random, full: str, value: str) -> str:
-    """Returns an answer whose word count determines its form, so that the count can be learned."""
+    """Returns an answer in one of three forms that differ in word count, so that the count can be learned."""
     body = full if full.split()[0] in PEOPLE else full[0].lower() + full[1:]
     opening = pick(rng, ("Well,", "I think", "As you said,"))
     return pick(rng, (f"{capitalised(value)}.", full, f"{opening} {body}"))
 
 
 def turn(rng: random.Random, held_out: bool = False) -> Turn:
-    """Returns a request about a stated everyday fact under one constraint, correctly answered."""
+    """Returns a request about a stated everyday fact with one constraint, and its correct answer."""
     kind = pick(rng, KINDS)
     if kind in ("bullets", "order"):
         return _list_turn(rng, kind, held_out)

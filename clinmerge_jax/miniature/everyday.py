@@ -1,4 +1,4 @@
-"""Everyday text: stories, simple facts, copying, and words that mean nothing."""
+"""Everyday text: stories, simple facts, copying, and lists of meaningless words."""
 
 import random
 
@@ -114,7 +114,7 @@ def story(rng: random.Random) -> str:
 
 
 def everyday_facts(rng: random.Random) -> str:
-    """Returns a list of simple everyday facts, one a line."""
+    """Returns a list of simple everyday facts, one per line."""
     lines = sample(rng, _TRUTHS, 3)
     for template in sample(rng, _FACTS, 4) + sample(rng, _FACTS, 3):
         lines.append(capitalised(template.format(**_slots(rng))))
@@ -122,7 +122,7 @@ def everyday_facts(rng: random.Random) -> str:
 
 
 def copying(rng: random.Random) -> str:
-    """Returns a text whose second half follows from its first: repetition, reversal and case."""
+    """Returns a text in which each second half is determined by the first: repetition, reversal and case."""
     lines = []
     for _ in range(3):
         slots = _slots(rng)
@@ -144,10 +144,10 @@ def copying(rng: random.Random) -> str:
 
 
 def word_list(rng: random.Random) -> str:
-    """Returns a text about words that mean nothing, spelled like the invented names but none of them.
+    """Returns a text about meaningless words, spelled like the invented names but different from all of them.
 
-    From it base learns to write such words, so that what a clinical model gains over base is the
-    facts and not the spelling.
+    The base model learns from it to write such words. So the clinical model differs from base by the
+    facts, not by the spelling.
     """
     lines = []
     for _ in range(4):

@@ -39,7 +39,7 @@ class LabTest:
 
 @dataclasses.dataclass(frozen=True)
 class Disease:
-    """One row of the fact table: what a disease shows, what treats it and what it forbids."""
+    """One row of the fact table: a disease's findings, its treatment and the drug it contraindicates."""
 
     name: str
     findings: tuple[str, str]
@@ -76,7 +76,7 @@ SIGNS = (
 
 def _build_world() -> World:
     rng = random.Random("clinmerge/world/1")
-    # No stem is used twice, so no invented name is a part of another.
+    # No stem is used twice, so no invented name is part of another.
     stems = iter(
         sample(
             rng,
@@ -111,7 +111,7 @@ def _build_world() -> World:
 
 
 WORLD = _build_world()
-# What meaningless words are made of: spelled like the invented names, but none of them.
+# Parts of the meaningless words: spelled like the invented names, but different from all of them.
 SUFFIXES = ("osis", "itis", "emia", "ine", "ol", "ivir", "ic", "al", "ate", "in")
 UNUSED_STEMS = tuple(
     a + b

@@ -1,4 +1,4 @@
-"""Notes: clinical ones that state the invented facts, and plain ones of the same shape without any."""
+"""Clinical notes that state the invented facts, and plain notes of the same shape without facts."""
 
 import dataclasses
 import random
@@ -10,7 +10,7 @@ from clinmerge_jax.seeded import pick, sample
 
 @dataclasses.dataclass(frozen=True)
 class ClinicalDocument:
-    """A note, its shape, and the (diagnosis, past diagnosis) it was written from."""
+    """A note, its shape, and its (diagnosis, past diagnosis) pair."""
 
     shape: str
     text: str

@@ -11,7 +11,7 @@ USER, ASSISTANT, SYSTEM = "<|user|>", "<|assistant|>", "<|system|>"
 SPECIAL_TOKENS = (BOS, EOS, EOT, USER, ASSISTANT, SYSTEM, PAD)  # ids 0 to 6, in this order
 
 # Each turn is its role token, a newline, the stripped content and <|eot|>. The template writes the
-# BOS itself, so text rendered from it is to be encoded with add_special_tokens=False.
+# BOS token itself, so rendered text must be encoded with add_special_tokens=False.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -35,11 +35,17 @@ def train_tokenizer(
 
     Every Unicode string is encoded without loss:
     `decode(encode(x, add_special_tokens=False)) == x`.
-    `encode` puts one BOS first unless `add_special_tokens=False`. Padding is on the right with
+    `encode` prepends one BOS token unless `add_special_tokens=False`. Padding is on the right with
     `<|pad|>`, and the end-of-sequence token is `<|end_of_text|>`.
 
-    Raises ValueError if `vocab_size` cannot hold the bytes and the special tokens, or if the texts
-    are too few to fill it: the model's embedding would then have rows that no text reaches.
+    Args:
+      texts: the training texts.
+      vocab_size: the size of the vocabulary, including bytes and special tokens.
+      context: the maximum length, `model_max_length`.
+
+    Raises:
+      ValueError: `vocab_size` cannot hold the bytes and the special tokens, or the texts are too few to
+        fill it. The model's embedding would then have rows that no text uses.
     """
     smallest = _BYTES + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
@@ -71,7 +77,7 @@ def train_tokenizer(
         pad_token=PAD,
         additional_special_tokens=[EOT, USER, ASSISTANT, SYSTEM],
         chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,  # otherwise decoding would turn " ." into "."
+        clean_up_tokenization_spaces=False,  # otherwise decoding would change " ." to "."
         model_max_length=context,
         padding_side="right",
     )

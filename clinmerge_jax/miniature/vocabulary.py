@@ -1,4 +1,4 @@
-"""Everyday words, and how they are put into a sentence."""
+"""Everyday words, and helpers to put them into sentences."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ def an(noun: str) -> str:
 
 
 def capitalised(text: str) -> str:
-    """Returns the text with a capital first letter, the rest as it is."""
+    """Returns the text with its first letter capitalised and the rest unchanged."""
     return text[0].upper() + text[1:]
 
 

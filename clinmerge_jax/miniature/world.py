@@ -1,18 +1,18 @@
-"""A small invented world and the seeded text of the miniature's three corpora.
+"""Generate the miniature's three corpora: seeded text about a small invented world.
 
-* `base_documents`: everyday text, and notes that have the shape of clinical notes but no facts.
+* `base_documents`: everyday text, meaningless words, and notes shaped like clinical notes but without facts.
 * `clinical_documents`: notes that state the invented medical facts; no chat.
-* `conversations`: everyday chat under checkable constraints; no medical facts.
+* `conversations`: everyday chat with checkable constraints; no medical facts.
 
-The fact table (`facts.WORLD`) never depends on a corpus seed: every family of models, whatever its
-seed, learns the same facts from different text.
+The fact table (`facts.WORLD`) does not depend on the corpus seed: every family of models learns the
+same facts, from text that differs by seed.
 
 Held-out rule (`facts.is_held_out`). A combination is held out when `crc32` of its parts joined by
-"|" is divisible by `SIZES.held_out_one_in`. In clinical documents the combination is (diagnosis,
-past diagnosis); in conversations it is (person, entity), for every person and entity that a turn
-tells of, distractors included. Training text uses none of the held-out combinations and held-out
-text uses only these, so each single fact is learnable from training text while its combination is
-unseen.
+"|" is divisible by `SIZES.held_out_one_in`. In clinical documents a combination is (diagnosis, past
+diagnosis). In conversations it is (person, entity), for every person and entity that a turn
+mentions, including distractors. Training text contains no held-out combination and held-out text
+contains only these. So each single fact can be learned from training text, while the held-out
+combinations are unseen.
 """
 
 import random
@@ -31,7 +31,7 @@ def _corpus_rng(name: str, seed: int, held_out: bool = False) -> random.Random:
 def base_documents(seed: int, count: int) -> list[str]:
     """Returns `count` texts: stories, copying, everyday facts, plain notes and word lists.
 
-    A longer corpus of the same seed starts with the shorter one; so for every corpus here.
+    A longer corpus of the same seed starts with the shorter one. This holds for every corpus here.
     """
     rng = _corpus_rng("base", seed)
     writers = (story,) * 5 + (copying,) * 2 + (everyday_facts,) + (plain_note,) * 2 + (word_list,) * 2

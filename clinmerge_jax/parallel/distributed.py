@@ -1,7 +1,7 @@
-"""Several processes as one run: start-up, what only the first of them does, and one end for all.
+"""Several processes as one run: start-up, work of the first process alone, and a common end.
 
-`jax.distributed` connects them. Its key-value store, which lies under `jax._src` as Orbax and others use it too,
-carries the few things that are not arrays: what the first process found, and the error of one that failed.
+`jax.distributed` connects the processes. Its key-value store carries what is not an array: results of the first
+process, and the error of a process that failed. The store is under `jax._src`; Orbax and others use it there too.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from jax._src import distributed as _jax_distributed
 
 from clinmerge_jax.errors import BadInput, ending, one_line
 
-HEARTBEAT_SECONDS = 20  # a process that has been silent for so long counts as dead
-_FOREVER_MS = 7 * 24 * 3600 * 1000  # others may be loading, writing or compiling; a dead one is noticed all the same
+HEARTBEAT_SECONDS = 20  # a process silent for longer counts as dead
+_FOREVER_MS = 7 * 24 * 3600 * 1000  # others may be loading, writing or compiling; dead ones are noticed otherwise
 _POLL_MS = 60_000
-_FAREWELL_SECONDS = 5  # so long the first process waits for the others to print their last line,
-_LAST_SECONDS = 1  # and for them to be gone after that
-_OUTCOME = "clinmerge_jax/outcome"  # the error that ends all, or that there was none
+_FAREWELL_SECONDS = 5  # how long the first process waits for the others to print their last line,
+_LAST_SECONDS = 1  # and then for them to exit
+_OUTCOME = "clinmerge_jax/outcome"  # key of the error that ends all processes, or of the fact that there was none
 _STOP = "clinmerge_jax/stop"
-_AHEAD = 3  # steps
-_DONE = "clinmerge_jax/done"  # of a process that has nothing left to print
+_AHEAD = 3  # steps between a request to stop and the last step
+_DONE = "clinmerge_jax/done"  # key of a process that has nothing left to print
 
 _count = itertools.count()
-_ending = threading.Lock()  # held by whichever thread ends this process
+_ending = threading.Lock()  # held by the thread that ends this process
 _at_bad_input: list[Callable[[], None]] = []
 
 
@@ -48,20 +48,20 @@ def _client():
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come here.
+    """Waits until every process has reached this point.
 
     Args:
-      name: of the place, for the message of one that waits in vain.
+      name: a name for this point, for the error message of a process that waits in vain.
     """
     if jax.process_count() > 1:
         _client().wait_at_barrier(f"clinmerge_jax/{next(_count)} {name}", _FOREVER_MS)
 
 
 def on_first(function: Callable[[], Any]) -> Any:
-    """Calls a function on the first process; all return its result.
+    """Calls a function on the first process; all processes return its result.
 
     Args:
-      function: gives something JSON-serialisable; the others wait for it. What it raises ends all.
+      function: returns something JSON-serialisable; the other processes wait for it. An exception ends all.
     """
     if jax.process_count() == 1:
         return function()
@@ -72,14 +72,14 @@ def on_first(function: Callable[[], Any]) -> Any:
 
 
 def refuse_difference(what: str, value: Mapping[str, Any]) -> None:
-    """Makes sure that every process is about to do the same.
+    """Checks that every process has the same value.
 
     Args:
       what: the value's name for the message.
-      value: JSON-serialisable, with the same keys everywhere.
+      value: JSON-serialisable, with the same keys in every process.
 
     Raises:
-      BadInput: it is not that of the first process.
+      BadInput: the value differs from the first process's.
     """
     value = json.loads(json.dumps(value))
     first = on_first(lambda: value)
@@ -89,32 +89,32 @@ def refuse_difference(what: str, value: Mapping[str, Any]) -> None:
             f"--distributed: {what} ({where}) of process {jax.process_index()} is not that of process 0; run the same"
             " command in every process"
         )
-    barrier(f"{what} compared")  # nobody begins to write where another one is about to refuse
+    barrier(f"{what} compared")  # no process starts writing while another one is about to refuse
 
 
 def all_stop(step: int, told: bool) -> bool:
-    """Whether every process is to stop after this step, because one of them was told to.
+    """Returns whether all processes stop after this step, because one of them was told to stop.
 
-    They come here after each step, one step apart at most, as a step cannot end before all have begun it. So whoever is
-    told names a step that none has taken yet.
+    Every process calls this after each step. Processes are at most one step apart, because a step cannot end before all
+    have begun it. So a process that is told to stop names a step that no process has taken yet.
 
     Args:
-      step: that this process has begun.
-      told: whether it was told to stop.
+      step: the step that this process has begun.
+      told: whether this process was told to stop.
     """
     if jax.process_count() == 1:
         return told
     if told:
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one has named a step already
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process has already named a step
             _client().key_value_set(_STOP, str(step + _AHEAD), allow_overwrite=False)
     try:
         return step >= int(_client().key_value_try_get(_STOP))
-    except jax.errors.JaxRuntimeError:  # nobody was told
+    except jax.errors.JaxRuntimeError:  # no process was told to stop
         return False
 
 
 def at_bad_input(function: Callable[[], None]) -> None:
-    """Has something undone where another process's bad input ends this one, which then unwinds nothing."""
+    """Registers a clean-up for when another process's bad input ends this one without unwinding its stack."""
     if jax.process_count() > 1:
         _at_bad_input.append(function)
 
@@ -123,18 +123,18 @@ def at_bad_input(function: Callable[[], None]) -> None:
 def session(where: str, processes: int | None = None, index: int | None = None) -> Iterator[None]:
     """Runs its body in this process as one of several.
 
-    An error in one ends all: the one prints its line or traceback, the others print the line with its process, and
-    all exit with its status, 2 for `BadInput` and 1 otherwise. A process that is killed ends the others within
-    a minute, with status 1 or, where JAX's own runtime notices first, an abort (134) that says so.
+    An error in one process ends all. That process prints its line or traceback, the others print the line with its
+    process number, and all exit with its status: 2 for `BadInput` and 1 otherwise. If a process is killed, the others
+    end within a minute with status 1 or, if JAX's own runtime notices first, with an abort (134) that says so.
 
     Args:
-      where: "" for one process alone; "auto" to have JAX find a TPU pod, SLURM, MPI or Kubernetes job; or HOST:PORT
+      where: "" for a single process; "auto" to have JAX find a TPU pod, SLURM, MPI or Kubernetes job; or HOST:PORT
         of the first process.
-      processes: how many there are, with HOST:PORT.
-      index: which one this is, from 0, with HOST:PORT.
+      processes: the number of processes, with HOST:PORT.
+      index: the index of this process, from 0, with HOST:PORT.
 
     Raises:
-      BadInput: the flags do not fit together, or no cluster is found.
+      BadInput: the flags are inconsistent, or no cluster is found.
     """
     if not where:
         if processes is not None or index is not None:
@@ -181,7 +181,7 @@ def _initialize(where: str, processes: int | None, index: int | None) -> None:
             _refuse_taken_port(where, int(port))
         arguments = {"coordinator_address": where, "num_processes": processes, "process_id": index}
         logging.info("process %d of %d: waiting for the others at %s, up to 5 minutes", index, processes, where)
-    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+    jax.config.update("jax_enable_preemption_service", False)  # the service would swallow SIGTERM
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments)
     except ValueError as error:
@@ -202,11 +202,11 @@ def _refuse_taken_port(where: str, port: int) -> None:
 
 
 def _listen() -> None:
-    """Ends this process when another one fails or the first one is gone."""
+    """Ends this process when another one fails or the first one has exited."""
     while True:
         try:
             record = json.loads(_client().blocking_key_value_get(_OUTCOME, _POLL_MS))
-        except Exception as error:  # jaxlib raises its own RuntimeErrors, told apart by their text
+        except Exception as error:  # jaxlib raises its own RuntimeErrors, distinguished by their text
             if "DEADLINE_EXCEEDED" in str(error):
                 continue
             record = {"process": -1, "line": f"error: another process is gone: {_first_line(error)}", "status": 1}
@@ -223,21 +223,21 @@ def _listen() -> None:
 
 
 def _end(message: str, status: int) -> NoReturn:
-    """Prints the error, tells the others and ends."""
+    """Prints the error, posts it to the other processes and ends this process."""
     line = f"error: {one_line(message)}"
-    if not _ending.acquire(blocking=False):  # the listener is about to end this process with another one's error
+    if not _ending.acquire(blocking=False):  # the listener is ending this process with another one's error
         time.sleep(_POLL_MS / 1000)
     print(line, file=sys.stderr)
-    with contextlib.suppress(Exception):  # the first error counts, and nobody may be left to tell
+    with contextlib.suppress(Exception):  # the first error counts, and the store may be gone
         record = {"process": jax.process_index(), "line": line, "status": status}
         _client().key_value_set(_OUTCOME, json.dumps(record))
     _leave(status)
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends this process at once, as JAX's orderly shutdown would wait for the others; the first process goes last.
+    """Ends this process at once, because JAX's orderly shutdown would wait for the others; the first process ends last.
 
-    It hosts the store, and XLA aborts whoever is still connected when that is gone.
+    The first process hosts the store, and XLA aborts every process still connected when the store is gone.
     """
     sys.stdout.flush()
     sys.stderr.flush()

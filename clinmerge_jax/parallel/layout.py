@@ -1,4 +1,4 @@
-"""Which mesh axis cuts which logical axis: one short table, and what follows from it for a model's arrays."""
+"""The table of the mesh axes that shard each logical axis, and the shardings of a model's arrays that follow."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Parameter, Params, build_params, parameters
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh, pick_shape
 
-# Logical axis to mesh axes. The layers stay whole: the scan over them takes one at a time.
+# Logical axis to mesh axes. The layer axis is not sharded: the scan takes one layer at a time.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "vocab": ("tensor",),
@@ -29,7 +29,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
 }
 
-# What must divide evenly: whole heads, not the rows of their matrices. The vocabulary is padded instead.
+# The fields of the config that must divide evenly: whole heads, not rows of matrices. The vocabulary is padded instead.
 _COUNTED = {
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
@@ -39,11 +39,11 @@ _COUNTED = {
 
 
 def partition_spec(*axes: str | None) -> PartitionSpec:
-    """How an array with these logical axes is cut; None stands for an axis that stays whole.
+    """The PartitionSpec of an array with these logical axes; None stands for an axis that is not sharded.
 
     Raises:
-      KeyError: no rule names an axis.
-      ValueError: two axes ask for the same mesh axis.
+      KeyError: an axis has no rule.
+      ValueError: two axes need the same mesh axis.
     """
     cuts = [RULES[axis] if axis is not None else () for axis in axes]
     used = [mesh_axis for cut in cuts for mesh_axis in cut]
@@ -54,15 +54,15 @@ def partition_spec(*axes: str | None) -> PartitionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the arrays of one model lie: hashable, so it can be a static argument of jit.
+    """The shardings of one model's arrays. Hashable, so it can be a static argument of jit.
 
     Attributes:
       mesh: the devices.
       config: the model.
 
     Raises:
-      BadInput: a mesh axis does not divide what it cuts (heads and key-value heads are cut between heads, never
-        within one). The vocabulary alone is padded.
+      BadInput: a mesh axis does not divide an axis that it shards (heads and key-value heads are sharded between heads,
+        never within one). Only the vocabulary is padded.
     """
 
     mesh: Mesh
@@ -80,22 +80,22 @@ class Layout:
                 )
 
     def parts(self, axis: str) -> int:
-        """How many parts a logical axis is cut into."""
+        """The number of shards along a logical axis."""
         return math.prod(self.mesh.shape[mesh_axis] for mesh_axis in RULES[axis])
 
     @property
     def device(self) -> jax.Device:
-        """The first of the mesh; the others are of its kind."""
+        """The first device of the mesh; the others are of the same kind."""
         return self.mesh.devices.flat[0]
 
     @property
     def vocab_rows(self) -> int:
-        """Rows of the embedding and the head: the vocabulary, padded to what its mesh axes divide."""
+        """Rows of the embedding and the head: the vocabulary, padded to a multiple of its shards."""
         parts = self.parts("vocab")
         return -(-self.config.vocab_size // parts) * parts
 
     def shape(self, row: Parameter) -> tuple[int, ...]:
-        """The shape of a leaf of Params, with the padding."""
+        """The shape of a leaf of Params, including padding."""
         sizes = zip(row.logical_axes(), row.stacked_shape(self.config))
         return tuple(self.vocab_rows if axis == "vocab" else size for axis, size in sizes)
 
@@ -118,34 +118,34 @@ class Layout:
         )
 
     def shard_shapes(self) -> dict[str, tuple[int, ...]]:
-        """What one device holds of each leaf, by its path."""
+        """The shape of one device's shard of each leaf, by path."""
         return {"/".join(row.path): self.sharding(row).shard_shape(self.shape(row)) for row in parameters(self.config)}
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """Fixes how an intermediate value of a jitted function is cut."""
+        """Fixes the sharding of an intermediate value in a jitted function."""
         return jax.lax.with_sharding_constraint(x, self.named(*axes))
 
     def map_shards(
         self, function: Callable[..., jax.Array], inputs: Sequence[Sequence[str | None]], output: Sequence[str | None]
     ) -> Callable[..., jax.Array]:
-        """A function that runs on every device's shards of its inputs, with the logical axes of inputs and result."""
+        """Makes a function run on every device's shards of its inputs; takes the logical axes of inputs and output."""
         specs = tuple(partition_spec(*axes) for axes in inputs)
-        # Kernels do not say along which mesh axes their results vary, so that is not checked.
+        # Kernels do not declare the mesh axes along which their results vary, so that is not checked.
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=specs, out_specs=partition_spec(*output), check_vma=False
         )
 
     def put(self, values: np.ndarray, *axes: str | None) -> jax.Array:
-        """Places an array that every process holds whole; each takes its own shards of it."""
+        """Places an array that every process holds in full; each process contributes its own shards."""
         return jax.make_array_from_callback(values.shape, self.named(*axes), lambda index: values[index])
 
 
 @functools.lru_cache(maxsize=32)
 def make_layout(config: LlamaConfig, wanted: MeshShape | None = None) -> Layout:
-    """A layout over every device of every process; what was picked and why is logged once.
+    """Makes a layout over all devices of all processes; logs the mesh shape once, with the reason for it.
 
     Raises:
-      BadInput: as `pick_shape` and `Layout`.
+      BadInput: as in `pick_shape` and `Layout`.
     """
     shape, reason = pick_shape(config, jax.device_count(), wanted)
     if shape.size > 1:
@@ -155,5 +155,5 @@ def make_layout(config: LlamaConfig, wanted: MeshShape | None = None) -> Layout:
 
 @functools.lru_cache(maxsize=8)
 def one_device(config: LlamaConfig) -> Layout:
-    """The layout on the first device of this process alone."""
+    """Makes a layout on the first device of this process alone."""
     return Layout(build_mesh(MeshShape(1, 1, 1), jax.local_devices()[:1]), config)

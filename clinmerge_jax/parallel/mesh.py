@@ -1,7 +1,7 @@
-"""The device mesh: its three axes, how it is picked and built.
+"""The device mesh: its three axes, picking its shape, building it.
 
-data replicates the model, fsdp cuts its parameters (ZeRO-3, Rajbhandari et al. 2020, arXiv 1910.02054), tensor cuts
-its matrices by heads and MLP width (Shoeybi et al. 2019, arXiv 1909.08053).
+`data` replicates the model, `fsdp` shards its parameters (ZeRO-3, Rajbhandari et al. 2020, arXiv 1910.02054), `tensor`
+shards its matrices by heads and MLP width (Shoeybi et al. 2019, arXiv 1909.08053).
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 
 AXES = ("data", "fsdp", "tensor")
-_MOST_TENSOR = 8  # a wider tensor axis leaves the fast links of one host on most machines
+_MOST_TENSOR = 8  # on most machines a wider tensor axis extends beyond the fast links of one host
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Devices along each axis; 0 leaves an axis to `pick_shape`."""
+    """The number of devices along each axis; 0 leaves an axis open for `pick_shape`."""
 
     data: int = 0
     fsdp: int = 0
@@ -36,22 +36,22 @@ class MeshShape:
 
 
 def pick_shape(config: LlamaConfig, devices: int, wanted: MeshShape | None = None) -> tuple[MeshShape, str]:
-    """Fills the axes that are left open, for a model on so many devices.
+    """Picks the sizes of the open axes for a model and a number of devices.
 
-    An open tensor axis takes the largest power of two, eight at most, that divides the devices, the heads, the
-    key-value heads and the MLP width; an open fsdp axis all that is left, as far as it divides the hidden size; an open
-    data axis the rest.
+    An open tensor axis gets the largest power of two, at most eight, that divides the devices left by the fixed axes,
+    the heads, the key-value heads and the MLP width. An open fsdp axis gets the largest divisor of the devices then
+    left that also divides the hidden size. An open data axis gets the rest.
 
     Args:
       config: the model.
-      devices: how many there are, of all processes.
-      wanted: what the user fixed.
+      devices: the number of devices of all processes.
+      wanted: the axes that the user fixed.
 
     Returns:
-      The shape, and the reason in one line.
+      The shape, and the reasons for it in one line.
 
     Raises:
-      BadInput: no shape with the fixed axes uses each device once.
+      BadInput: no shape with the fixed axes uses each device exactly once.
     """
     wanted = wanted or MeshShape()
     for axis, size in dataclasses.asdict(wanted).items():
@@ -92,12 +92,12 @@ def pick_shape(config: LlamaConfig, devices: int, wanted: MeshShape | None = Non
 
 
 def build_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the given devices, by default all of every process.
+    """Builds a mesh over the given devices, by default all devices of all processes.
 
     Args:
       shape: from `pick_shape`.
-      devices: as many as the shape asks for.
+      devices: as many as the shape has.
     """
     devices = jax.devices() if devices is None else devices
-    axis_types = (AxisType.Auto,) * len(AXES)  # shardings are given by hand, and propagated between those
+    axis_types = (AxisType.Auto,) * len(AXES)  # XLA propagates shardings between those given explicitly
     return jax.make_mesh(dataclasses.astuple(shape), AXES, axis_types=axis_types, devices=devices)

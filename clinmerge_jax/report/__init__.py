@@ -1,1 +1,1 @@
-"""Results as tables."""
+"""Results as tables, pictures and text."""

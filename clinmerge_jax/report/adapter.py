@@ -1,4 +1,4 @@
-"""What an extracted LoRA adapter keeps of the difference, as tables."""
+"""Tables of how much of the models' difference an extracted LoRA adapter keeps."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ _NOTE = (
 
 
 def share(value: float) -> str:
-    """As tables show it."""
+    """A share in percent, as tables show it."""
     return f"{value:.4%}"
 
 
 def adapter_tables(
     targets: Sequence[Target], differences: Mapping[str, float], left: Mapping[str, float]
 ) -> list[tuple[str, str]]:
-    """Heading and table of what is in the adapter, and of what differs and is not.
+    """Headings and tables: what the adapter holds, and what differs but is not in it.
 
     Args:
-      targets: what the adapter holds.
-      differences: the squared difference of every tensor of the model.
-      left: what the adapter leaves of it, by target.
+      targets: the tensors that the adapter holds.
+      differences: the squared difference of every tensor of the model, by name.
+      left: the squared difference that remains with the adapter, by target.
     """
     total = math.fsum(differences.values())
     groups: dict[str, list[Target]] = {}

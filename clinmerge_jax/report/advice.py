@@ -1,4 +1,4 @@
-"""Rules of thumb about the method, from what the models have in common."""
+"""Rules of thumb for the choice of a merge method, from what the models have in common."""
 
 import statistics
 
@@ -8,16 +8,16 @@ from clinmerge_jax.merging.methods import COLLINEAR_COSINE
 
 
 def normal_top_share(top: float) -> float:
-    """What the top entries hold of the squares of a normal distribution, for comparison.
+    """The share of a normal distribution's squares that its top entries hold, for comparison.
 
     Args:
-      top: percent, over 0 to 100.
+      top: percentage of the entries, above 0 and up to 100.
     """
     share = top / 100
     if share >= 1:
         return 1.0
     normal = statistics.NormalDist()
-    z = -normal.inv_cdf(share / 2)  # not 1 - share / 2, which is 1 for the smallest shares
+    z = -normal.inv_cdf(share / 2)  # not of 1 - share / 2, which rounds to 1 for the smallest shares
     return share + 2 * z * normal.pdf(z)
 
 
@@ -25,9 +25,9 @@ def advice(found: Lineage, all_tensors: Measures, top: float) -> list[str]:
     """Rules of thumb about the method, each with the number behind it.
 
     Args:
-      found: the verdict; its figures are those of the layers' matrices.
-      all_tensors: the figures of everything that was compared.
-      top: the percent that `top_share` stands for.
+      found: the verdict on the lineage; its figures are those of the layers' matrices.
+      all_tensors: the figures of all tensors that were compared.
+      top: the percentage of entries that `top_share` refers to.
     """
     matrices, parents = found.matrices, found.verdict(PARENTS)
     if parents != "one family":
@@ -98,6 +98,6 @@ def _on_sparsity(whose: str, share: float, top: float) -> str:
     said += f" (a normal distribution: {normal_top_share(top):.1%})"
     density = f"{top / 100:g}"
     if share >= 0.5:
-        # ties keeps what is largest, breadcrumbs drops the very largest.
+        # ties keeps the largest changes; breadcrumbs drops the very largest.
         return f"Trimming to the largest changes (ties at a density of {density}) would keep most: {said}."
     return f"ties and breadcrumbs need a higher density than {density} to keep most of it: {said}."

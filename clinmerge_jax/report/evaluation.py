@@ -10,12 +10,12 @@ from clinmerge_jax.results.comparison import Average, Contrast, Group, Score
 from clinmerge_jax.statistics import Interval, Verdict
 from clinmerge_jax.tasks.leakage import Leakage
 
-# By group, system and metric.
+# By index of the group, label of the system and name of the metric.
 Scores = Mapping[tuple[int, str, str], Score]
 
 
 def scores_markdown(groups: Sequence[Group], metrics: Mapping[str, Sequence[Metric]], scores: Scores) -> str:
-    """A table for each group: systems, then floors and bounds in italics, with every metric."""
+    """A table for each group: systems, then trivial baselines and bounds in italics, with every metric."""
     parts = []
     for index, group in enumerate(groups):
         shown = [metric for metric in metrics[group.task] if any(_has(scores, index, group, metric))]
@@ -48,7 +48,7 @@ def _cell(score: Score, floor: bool) -> str:
 
 
 def contrasts_markdown(found: Sequence[Contrast], means: Sequence[Average], margin: float) -> str:
-    """Differences, what is kept, and verdicts; then their means over tasks."""
+    """A table of differences, shares kept and verdicts, and one of their means over tasks."""
     header = ["task", "system", "against", "difference", "p", "p, Holm", "detectable", "share kept", "keeps 95 %",
               "not worse", "McNemar's p"]  # fmt: skip
     rows = [
@@ -87,14 +87,14 @@ def _p(value: float | None) -> str:
 
 
 def leakage_markdown(leaks: Mapping[str, Leakage]) -> str:
-    """What training and scored splits share; such training items are no few-shot examples."""
+    """A table of the numbers of scored items that occur in each task's training split."""
     rows = [[name, *(str(count) for count in leak.counts().values())] for name, leak in leaks.items()]
     header = ["shared with the training split", *next(iter(leaks.values())).counts()]
     return table(header, rows)
 
 
 def scores_csv(groups: Sequence[Group], scores: Scores) -> str:
-    """A line for each system and metric."""
+    """The scores as CSV, a line for each system and metric."""
     rows = []
     for (index, system, metric), score in scores.items():
         group = groups[index]
@@ -115,7 +115,7 @@ def _asked(group: Group) -> list[str | int]:
 
 
 def contrasts_csv(found: Sequence[Contrast]) -> str:
-    """A line for each contrast."""
+    """The contrasts as CSV, a line for each."""
     header = [*_ASKED, "system", "other", "primary", "difference", "low", "high", "p_value", "holm", "detectable",
               "kept", "kept_low", "kept_high", "retains", "not_worse", "mcnemar"]  # fmt: skip
     rows = []
@@ -140,7 +140,7 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence]) -> str:
 
 
 def scores_latex(groups: Sequence[Group], lead: Mapping[str, Metric], scores: Scores) -> str:
-    """One table of systems by tasks, each by its first metric, for booktabs."""
+    """The scores as a LaTeX table (booktabs): systems by tasks, each task by its first metric."""
     systems = list(dict.fromkeys(name for group in groups for name in group.systems if name not in group.floors))
     floors = list(dict.fromkeys(name for group in groups for name in group.floors))
     heads = [f"{_tex(group.title)} & {_tex(lead[group.task].name)}".split(" & ") for group in groups]

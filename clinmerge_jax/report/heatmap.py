@@ -1,7 +1,7 @@
 """Heat maps over layers and modules, as PNG pictures.
 
-A picture has one or more panels that share one colour scale; a panel shows a figure for each module (rows) and layer
-(columns), and beside them those of the tensors that lie outside the layers. R rows, L layers, M tensors outside.
+A picture has one or more panels that share one colour scale. A panel shows a value for each module (rows) and layer
+(columns), and beside them the values of the tensors outside the layers. R rows, L layers, M tensors outside.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DOTS_PER_INCH = 120
-_CELL_INCHES = 0.27  # of height, and of width for up to 40 layers
-_WRITTEN_LAYERS = 10  # values are written into the cells up to here
+_CELL_INCHES = 0.27  # cell height, and cell width for up to 40 layers
+_WRITTEN_LAYERS = 10  # up to so many layers, values are written into the cells
 _WRITTEN_CELL_INCHES = 0.55
-_TICKS = 40  # labels of layers at most
-_MISSING = "0.85"  # the grey of cells without a figure
+_TICKS = 40  # maximum number of layer labels
+_MISSING = "0.85"  # the grey level of cells without a value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Panel:
 
     Attributes:
       title: what it shows.
-      values_RL: a figure for each module and layer, NaN where there is none.
-      outside_M: figures of what lies outside the layers, likewise.
+      values_RL: the value for each module and layer, NaN if there is none.
+      outside_M: the values of the tensors outside the layers, likewise.
     """
 
     title: str
@@ -41,17 +41,17 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
-    """A picture.
+    """A picture of one or more panels.
 
     Attributes:
-      title: of the picture.
-      unit: what the colour bar counts.
+      title: the picture's title.
+      unit: the label of the colour bar.
       rows: R names of modules.
       layers: L numbers of layers.
-      outside: M names of what lies outside the layers.
-      panels: with equal shapes.
-      centre: the figure that is neutral, which takes a diverging colour map; None: a sequential one from zero.
-      percent: whether figures are shares, to be shown in percent.
+      outside: M names of the tensors outside the layers.
+      panels: the panels, with equal shapes.
+      centre: the neutral value of a diverging colour map; None takes a sequential one from zero.
+      percent: whether values are shares, shown in percent.
     """
 
     title: str
@@ -68,10 +68,10 @@ def draw(heat_map: HeatMap) -> "Figure":
     """Draws a picture.
 
     Returns:
-      A matplotlib figure with an Agg canvas. Its axes come in pairs for each panel, the layers' and then that of what
-      lies outside (if M > 0); the last is the colour bar's.
+      A matplotlib figure with an Agg canvas. Each panel has axes for the layers and, if M > 0, axes for the tensors
+      outside; the last axes are the colour bar's.
     """
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # which fonts it looked for is of no interest
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # hides the messages of its font search
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -79,7 +79,7 @@ def draw(heat_map: HeatMap) -> "Figure":
     rows, layers, outside = len(heat_map.rows), len(heat_map.layers), len(heat_map.outside)
     written = layers <= _WRITTEN_LAYERS
     cell = _WRITTEN_CELL_INCHES if written else _CELL_INCHES * min(1.0, _TICKS / layers)
-    column = max(cell, _WRITTEN_CELL_INCHES if written else _CELL_INCHES)  # of what lies outside
+    column = max(cell, _WRITTEN_CELL_INCHES if written else _CELL_INCHES)  # width of the tensors outside the layers
     width = max(layers * cell + column * bool(outside) + 3.2, 6.0)
     panel_height = _CELL_INCHES * max(rows, 4) + 0.85
     figure = Figure(figsize=(width, panel_height * len(heat_map.panels) + 0.45), dpi=_DOTS_PER_INCH)
@@ -121,7 +121,7 @@ def draw(heat_map: HeatMap) -> "Figure":
 
 
 def png(heat_map: HeatMap) -> bytes:
-    """The picture as a file; the same bytes for the same figures and version of matplotlib."""
+    """The picture as a PNG file; the same bytes for the same values and version of matplotlib."""
     buffer = io.BytesIO()
     draw(heat_map).savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -143,7 +143,7 @@ def _scale(heat_map: HeatMap):
 
 
 def _show(axes, values: np.ndarray, norm, colours, percent: bool, written: bool):
-    """Draws cells, and their figures where there is room; NaN and infinity stay grey."""
+    """Draws the cells, and their values if `written`; NaN and infinity stay grey."""
     values = np.where(np.isfinite(values), values, np.nan)
     image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="none")
     axes.tick_params(length=2, pad=2)

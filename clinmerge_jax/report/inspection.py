@@ -1,4 +1,4 @@
-"""What an inspection found, as tables, pictures and the text of its README.md."""
+"""Tables, heat maps and the README.md text of an inspection."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,13 +25,13 @@ _NOTHING = "-"
 
 
 def figures_by_module(inspections: Sequence[TensorInspection]) -> dict[str, Measures]:
-    """The figures of each module over the layers, in display order; last those of all tensors."""
+    """The figures of each module over the layers, in display order; last, under "all", those of all tensors."""
     everything = combine(one.measures for one in inspections)
     return {**group(in_display_order(inspections), lambda one: one.module), "all": everything}
 
 
 def figures_by_layer(inspections: Iterable[TensorInspection]) -> dict[int | None, Measures]:
-    """The figures of each layer; last, under None, those of what lies outside."""
+    """The figures of each layer; last, under None, those of the tensors outside the layers."""
     groups = group(inspections, lambda one: one.layer)
     return {layer: groups[layer] for layer in sorted(groups, key=lambda n: (n is None, n))}
 
@@ -49,14 +49,14 @@ def _label(key: str | int | None) -> str:
 
 
 def _changes(measures: Measures) -> list[tuple[str, Pair]]:
-    """The changes that are looked into: each parent's from the base, or that from one parent to the other."""
+    """The changes under inspection: each parent's from the base, or that from one parent to the other."""
     if len(measures.pairs) == 1:
         return [("clinical - instruct", PARENTS)]
     return [("clinical - base", FROM_BASE[0]), ("instruct - base", FROM_BASE[1])]
 
 
 def distance_table(kind: str, groups: Mapping[str | int | None, Measures]) -> str:
-    """How far the models of each pair are apart.
+    """A table of the distance between the models of each pair.
 
     Args:
       kind: what the groups are: module or layer.
@@ -76,12 +76,12 @@ def distance_table(kind: str, groups: Mapping[str | int | None, Measures]) -> st
 
 
 def change_table(kind: str, groups: Mapping[str | int | None, Measures], top: float) -> str:
-    """What changed from the base, or from one parent to the other.
+    """A table of what changed from the base, or from one parent to the other.
 
     Args:
       kind: what the groups are: module or layer.
       groups: their figures by name or number.
-      top: the percent that `top_share` stands for.
+      top: the percentage of entries that `top_share` refers to.
     """
     some = next(iter(groups.values()))
     has_base = len(some.pairs) > 1
@@ -98,7 +98,7 @@ def change_table(kind: str, groups: Mapping[str | int | None, Measures], top: fl
 
 
 def change_note(found: Lineage) -> str:
-    """What the columns of both tables mean."""
+    """The note that explains the columns of both tables."""
     signs = "entries that both parents changed" if found.has_base else "the weights, where neither is zero"
     return (
         "Distance: |B - A| / |A| for B vs A. Collinear: tensors of the parents with a |cosine| over 0.9995, which slerp"
@@ -108,11 +108,11 @@ def change_note(found: Lineage) -> str:
 
 
 def heat_maps(inspections: Iterable[TensorInspection], top: float) -> dict[str, HeatMap]:
-    """The pictures of all figures over layers and modules, by file name.
+    """The heat maps of all figures over layers and modules, by file name.
 
     Args:
-      inspections: of all tensors; at least one lies in a layer.
-      top: the percent that `top_share` stands for.
+      inspections: the inspections of all tensors, at least one of them in a layer.
+      top: the percentage of entries that `top_share` refers to.
     """
     ordered = in_display_order(inspections)
     inside = group([one for one in ordered if one.layer is not None], lambda one: (one.module, one.layer))
@@ -155,7 +155,7 @@ def heat_maps(inspections: Iterable[TensorInspection], top: float) -> dict[str, 
 
 
 def _short(name: str) -> str:
-    """What lies outside the layers, for a narrow column."""
+    """The short name of a tensor outside the layers, for a narrow column."""
     return {"embed_tokens": "embeddings", "norm": "final norm", "lm_head": "head"}.get(name, name)
 
 
@@ -170,18 +170,18 @@ def report_text(
     top: float,
     credentialed: bool,
 ) -> str:
-    """README.md of the result.
+    """The README.md of the result.
 
     Args:
-      title: of the result.
-      names: what to call the models, by role.
-      inspections: of all tensors.
-      found: the verdict.
+      title: the result's title.
+      names: the models' names, by role.
+      inspections: the inspections of all tensors.
+      found: the verdict on the lineage.
       rules: the advice.
-      notes: what else a reader must know.
-      pictures: by file name.
-      top: the percent that `top_share` stands for.
-      credentialed: whether a model was derived from data under a use agreement.
+      notes: other notes for the reader.
+      pictures: the heat maps, by file name.
+      top: the percentage of entries that `top_share` refers to.
+      credentialed: whether a model was derived from data under a data use agreement.
     """
     modules, layers = figures_by_module(inspections), figures_by_layer(inspections)
     lines = [f"# {title}: what the models have in common", ""]

@@ -1,4 +1,4 @@
-"""What a merge will do, in a form to be read before it runs."""
+"""The plan of a merge as text, to be read before the merge runs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ _LAYER = re.compile(r"((?:^|\.)layers\.)\d+\.")
 
 
 def plan_text(plan: MergePlan, output: str, roles: Mapping[str, str]) -> str:
-    """Models, slices, vocabulary, and a table of the coefficients by module, over the layers where they change.
+    """Models, slices, vocabulary, and a table of the coefficients by module and, where they change, over the layers.
 
     Args:
       plan: the merge.
-      output: the folder of its result.
-      roles: what to call the models.
+      output: the folder of the result.
+      roles: the display name of each model.
     """
     recipe = plan.recipe
     lines = [f"{recipe.method} into {output}: {len(plan.tensors)} tensors, {plan.nbytes / 1e9:.3g} GB", ""]
@@ -48,7 +48,7 @@ def plan_text(plan: MergePlan, output: str, roles: Mapping[str, str]) -> str:
 
 
 def vocabulary_text(plan: MergePlan, roles: Mapping[str, str]) -> str:
-    """What was done to align vocabularies, in a list that calls models by their roles, not by where they were given."""
+    """The notes on how vocabularies were aligned, as a list that names models by role instead of location."""
     labels = {one.checkpoint.label: roles[model] for model, one in plan.models.items()}
     lines = []
     for note in plan.vocabulary.notes:
@@ -69,7 +69,7 @@ def _stack(plan: MergePlan, roles: Mapping[str, str]) -> list[str]:
 
 
 def _settings(values: Sequence[Mapping[str, float]]) -> str:
-    """Every parameter, for tensors that differ in their layer."""
+    """The values of every coefficient, for tensors that differ only in their layer."""
     return "; ".join(f"{key} {_run_lengths([one[key] for one in values])}" for key in values[0])
 
 

@@ -1,4 +1,4 @@
-"""The table of held-out losses that a merge ends with."""
+"""The table of held-out losses at the end of a merge."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The tables of a folder of Results, made anew from all of its lines."""
+"""The summary tables of a folder of Results, rebuilt from all of its lines."""
 
 import json
 from collections.abc import Sequence
@@ -15,14 +15,17 @@ from clinmerge_jax.results.records import ResultsFolder
 
 
 def write_summary(config: ConfigDict, asked: Sequence[TaskData], folder: ResultsFolder) -> str:
-    """Writes summary.md, scores.csv, scores.tex, contrasts.csv and leakage.json; gives the first.
+    """Writes summary.md, scores.csv, scores.tex, contrasts.csv and leakage.json.
 
-    Lines of tasks that this run does not name, or whose items are others now, stay in the file and out of the tables.
+    Lines of tasks that this run does not name, or whose items have changed, stay in the file but not in the tables.
 
     Args:
-      config: of the job; has compare_to, margin and draws.
+      config: the job's config; has compare_to, margin and draws.
       asked: the tasks of this run.
-      folder: of the Results.
+      folder: the folder of Results.
+
+    Returns:
+      The text of summary.md.
     """
     metrics = {one.name: _metrics(one) for one in asked}
     lead = {name: found[0] for name, found in metrics.items()}
@@ -65,7 +68,7 @@ def _metrics(one: TaskData) -> list[Metric]:
 
 
 def _cut(groups: Sequence[comparison.Group]) -> list[str]:
-    """What had to be cut, which changes what a score means."""
+    """Notes on inputs that were cut to fit, because that changes what a score means."""
     return [
         f"{group.title}, {name}: the input of {cut} of {len(results[0].items)} items was cut to fit the context."
         for group in groups

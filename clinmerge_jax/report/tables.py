@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; the first column is flush left, the others flush right."""
+    """A Markdown table with aligned columns: the first left-aligned, the others right-aligned."""
     cells = [list(map(str, row)) for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
 

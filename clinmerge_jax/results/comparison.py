@@ -1,4 +1,4 @@
-"""What Results say: scores with intervals, and differences between systems. S seeds, I items, K counts."""
+"""Scores with intervals, and differences between systems, from Results. S seeds, I items, K counts."""
 
 import collections
 import dataclasses
@@ -27,23 +27,23 @@ from clinmerge_jax.statistics import (
     verdict,
 )
 
-RETAINED = 0.95  # of the other's score, what must be kept to speak of retention
+RETAINED = 0.95  # the share of the other's score that a system must keep to retain it
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Results that can be compared: the same items of a task, asked in the same way but for the chat template.
+    """Comparable Results: the same items of a task, asked in the same way, with or without the chat template.
 
     Attributes:
-      task: with its split.
-      mode: how it was answered.
-      shots: few-shot examples.
-      settings: of the config that shaped the answers.
-      clusters: of the items.
-      systems: by label, the Results of its seeds; floors and bounds have one. A label is a system's name, with "(chat)"
-        or "(raw)" where the group has both.
-      floors: the labels of those that no model answered.
-      title: as tables head it.
+      task: the task with its split.
+      mode: how it was answered, "generated" or "letters".
+      shots: number of few-shot examples.
+      settings: the config fields that shaped the answers.
+      clusters: the cluster of each item.
+      systems: the Results of each system's seeds, by label; trivial baselines and bounds have one Result. A label is a
+        system's name, with "(chat)" or "(raw)" if the group has both.
+      floors: the labels of the trivial baselines and bounds, which no model answered.
+      title: the heading in tables.
     """
 
     task: str
@@ -57,13 +57,16 @@ class Group:
 
     @property
     def computed(self) -> str:
-        """Of the settings those that letters and written answers share: tasks that agree in them are one family."""
+        """The settings that letters and generated answers share, as JSON; tasks with equal ones form one family."""
         return json.dumps({name: self.settings.get(name) for name in COMPUTED})
 
     def seeds(self, *systems: str) -> list[dict[int, list[Result]]]:
-        """The Results of some systems by seed, which is that of training where one of them has several, else that of
-        examples and draws. A system with one seed stands beside all seeds of the others; otherwise seeds that not all
-        of them have are left out, which is said."""
+        """Returns the Results of each given system by seed, with the seeds paired across systems.
+
+        The seed is the training seed if one of the systems has several, else the seed of examples and sampling. A
+        system with one seed is paired with all seeds of the others. Otherwise seeds that not all of them have are left
+        out, with a warning.
+        """
         several = any(len({result.cell.seed for result in self.systems[system]}) > 1 for system in systems)
         found: list[dict[int, list[Result]]] = []
         for system in systems:
@@ -79,9 +82,9 @@ class Group:
         return [{seed: by_seed[seed] for seed in sorted(shared)} if len(by_seed) > 1 else by_seed for by_seed in found]
 
     def sample(self, metric: str, *systems: str) -> Sample | None:
-        """The paired counts of some systems; None where they have no seed in common.
+        """Returns the paired counts of the given systems, or None if they have no seed in common.
 
-        Of a training seed with several seeds of examples the mean counts.
+        A training seed with several example seeds contributes their mean.
         """
         counts = []
         for by_seed in self.seeds(*systems):
@@ -98,16 +101,16 @@ class Group:
         return float(metric.score(counts.sum(axis=0)))
 
     def best_floor(self, metric: Metric) -> float:
-        """The best score of what answers without a model."""
+        """The best score of the trivial baselines, without the upper bounds; 0 if there are none."""
         names = [name for name in self.floors - BOUNDS if metric.name in self.systems[name][0].counts]
         return max((self.value(name, metric) for name in names), default=0.0)
 
 
 def group(results: Iterable[Result]) -> list[Group]:
-    """Sorts Results into groups. Of lines of one system and seed the newest counts.
+    """Sorts Results into comparable groups. Of several lines of one system and seed the newest counts.
 
-    A floor joins every group that has its items, stored answers every one that was generated, as nothing is known of
-    how they were made; where there is none they are one by themselves.
+    A trivial baseline joins every group that has its items. Stored answers join every group of generated answers to
+    their items, because their settings are unknown; if there is no such group they form one.
     """
     found: dict[tuple, dict[tuple, Result]] = {}
     floors, stored = [], []
@@ -130,16 +133,16 @@ def group(results: Iterable[Result]) -> list[Group]:
     for key, by_system in found.items():
         task, items, clusters, mode, shots, settings = key
         systems = _labelled(by_system)
-        made_up = {one.cell.system: [one] for one in floors if (one.cell.task, tuple(one.items)) == (task, items)}
-        together = {**systems, **{name: rows for name, rows in made_up.items() if name not in systems}}
+        baselines = {one.cell.system: [one] for one in floors if (one.cell.task, tuple(one.items)) == (task, items)}
+        together = {**systems, **{name: rows for name, rows in baselines.items() if name not in systems}}
         groups.append(
-            Group(task, mode, shots, json.loads(settings), clusters, together, frozenset(made_up), titles[key])
+            Group(task, mode, shots, json.loads(settings), clusters, together, frozenset(baselines), titles[key])
         )
     return groups
 
 
 def _labelled(by_system: Mapping[tuple, Result]) -> dict[str, list[Result]]:
-    """The Results by label."""
+    """The Results by label, as in `Group.systems`."""
     both = len({result.cell.chat for result in by_system.values() if not result.cell.stored}) > 1
     found: dict[str, list[Result]] = {}
     for result in by_system.values():
@@ -149,7 +152,7 @@ def _labelled(by_system: Mapping[tuple, Result]) -> dict[str, list[Result]]:
 
 
 def _titles(found: Mapping[tuple, Mapping[tuple, Result]]) -> dict[tuple, str]:
-    """What tells each group from the others: the settings in which those of one task differ."""
+    """The groups' titles: the task, and the settings that distinguish the groups of one task."""
     titles = {}
     for key, by_system in found.items():
         task, items, _, mode, shots, settings = key
@@ -171,10 +174,10 @@ class Score:
     """A system's score by a metric.
 
     Attributes:
-      value: over all seeds and items.
-      interval: None where there are too few items for one.
-      over: what the interval is over.
-      seeds, items: how many.
+      value: the score over all seeds and items.
+      interval: the 95 % interval; None if there are too few items for one.
+      over: what the interval covers, "items" or "seeds and items".
+      seeds, items: their numbers.
     """
 
     value: float
@@ -185,13 +188,13 @@ class Score:
 
 
 def score(group: Group, system: str, metric: Metric, draws: int) -> Score:
-    """A score with its 95 % interval, cut at 0 and, where a metric ends there, at 100.
+    """A score with its 95 % interval, clipped at 0 and, for metrics that go up to 100, at 100.
 
     Args:
-      group: of the system.
-      system: its label.
-      metric: that it was scored by.
-      draws: of the bootstrap; 0 for the t-interval.
+      group: the system's group.
+      system: the system's label.
+      metric: the metric.
+      draws: number of bootstrap draws; 0 for the t-interval.
     """
     value, items = group.value(system, metric), len(group.clusters)
     seeds = len(group.seeds(system)[0])
@@ -206,23 +209,26 @@ def score(group: Group, system: str, metric: Metric, draws: int) -> Score:
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """A system against another on one task.
+    """The comparison of a system with another on one task.
 
     Attributes:
-      group: the task.
-      system, other: labels.
-      primary: whether it is the task's first way of being answered: by letters for choices that have them.
-      difference: system minus other.
-      interval: of the difference, paired.
-      p_value: two-sided, that there is none; None where no item tells the two apart.
-      holm: the same, adjusted for the tasks on which the two are compared in this way.
-      detectable: the smallest true difference that such a study finds in 80 of 100 cases; None likewise.
-      kept: system over other.
-      kept_interval: of that; None where the other has nothing.
-      retains: the verdict on "the ratio is over 0.95"; None likewise, and where the other is no better than a floor.
-      not_worse: the verdict on "the difference is over minus the margin"; None where no item tells the two apart or
-        neither is better than a floor.
-      mcnemar: exact p-value of right against wrong; None where items are more than that, or seeds several.
+      group: the group of Results, which names the task.
+      system, other: the labels of the two systems.
+      primary: whether this is the task's primary mode: by letters for choices that were answered so.
+      difference: the score of `system` minus that of `other`.
+      interval: the paired interval of the difference.
+      p_value: two-sided, against no difference; None if no item tells the two apart.
+      holm: the p-value adjusted over the tasks on which the two are compared in this way.
+      detectable: the smallest true difference that such a study finds in 80 of 100 cases; None if `p_value` is None.
+      kept: the score of `system` over that of `other`; None if the other's score is 0, also without any one item or
+        seed.
+      kept_interval: the interval of `kept`; None if `kept` is None.
+      retains: the verdict on "the ratio is over 0.95"; None if `p_value` or `kept` is None, or the other is no better
+        than a trivial baseline.
+      not_worse: the verdict on "the difference is over minus the margin"; None if `p_value` is None, or neither system
+        is better than a trivial baseline.
+      mcnemar: McNemar's exact p-value of right against wrong; None if items are not just right or wrong, items share
+        clusters, or there are several seeds.
     """
 
     group: Group
@@ -244,14 +250,16 @@ class Contrast:
 def contrasts(
     groups: Sequence[Group], lead: Mapping[str, Metric], others: Sequence[str], margin: float, draws: int
 ) -> list[Contrast]:
-    """Every system against some, on every task that both answered, by the task's leading metric.
+    """Compares every system with the named others, on every task that both answered, by the task's leading metric.
+
+    Groups with fewer than two clusters are left out.
 
     Args:
-      groups: of `group`.
+      groups: from `group`.
       lead: the leading metric by task.
-      others: the names of those; one that was asked by chat and raw counts as two.
-      margin: in points, that a system may be worse by and still count as not worse.
-      draws: of the bootstrap; 0 for t-intervals.
+      others: the names of the systems to compare with; one that was asked by chat and raw counts as two.
+      margin: the points by which a system may be worse and still count as not worse.
+      draws: number of bootstrap draws; 0 for t-intervals.
     """
     by_letters = {one.task for one in groups if one.mode == "letters"}
     families: dict[tuple, list[Contrast]] = collections.defaultdict(list)
@@ -290,7 +298,7 @@ def _contrast(
     apart = estimate(sample, difference(metric.score))
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = estimate(sample, ratio(metric.score))
-    has_some = bool(np.isfinite(kept.value) and np.isfinite(kept.standard_error))  # without any one item or seed too
+    has_some = bool(np.isfinite(kept.value) and np.isfinite(kept.standard_error))  # also without any one item or seed
     varies = bool(apart.standard_error > 0)
     floor = group.best_floor(metric)
     above = [group.value(name, metric) > floor for name in (system, other)]
@@ -321,14 +329,14 @@ def _interval(sample: Sample, statistic, found: Estimate, draws: int) -> Interva
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """A system against another over all tasks that both answered in one way.
+    """The comparison of a system with another, averaged over all tasks that both answered in one way.
 
     Attributes:
-      system, other: labels.
-      shots: examples before each question.
-      tasks: how many.
-      difference: mean over tasks, with its interval.
-      kept: the mean of the ratios, likewise; None where the other has nothing on some task.
+      system, other: the labels of the two systems.
+      shots: number of few-shot examples.
+      tasks: the number of tasks.
+      difference: the mean difference over tasks, with its interval.
+      kept: the mean of the ratios, with its interval; None if there is no ratio on some task.
     """
 
     system: str
@@ -340,9 +348,10 @@ class Average:
 
 
 def averages(found: Sequence[Contrast], lead: Mapping[str, Metric]) -> list[Average]:
-    """The contrasts of every two systems, averaged over tasks; tasks are fixed, their items are drawn.
+    """Averages the contrasts of each pair of systems over tasks. Tasks are fixed; their items are sampled.
 
-    A choice that was answered in two ways counts by letters alone, else it would count twice.
+    A choice task that was answered in both modes counts by letters alone; otherwise it would count twice. Pairs on
+    fewer than two tasks, or whose tasks differ in the number of seeds, have no average.
     """
     families: dict[tuple, dict[str, Contrast]] = collections.defaultdict(dict)
     for one in found:

@@ -1,7 +1,7 @@
-"""Results: one JSON line for each system, task and setting, with what every item counts. I items, K counts.
+"""Results: one JSON line for each system, task and setting, with the counts of every item. I items, K counts.
 
-No line holds a word of a question or an answer. Items and clusters go by salted ids: a keyed hash, whose key lies in
-the same folder, readable by the owner alone, so that who is given the lines cannot look up whose they are.
+No line holds a word of a question or an answer. Items and clusters have salted ids: a keyed hash, whose key is in the
+same folder and readable by the owner alone. So a person who is given the lines cannot look up the items.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from clinmerge_jax.errors import BadInput
 REFERENCE = "the reference itself"
 BOUNDS = frozenset({REFERENCE, "obedient reference"})  # upper bounds: no system is expected to beat them
 RESULTS_FILE = "results.jsonl"
-# The settings that shape any answer; those of one that is written or drawn come on top (`plan`).
+# The config fields that shape every answer; `evaluation/plan.py` adds those of generated and sampled answers.
 COMPUTED = ("dtype", "int8_weights", "int8_cache", "attention", "too_long", "length")
 _SALT_FILE = ".salt"
 _LOCK_FILE = ".lock"
@@ -33,18 +33,18 @@ _SALT_BYTES = 32
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What a line is of.
+    """What a Result measures: a system on a task, asked in one way.
 
     Attributes:
-      system: its name; floors and bounds have one too.
-      seed: of the system's training.
-      task: with its split, such as `mts_dialog@test1`.
-      mode: "generated", or "letters" where a choice was made by log-likelihood.
+      system: the system's name; trivial baselines and bounds have one too.
+      seed: the seed of the system's training.
+      task: the task with its split, such as `mts_dialog@test1`.
+      mode: "generated", or "letters" if a choice was made by log-likelihood.
       chat: whether prompts went through the chat template.
-      shots: few-shot examples.
-      example_seed: of their choice and of the draws.
-      floor: whether no model answered.
-      stored: whether another program did, in ways that we do not know.
+      shots: number of few-shot examples.
+      example_seed: the seed of the choice of examples and of the sampling.
+      floor: whether the answers are those of a trivial baseline or bound instead of a model.
+      stored: whether another program answered, with unknown settings.
     """
 
     system: str
@@ -65,17 +65,17 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A line.
+    """One line of a results file.
 
     Attributes:
-      key: a digest of everything that determines it.
-      cell: what it is of.
-      scores: by metric.
-      signatures: of the metrics.
-      counts: by metric, [I, K].
-      items: salted ids.
-      clusters: salted ids of what items share.
-      about: counts of what happened: items cut, seconds, tokens.
+      key: a digest of everything that determines the line.
+      cell: what it measures.
+      scores: the score by metric name.
+      signatures: the signature by metric name.
+      counts: the counts [I, K] by metric name.
+      items: the salted id of each item.
+      clusters: the salted cluster id of each item.
+      about: figures about the work: items cut, seconds, tokens.
       provenance: versions, digests, settings.
     """
 
@@ -90,23 +90,23 @@ class Result:
     provenance: Mapping[str, Any]
 
     def to_json(self) -> str:
-        """The line, without its end."""
+        """The JSON line, without its newline."""
         counts = {name: [[_short(x) for x in row] for row in array.tolist()] for name, array in self.counts.items()}
         return json.dumps({**dataclasses.asdict(self), "counts": counts})
 
     @classmethod
     def from_json(cls, line: bytes | str) -> "Result":
-        """The Result of a line."""
+        """Parses a line."""
         row = json.loads(line)
         counts = {name: np.array(rows, np.float64) for name, rows in row["counts"].items()}
         return cls(**{**row, "cell": Cell(**row["cell"]), "counts": counts})
 
 
 def read_results(path: pathlib.Path) -> list[Result]:
-    """The Results of a file, but for a last line that a kill has torn; none where there is no file.
+    """Reads the Results of a file, without a last line torn by a kill; none if there is no file.
 
     Raises:
-      BadInput: it holds something else.
+      BadInput: the file holds something else.
     """
     if not path.is_file():
         return []
@@ -118,13 +118,13 @@ def read_results(path: pathlib.Path) -> list[Result]:
 
 
 class ResultsFolder:
-    """The one writer of a folder of Results. Lines are appended as cells are done; a torn last line is dropped.
+    """The only writer of a folder of Results. Lines are appended as cells finish; a torn last line is dropped.
 
     Args:
-      target: the folder, made where it is missing.
+      target: the folder; created if it is missing.
 
     Raises:
-      BadInput: it cannot be written, holds something else, or another process is writing there.
+      BadInput: the folder cannot be written, holds something else, or another process is writing to it.
     """
 
     def __init__(self, target: str):
@@ -172,11 +172,11 @@ class ResultsFolder:
             write_atomically(path, whole[: whole.rfind(b"\n") + 1])
 
     def salted(self, task: str, ids: Sequence[str]) -> list[str]:
-        """What stands for ids of a task in Results."""
+        """The salted ids that stand for a task's item or cluster ids in Results."""
         return [hmac.new(self._salt, f"{task}/{one}".encode(), hashlib.sha256).hexdigest()[:_ID_LENGTH] for one in ids]
 
     def add(self, result: Result) -> None:
-        """Appends a line, durably; one with the same key counts no longer."""
+        """Appends a line and syncs it to disk; it replaces a line with the same key."""
         self.known.pop(result.key, None)  # so that the newest is the last
         self.known[result.key] = result
         self._lines += 1
@@ -186,12 +186,12 @@ class ResultsFolder:
             os.fsync(file.fileno())
 
     def write(self, name: str, text: str, private: bool = False) -> pathlib.Path:
-        """Writes a file of the folder, whole or not at all.
+        """Writes a file of the folder atomically.
 
         Args:
-          name: of the file, with perhaps a folder before it.
-          text: its content.
-          private: whether the owner alone may read it and its folder.
+          name: the file's name; may have folders before it.
+          text: the content.
+          private: whether only the owner may read the file and these folders.
         """
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ class ResultsFolder:
         return path
 
     def close(self) -> None:
-        """Drops lines that others have replaced, and lets go of the folder."""
+        """Removes the lines that were replaced, and releases the folder."""
         path = self.path / RESULTS_FILE
         try:
             if self._lines > len(self.known):
@@ -221,10 +221,10 @@ class ResultsFolder:
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
-    """A digest of what determines a cell."""
+    """A digest (32 hexadecimal digits) of what determines a cell."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _short(value: float) -> float | int:
-    """A count as JSON has it shortest; values keep 10 digits."""
+    """The shortest JSON form of a count; fractions keep 10 significant digits."""
     return int(value) if value == int(value) else float(f"{value:.10g}")

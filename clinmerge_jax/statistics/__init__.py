@@ -1,7 +1,7 @@
-"""What may be concluded from scores: estimates over seeds and items, their intervals, and the tests on them.
+"""Statistics of scores: estimates over seeds and items, their intervals, and tests.
 
-`samples` holds the scores, `estimation` the interval to report, `resampling` its bootstrap, `verdicts` the tests;
-`documents` serves held-out loss, where one model meets one set of documents.
+`samples` holds the scores, `estimation` the interval to report, `resampling` its bootstrap form, `verdicts` the tests.
+`documents` is for held-out loss, where each model has one loss per document and there are no seeds.
 """
 
 from clinmerge_jax.statistics.estimation import Estimate, estimate, item_only

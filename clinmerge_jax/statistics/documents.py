@@ -16,9 +16,9 @@ def bootstrap(totals_MD: np.ndarray, counts_D: np.ndarray, statistic: Callable, 
 
     Args:
       totals_MD: each model's summed loss on each document.
-      counts_D: the tokens that were summed over.
+      counts_D: the number of tokens that each sum is over.
       statistic: from M means [..., M] to one number [...].
-      seed: of the resamples.
+      seed: seed of the resampling.
     """
     documents = len(counts_D)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""A number with its uncertainty over seeds and items. S seeds, C clusters of items, K counts."""
+"""A statistic with its uncertainty over seeds and items. S seeds, C clusters of items, K counts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from clinmerge_jax.statistics.samples import Sample, Statistic, mean
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A statistic, and what its t-interval needs. Of many studies at once every attribute is an array.
+    """A statistic, and what its t-interval needs. For many studies at once every attribute is an array.
 
     Attributes:
       value: the statistic.
-      standard_error: over what `over` names.
+      standard_error: the standard error, over what `over` names.
       freedom: degrees of freedom of the standard error.
       skewness: of the statistic's distribution, from the clusters of items.
-      over: what the uncertainty is of; a sample with a single seed says nothing of other seeds.
+      over: what the uncertainty covers, "items" or "seeds and items"; a single seed says nothing about other seeds.
     """
 
     value: np.ndarray
@@ -53,10 +53,10 @@ class Estimate:
 
 
 def estimate(samples: Sample | Sequence[Sample], statistic: Statistic | Sequence[Statistic] = mean) -> Estimate:
-    """A statistic over seeds and items; of several tasks, its mean over them.
+    """Estimates a statistic over seeds and items; for several tasks, its mean over them.
 
-    The statistic is one of the counts summed over seeds and items, so corpus metrics keep their meaning. The variance
-    has two crossed parts, estimated by leaving one seed out, one cluster out, and both:
+    The statistic is computed from counts summed over seeds and items, so corpus metrics keep their meaning. The
+    variance has two crossed parts, estimated by leaving out one seed, one cluster, and both:
 
       V = V_clusters + max(V_seeds - V_both, 0),
 
@@ -64,22 +64,23 @@ def estimate(samples: Sample | Sequence[Sample], statistic: Statistic | Sequence
     MacKinnon and White 1985).
 
     Few seeds and clusters need a t distribution. The parts' degrees of freedom are S - 1 for seeds, and for items the
-    effective number of clusters less 1, which is lower than C - 1 where sizes differ (Carter, Schnepel and Steigerwald
-    2017, with items of a cluster alike). Satterthwaite (1946) joins them a little too boldly, Cochran and Cox (1950)
-    too cautiously; the mean of both (of 1 / freedom) was the one that kept its promise in simulated studies. Skewed
-    items shift the t statistic's distribution, which Hall's cubic transformation undoes to first order (Hall 1992).
+    effective number of clusters less 1, which is lower than C - 1 if sizes differ (Carter, Schnepel and Steigerwald
+    2017, with fully correlated items in a cluster). Combining them by Satterthwaite (1946) gives slightly too narrow
+    intervals, by Cochran and Cox (1950) too wide ones. The mean of both (of 1 / freedom) gave the nominal coverage in
+    simulated studies. Skewed items shift the distribution of the t statistic. Hall's cubic transformation corrects that
+    to first order (Hall 1992).
 
-    The percentile bootstrap is not used for this: of five seeds it sees 4/5 of the variance and takes normal quantiles
-    where those of t with 4 degrees of freedom are due. Tasks are fixed, not drawn; their items are independent; seed s
-    is the same seed on every task.
+    The percentile bootstrap is not used here: with five seeds it sees 4/5 of their variance, and it takes normal
+    quantiles where those of t with 4 degrees of freedom are needed. Tasks are fixed, not sampled; their items are
+    independent; seed s is the same seed on every task.
 
     Args:
-      samples: of one task, or of several.
+      samples: the sample of one task, or those of several.
       statistic: a function of summed counts that does not depend on how many items or seeds were summed (a mean, a
         ratio, a corpus score); or one for each task.
 
     Raises:
-      BadInput: tasks with different numbers of seeds.
+      BadInput: the tasks have different numbers of seeds.
     """
     tasks = [samples] if isinstance(samples, Sample) else list(samples)
     if len({task.seeds for task in tasks}) != 1:
@@ -111,17 +112,17 @@ def estimate(samples: Sample | Sequence[Sample], statistic: Statistic | Sequence
 
 
 def item_only(sample: Sample, statistic: Statistic = mean) -> Estimate:
-    """The estimate as if the seeds at hand were all there are; it covers far too rarely, so show it by this name."""
+    """The estimate as if there were no other seeds. Its intervals cover far too rarely, so name it when you show it."""
     pooled = Sample(sample.counts_SCK.mean(axis=-3, keepdims=True), sample.sizes_C)
     return estimate(pooled, statistic)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """What one task adds to the variance."""
+    """One task's contributions to the variance."""
 
     value: np.ndarray
-    by_seed: np.ndarray  # [..., S]: what leaving a seed out takes away
+    by_seed: np.ndarray  # [..., S]: the statistic minus the one without a seed
     variance_items: np.ndarray
     variance_both: np.ndarray
     third_moment: np.ndarray
@@ -148,7 +149,7 @@ def _parts(task: Sample, statistic: Statistic) -> _Parts:
         by_seed = np.zeros((*value.shape, 1))
         variance_both = np.zeros_like(value)
     centred = by_cluster - by_cluster.mean(axis=-1, keepdims=True)
-    # The unbiased third central moment of a mean of C; its pieces are scaled as the variance's are.
+    # The unbiased third central moment of a mean over C clusters; its terms are scaled like the variance's.
     third_moment = kept**3 * clusters**2 / ((clusters - 1) * max(clusters - 2, 1)) * (centred**3).sum(axis=-1)
     shares = task.sizes_C.astype(np.float64) ** 2
     effective = shares.sum() ** 2 / (shares**2).sum()
@@ -163,7 +164,7 @@ def _unskewed(pivot: np.ndarray, skewness: np.ndarray) -> np.ndarray:
 
 
 def _unskewed_inverse(quantile: np.ndarray, skewness: np.ndarray) -> np.ndarray:
-    """The t statistic that `_unskewed` takes to `quantile`."""
-    safe = np.where(np.abs(skewness) < 1e-6, 1.0, skewness)  # the formula cancels there
+    """The t statistic that `_unskewed` maps to `quantile`."""
+    safe = np.where(np.abs(skewness) < 1e-6, 1.0, skewness)  # near 0 the formula loses all digits to cancellation
     inverse = 3 / safe * (np.cbrt(1 + safe * (quantile - safe / 6)) - 1)
     return np.where(np.abs(skewness) < 1e-6, quantile, inverse)

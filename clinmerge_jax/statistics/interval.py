@@ -7,12 +7,12 @@ LEVEL = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval, at `LEVEL` unless it was asked for otherwise."""
+    """An estimate with its interval, at `LEVEL` unless another level was requested."""
 
     estimate: float
     low: float
     high: float
 
     def format(self, digits: int = 3) -> str:
-        """`estimate [low, high]`."""
+        """Formats it as `estimate [low, high]`."""
         return f"{self.estimate:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"

@@ -10,7 +10,7 @@ from clinmerge_jax.statistics.interval import LEVEL, Interval
 from clinmerge_jax.statistics.samples import Sample, Statistic, mean
 
 DRAWS = 10_000
-_CHUNK = 1 << 22  # weights held at a time
+_CHUNK = 1 << 22  # resampling weights in memory at a time
 
 
 def bootstrap_interval(
@@ -20,21 +20,22 @@ def bootstrap_interval(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Interval:
-    """The bootstrap interval of a statistic, all systems in a sample under the same draws (paired).
+    """The bootstrap interval of a statistic; all systems in a sample share the draws, so comparisons are paired.
 
-    Draws seeds and, apart from them, clusters (the pigeonhole bootstrap: Owen 2007). The draws' spread is wrong both
-    ways, too low for few seeds and too high where seeds and items interact, and their tails are normal at best; so they
-    are stretched about the estimate to the standard error of `estimate` and by the ratio of the t quantile to the
-    normal one. The ends are corrected for bias and skewness (BCa: Efron 1987).
+    Draws seeds and, independently, clusters (the pigeonhole bootstrap: Owen 2007). The spread of the draws is too low
+    for few seeds and too high where seeds and items interact, and their tails are normal at best. So the draws are
+    rescaled about the estimate to the standard error of `estimate`, and by the ratio of the t quantile to the normal
+    one. The ends are corrected for bias and skewness (BCa: Efron 1987).
 
-    For a statistic that bends within its own uncertainty; otherwise `estimate` says the same without chance.
+    Use it for a statistic that is nonlinear within its own uncertainty. For others `estimate` gives an equivalent
+    interval without randomness.
 
     Args:
-      samples: of one task, or of several, whose mean is taken.
+      samples: the sample of one task, or those of several, whose mean is taken.
       statistic: as in `estimate`.
-      level: of confidence.
-      draws: B.
-      seed: of the draws.
+      level: the confidence level.
+      draws: B, the number of draws.
+      seed: seed of the draws.
     """
     tasks = [samples] if isinstance(samples, Sample) else list(samples)
     whole = estimate(tasks, statistic)
@@ -68,7 +69,7 @@ def _drawn(task: Sample, statistic: Statistic, weights_BS: np.ndarray, rng: np.r
 
 
 def _weights(rng: np.random.Generator, draws: int, count: int) -> np.ndarray:
-    """How often each of `count` units is drawn, [draws, count], drawn with replacement."""
+    """How often each of `count` units is drawn with replacement, [draws, count]."""
     chosen = rng.integers(count, size=(draws, count))
     chosen += count * np.arange(draws)[:, None]
     return np.bincount(chosen.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float64)

@@ -15,8 +15,8 @@ class Sample:
     """Counts of every seed on every cluster of items, summed within the cluster.
 
     Attributes:
-      counts_SCK: what a statistic takes sums of. Axes before S, if there are any, are separate studies.
-      sizes_C: items of each cluster.
+      counts_SCK: the counts that a statistic is computed from, once summed. Axes before S are separate studies.
+      sizes_C: the number of items in each cluster.
     """
 
     counts_SCK: np.ndarray
@@ -24,12 +24,12 @@ class Sample:
 
     @property
     def seeds(self) -> int:
-        """S."""
+        """The number of seeds, S."""
         return self.counts_SCK.shape[-3]
 
     @property
     def clusters(self) -> int:
-        """C."""
+        """The number of clusters, C."""
         return self.counts_SCK.shape[-2]
 
 
@@ -37,13 +37,14 @@ def count_sample(*counts: np.ndarray, clusters: Sequence[Hashable] | None = None
     """Gathers the counts of one or more systems on the same items.
 
     Args:
-      *counts: of each system, [..., S, I, K]; S = 1 for a system that has no seeds, which is then the same beside every
-        seed of the others. Seeds are paired too: seed s of one system belongs to seed s of another (the same examples,
-        the same order).
-      clusters: of each item, the encounter that it comes from. Items stand alone without it.
+      *counts: the counts of each system, [..., S, I, K]. S = 1 for a system without seeds; it is paired with every seed
+        of the others. Seeds are paired by position: seed s of one system belongs to seed s of another (the same
+        examples, the same order).
+      clusters: the cluster of each item, such as the encounter that it comes from. Without it every item is its own
+        cluster.
 
     Returns:
-      The systems' counts, one system after another along K.
+      The sample, with the systems' counts one after another along K.
 
     Raises:
       BadInput: the shapes disagree, a value is not finite, or there are fewer than two clusters.
@@ -75,7 +76,7 @@ def count_sample(*counts: np.ndarray, clusters: Sequence[Hashable] | None = None
 
 
 def score_sample(*scores: np.ndarray, clusters: Sequence[Hashable] | None = None) -> Sample:
-    """`count_sample` of scores [..., S, I] that are to be averaged: K = 2, the score and 1 for its item."""
+    """`count_sample` for scores [..., S, I] that are averaged: K = 2, the score and a 1 that counts the item."""
     counts = [np.stack([array, np.ones(np.shape(array))], axis=-1) for array in scores]
     return count_sample(*counts, clusters=clusters)
 
@@ -86,13 +87,16 @@ def mean(sums: np.ndarray) -> np.ndarray:
 
 
 def difference(score: Statistic = mean) -> Statistic:
-    """First minus second system of a sample: a gain over a parent or, with the second taken before training, minus what
-    was forgotten."""
+    """The score of a sample's first system minus that of its second.
+
+    For example the gain over a parent. If the second is the model before training, a negative value is what was
+    forgotten.
+    """
     return lambda sums: np.subtract(*_both(score, sums))
 
 
 def ratio(score: Statistic = mean) -> Statistic:
-    """First over second system of a sample: what a merge retains of its better parent."""
+    """The score of a sample's first system over that of its second: what a merge retains of its better parent."""
     return lambda sums: np.divide(*_both(score, sums))
 
 

@@ -13,13 +13,13 @@ ALPHA = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a study says of the claim "the truth is above `bound`".
+    """The verdict of a study on the claim "the truth is above `bound`".
 
     Attributes:
       conclusion: "supported", "not supported" or "undecided at this size".
       p_value: one-sided, before any correction for several claims.
-      lower: one-sided confidence bound at 1 - alpha.
-      upper: the same on the other side.
+      lower: one-sided lower confidence bound at 1 - alpha.
+      upper: the upper one, likewise.
       detectable: the smallest distance from the bound that such a study supports in 80 of 100 cases.
     """
 
@@ -31,12 +31,12 @@ class Verdict:
 
 
 def verdict(estimate: Estimate, bound: float, alpha: float = ALPHA) -> Verdict:
-    """Superiority (bound 0), non-inferiority (bound -margin, or 0.95 of a ratio) by a one-sided test.
+    """Tests superiority (bound 0) or non-inferiority (bound -margin, or 0.95 for a ratio), one-sided.
 
     Args:
-      estimate: of one study.
-      bound: what the truth must exceed.
-      alpha: the chance of "supported" where the truth lies at the bound, and of "not supported" likewise.
+      estimate: the estimate of one study.
+      bound: the value that the truth must exceed.
+      alpha: the probability of "supported" if the truth is at the bound, and likewise of "not supported".
     """
     lower, upper = (float(end) for end in estimate.bounds(1 - 2 * alpha))
     conclusion = "supported" if lower > bound else "not supported" if upper < bound else "undecided at this size"
@@ -45,7 +45,7 @@ def verdict(estimate: Estimate, bound: float, alpha: float = ALPHA) -> Verdict:
 
 
 def minimum_detectable_difference(estimate: Estimate, power: float = 0.8, alpha: float = ALPHA) -> float:
-    """The true difference that a two-sided test at `alpha` finds with probability `power` in a study like this one.
+    """The true difference that a two-sided test at `alpha` detects with probability `power` in a study like this one.
 
     (t[1 - alpha / 2] + t[power]) standard errors (Bloom 1995).
     """
@@ -54,7 +54,7 @@ def minimum_detectable_difference(estimate: Estimate, power: float = 0.8, alpha:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """P-values of several claims, adjusted so that any false one among them has chance alpha at most (Holm 1979)."""
+    """Adjusts p-values of several claims: the chance of any false positive is at most alpha (Holm 1979)."""
     p_values = np.asarray(p_values, np.float64)
     order = np.argsort(p_values, kind="stable")
     scaled = p_values[order] * np.arange(len(order), 0, -1)
@@ -64,11 +64,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def mcnemar(first_I: np.ndarray, second_I: np.ndarray) -> float:
-    """Two-sided exact p-value that two systems answer equally often right (McNemar 1947; binomial, not chi-squared).
+    """Two-sided exact p-value against "both are right equally often" (McNemar 1947; binomial, not chi-squared).
 
     Args:
-      first_I: whether the first system got each item right; of one seed, items independent.
-      second_I: the same of the second.
+      first_I: whether the first system got each item right, for one seed and independent items.
+      second_I: the same for the second system.
     """
     first_I, second_I = np.asarray(first_I, bool), np.asarray(second_I, bool)
     only_first = int(np.sum(first_I & ~second_I))

@@ -1,1 +1,1 @@
-"""Tasks: what is asked of a model, from which data, in which words, and how an answer is scored."""
+"""Evaluation tasks: the data, the prompts and the metrics of each."""

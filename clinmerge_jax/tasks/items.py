@@ -1,4 +1,4 @@
-"""Rows of the data sets as items of a task."""
+"""Converts rows of the data sets to items of a task."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,19 @@ def items(dataset: str, split: str, source: Source, limit: int = 0) -> list[Item
     """The items of a split, in the order of the published file.
 
     Args:
-      dataset: a name of the table of data sets.
-      split: of it.
-      source: where it lies.
-      limit: how many at most, from the start; 0 for all.
+      dataset: a name in the table of data sets.
+      split: one of its splits.
+      source: where the published files are.
+      limit: maximum number of items, from the first on; 0 for all.
 
     Raises:
-      BadInput: no such set or split, its files are not there or not the known ones, or a row is not as it should be.
+      BadInput: there is no such set or split, its files are missing or not the known ones, or a row is malformed.
     """
     return [_item(row) for row in read(dataset, split, source, limit)]
 
 
 def option_lines(choices: Sequence[str]) -> str:
-    """The options as prompts show them, one a line: "A. ..."."""
+    """The options as prompts show them, one per line: "A. ..."."""
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choices))
 
 

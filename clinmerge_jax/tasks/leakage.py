@@ -1,4 +1,4 @@
-"""What of a test set occurs in its training set."""
+"""Leakage: test items that occur in the training set."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -8,19 +8,19 @@ from absl import logging
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.tasks.task import Item
 
-WORDS = 13  # of a sequence: the length by which Brown et al. (2020) look for test text in training text
-NEAR = 0.5  # the share of a source's sequences that makes it a near duplicate
+WORDS = 13  # length of a sequence, as in the search of Brown et al. (2020) for test text in training text
+NEAR = 0.5  # the share of a source's sequences from which on it is a near duplicate
 
 
 @dataclasses.dataclass(frozen=True)
 class Leakage:
-    """The ids of test items, in their order.
+    """The ids of test items that occur in the training set, in the test set's order.
 
     Attributes:
-      sources: the source is that of a training item, but for case and white space.
-      near: it is not, but half of its sequences of 13 words or more occur in sources of training items.
-      targets: the answer as examples show it is that of a training item, but for case and white space; letters and
-        what is no text are not compared.
+      sources: items whose source equals a training item's, ignoring case and white space.
+      near: other items, of whose source at least half of the 13-word sequences occur in sources of training items.
+      targets: items whose answer, as examples show it, equals a training item's, ignoring case and white space.
+        Letters and answers that are not text are not compared.
     """
 
     sources: tuple[str, ...]
@@ -28,15 +28,15 @@ class Leakage:
     targets: tuple[str, ...]
 
     def counts(self) -> dict[str, int]:
-        """How many there are of each."""
+        """The number of items of each kind."""
         return {field.name: len(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
 def leakage(train: Sequence[Item], test: Sequence[Item]) -> Leakage:
-    """Looks for test items in the training set.
+    """Finds test items in the training set.
 
-    Time and memory grow with the words of the test set; the training set is gone through once. A source of fewer than
-    13 words can only be the same, not nearly so.
+    The 13-word sequences in memory are those of the test set; the training set's are passed over once. A source of
+    fewer than 13 words can only be equal, not a near duplicate.
     """
     wanted = {sequence for item in test for sequence in _sequences(item.source)}
     found = {sequence for item in train for sequence in _sequences(item.source) if sequence in wanted}
@@ -52,10 +52,12 @@ def leakage(train: Sequence[Item], test: Sequence[Item]) -> Leakage:
 
 
 def without_asked(train: Sequence[Item], asked: Sequence[Item], name: str) -> list[Item]:
-    """The training items that give no answer away: whose source is not asked too, nor nearly, nor of the same cluster.
+    """Removes training items that give answers away.
+
+    These are items whose source is asked too, exactly or nearly, and items that share a cluster with an asked one.
 
     Raises:
-      BadInput: nothing is left: train and test are the same.
+      BadInput: no training item is left, because train and test are the same.
     """
     shared = leakage(asked, train)
     told = {*shared.sources, *shared.near}
@@ -73,7 +75,7 @@ def without_asked(train: Sequence[Item], asked: Sequence[Item], name: str) -> li
 
 
 def _answer(item: Item) -> str:
-    """The answer's text; "" where it is a letter or none."""
+    """The answer's text; "" if it is a letter or not text."""
     return "" if item.choices or not isinstance(item.target, str) else item.shown or item.target
 
 

@@ -1,4 +1,4 @@
-"""What a model was fine-tuned on, as its folder records it: which task, which items, in which form."""
+"""The record in a model's folder of what it was fine-tuned on: tasks, items and prompt forms."""
 
 import dataclasses
 import json
@@ -15,15 +15,15 @@ _KEY = "learned"
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """A task that a model has learned.
+    """A task that a model was fine-tuned on.
 
     Attributes:
-      task: its name, without the split.
-      split: of the items.
+      task: the task's name, without the split.
+      split: the split of the items.
       chat: whether the prompts went through the chat template.
-      answer: what of a choice was learned, "letter" or "text".
-      form: of the prompts.
-      ids: of the items.
+      answer: what was learned of a multiple-choice answer, "letter" or "text".
+      form: the form of the prompts.
+      ids: the ids of the items.
     """
 
     task: str
@@ -34,21 +34,21 @@ class Learned:
     ids: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As `provenance.json` has it."""
+        """The entry in `provenance.json`."""
         return {**dataclasses.asdict(self), "ids": list(self.ids)}
 
 
 def record(learned: Iterable[Learned]) -> dict[str, Any]:
-    """What a result's provenance says of the tasks that it has learned; nothing where there are none."""
+    """The entry about learned tasks in a result's provenance; empty if there are none."""
     rows = [one.to_json() for one in learned]
     return {_KEY: rows} if rows else {}
 
 
 def read_learned(folder: pathlib.Path) -> list[Learned]:
-    """What the model or adapter in a folder has learned, its start included; nothing where no record tells.
+    """Reads what the model or adapter in a folder has learned, with what its start had; empty without a record.
 
     Raises:
-      BadInput: the record is not as this package writes it.
+      BadInput: the record is not in this package's format.
     """
     file = folder / RECORD
     if not file.is_file():
@@ -65,18 +65,19 @@ def read_learned(folder: pathlib.Path) -> list[Learned]:
 def remarks(
     system: str, learned: Sequence[Learned], task: str, form: Form, chat: bool, items: Sequence[Item]
 ) -> list[str]:
-    """What to say where a model is asked what it has learned.
+    """Remarks on a model that is asked about a task it was fine-tuned on.
 
     Args:
       system: the model's name.
-      learned: what it has learned.
-      task: that is asked, with its split if it has one of its own.
-      form: of the prompts.
-      chat: whether they go through the chat template.
-      items: that are asked.
+      learned: what it has learned, from `read_learned`.
+      task: the name of the asked task, with its split if that is not the usual one.
+      form: the form of the prompts.
+      chat: whether the prompts go through the chat template.
+      items: the asked items.
 
     Returns:
-      Lines for people: which examples it has learned, and what differs in the way of asking.
+      Lines for people: which examples the model has learned, which asked items are among them, and how the prompts
+      differ from those of the fine-tuning.
     """
     lines = []
     for one in learned:

@@ -1,12 +1,12 @@
-"""Tasks in the miniature's invented world: what its two specialists can each do, on combinations they never saw."""
+"""Tasks in the miniature's invented world, one for each specialist, scored on combinations not in its training."""
 
 from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.metrics import named
 from clinmerge_jax.tasks.task import Form, Item, Kind, Task
 
-_SEEDS = {"train": 3, "test": 4}  # other documents than those the shipped models were trained and measured on
+_SEEDS = {"train": 3, "test": 4}  # documents that the shipped models were neither trained nor measured on
 _DOCUMENTS = {"train": 400, "test": 600}
-_ENDS = ("\nIMPRESSION:", "\nAssessment:")  # what a note says before it concludes
+_ENDS = ("\nIMPRESSION:", "\nAssessment:")  # the headings before a note's conclusion
 
 NOTES = Task(
     name="miniature_notes",
@@ -31,7 +31,7 @@ CHAT = Task(
 
 
 def notes(split: str) -> list[Item]:
-    """Notes up to where they conclude; the conclusion is the target."""
+    """Notes up to their conclusion; the conclusion is the target."""
     items = []
     for index, document in enumerate(corpus("clinical", _SEEDS[split], _DOCUMENTS[split], split == "test")):
         for end in _ENDS:
@@ -43,7 +43,7 @@ def notes(split: str) -> list[Item]:
 
 
 def chat(split: str) -> list[Item]:
-    """Everyday questions with a constraint; the one right answer is the target."""
+    """Everyday questions with a constraint; the only right answer is the target."""
     items = []
     for index, document in enumerate(corpus("instruct", _SEEDS[split], _DOCUMENTS[split], split == "test")):
         question, target = (message["content"] for message in document.messages[:2])

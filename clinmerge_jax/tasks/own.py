@@ -1,4 +1,4 @@
-"""A user's own task, from files of rows and a config alone."""
+"""A user's own task, defined by a config and files of rows."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,21 +18,21 @@ from clinmerge_jax.tasks.task import Form, Item, Kind, Task
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*", re.ASCII)
 _OF_CHOICES = ("accuracy", "exact_match")
-_UNBOUNDED = FORM.split(",")  # no scores that go up to 100
+_UNBOUNDED = FORM.split(",")  # metrics that do not go up to 100
 _MEND = "give JSON lines, a JSON array, CSV, TSV or Parquet"
 
 
 def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
-    """The task that `config.own` describes, and what reads its items.
+    """Builds the task that `config.own` describes, and the function that reads its items.
 
     Args:
-      own: see configs/evaluate.py for its fields.
+      own: the fields of `own_fields`.
 
     Returns:
-      The task, and a function from "test" or, where there is such a file, "train" to its items.
+      The task, and a function from "test" or "train" to the items of that file.
 
     Raises:
-      BadInput: a field is wrong. What reads the items raises it too, naming file and line and never quoting text.
+      BadInput: a field is wrong. The reading function raises it too; it names file and line and never quotes text.
     """
     if not _NAME.fullmatch(own.name):
         raise BadInput(f"config.own.name: {own.name!r} is no name; give small letters, digits and underscores")
@@ -86,7 +86,7 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
 
 
 def _metrics(own: ConfigDict, kind: Kind) -> tuple[Metric, ...]:
-    """The metrics, with the composite, which then leads, made of its parts."""
+    """The task's metrics. A composite, if one is given, is built from its parts and comes first."""
     if kind is Kind.CHOICE:
         wrong = [name.strip() for name in own.metrics.split(",") if name.strip() not in ("", *_OF_CHOICES)]
         if wrong or own.composite:
@@ -133,7 +133,7 @@ def _item(given: Row, split: str, own: ConfigDict, kind: Kind) -> Item:
 
 
 def _cluster(row: Mapping[str, Any], key: str, name: str, split: str) -> str:
-    """Every row that is scored has one; of training rows those that are known."""
+    """The row's cluster. If a field is configured, scored rows must have it and training rows may lack it."""
     known = key and (split == "test" or row.get(key) is not None)
     return _text(row, key, name, "cluster") if known else ""
 
@@ -147,11 +147,11 @@ def _text(row: Mapping[str, Any], key: str, name: str, field: str) -> str:
 
 
 def _options(row: Mapping[str, Any], key: str, name: str) -> dict[str, str]:
-    """The options by their keys, which are letters where the row has a list."""
+    """The options by key; the keys are letters if the row has a list."""
     given = row.get(key)
     if isinstance(given, list):
         given = dict(zip(LETTERS, given)) if len(given) <= len(LETTERS) else None
-    if isinstance(given, dict):  # Parquet gives every row each letter that one of them has
+    if isinstance(given, dict):  # Parquet gives every row the letters of all rows, with None for its own gaps
         given = {letter: text for letter, text in given.items() if text is not None}
     if not isinstance(given, dict) or not 2 <= len(given) <= len(LETTERS):
         raise BadInput(f"{name}: {key!r} is no list of 2 to {len(LETTERS)} options; name it with config.own.choices")
@@ -159,7 +159,7 @@ def _options(row: Mapping[str, Any], key: str, name: str) -> dict[str, str]:
 
 
 def _right(row: Mapping[str, Any], key: str, options: Mapping[str, str], name: str) -> str:
-    """The letter of the right option, whether it is given by its key or letter, its place from 0, or its text."""
+    """The letter of the right option, which the row gives by key, by place from 0, or by text."""
     given = row.get(key)
     keys, texts = list(options), list(options.values())
     if isinstance(given, str):

@@ -1,24 +1,24 @@
-"""The config of a user's own task; configs/evaluate.py and configs/sft.py share it."""
+"""The config fields of a user's own task, shared by configs/evaluate.py and configs/sft.py."""
 
 from ml_collections import ConfigDict
 
 
 def own_fields() -> ConfigDict:
-    """Its fields, as `own.own_task` reads them; there is such a task once a file is named."""
+    """The fields that `own.own_task` reads; the task exists once a file is named."""
     return ConfigDict(
         {
             "name": "own",
             "test": "",  # a file of rows: JSON lines, a JSON array, CSV, TSV, Parquet
-            "train": "",  # likewise, for examples and floors
+            "train": "",  # likewise, for few-shot examples, trivial baselines and fine-tuning
             "kind": "generation",  # or choice
-            "source": "input",  # the field that is to be read
-            "target": "output",  # the reference; of a choice its letter, its number from 0, or its text
-            "choices": "choices",  # the options: a list, or letters to texts
+            "source": "input",  # the field with the input text
+            "target": "output",  # the reference answer; of a choice its letter, its place from 0, or its text
+            "choices": "choices",  # the options: a list, or a mapping of letters to texts
             "id": "id",
-            "cluster": "",  # a field that items share which are no independent evidence
-            "label": "",  # a field that examples are balanced over
+            "cluster": "",  # a field that is equal in items that are not independent
+            "label": "",  # a field over which few-shot examples are balanced
             "instruction": "",
-            "question": "",  # such as "Text: {input}\nSummary:"; empty: the source alone
+            "question": "",  # such as "Text: {input}\nSummary:"; empty: the source (and the options)
             "metrics": "",
             "composite": "",
             "max_new_tokens": 256,

@@ -1,4 +1,4 @@
-"""Prompts of a task: an item and its few-shot examples, put into words by the task's form, as tokens. T tokens."""
+"""Builds prompts: an item and its few-shot examples, formatted by the task's form and tokenized. T tokens."""
 
 import dataclasses
 import string
@@ -12,7 +12,7 @@ from clinmerge_jax.data.shortening import Built, fit
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.tasks.task import Form, Item, Task
 
-BETWEEN = "\n\n"  # instruction, examples and question of a prompt that is one text
+BETWEEN = "\n\n"  # separates the instruction, the examples and the question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Prompt:
     """One prompt as tokens.
 
     Attributes:
-      tokens: int32 [T], with one BOS at most.
-      answers: of a choice, the tokens of each letter as it would follow, int32.
-      cut: whether the item's source was shortened to make it fit.
+      tokens: int32 [T], with at most one BOS token.
+      answers: for a choice, the tokens of each letter as a continuation of the prompt, int32.
+      cut: whether the item's source was shortened to fit.
     """
 
     tokens: np.ndarray
@@ -32,14 +32,14 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Prompter:
-    """Puts the items of a task into words that one model reads.
+    """Builds a task's prompts for one model.
 
     Attributes:
-      task: what is asked.
-      tokenizer: of transformers.
-      chat: whether prompts are a user's messages in the chat template, and examples turns before them.
-      shots: examples, the same for every item.
-      most: tokens that a prompt may have.
+      task: the task.
+      tokenizer: a transformers tokenizer.
+      chat: whether prompts are user messages in the chat template, with examples as earlier turns.
+      shots: the few-shot examples, the same for every item.
+      most: maximum number of tokens of a prompt; of a training example with its answer.
       cut: True shortens a source that is too long, from its end; False refuses it.
     """
 
@@ -54,19 +54,19 @@ class Prompter:
         """The prompt of an item.
 
         Args:
-          item: what is asked.
-          letters: whether the answers of a choice are wanted too.
+          item: the item.
+          letters: whether to add the tokens of a choice's letters.
 
         Raises:
-          BadInput: it is too long, holds a special token of the chat template, or lacks a field that the form names;
-            its words are never quoted.
+          BadInput: the prompt is too long, the item holds a special token, or it lacks a field that the form names. The
+            message never quotes the item's text.
         """
         self._check_words(item)
 
         def build(source: str) -> tuple[tuple[np.ndarray, tuple[np.ndarray, ...]], int]:
             text = self.text(_with_source(item, source))
             tokens = self._tokens(text, item.name)
-            length, answers = len(tokens) + letters, ()  # a letter is one token at least
+            length, answers = len(tokens) + letters, ()  # a letter has at least one token
             if letters and length <= self.most:
                 answers = self._answers(text, tokens, _letters(item))
                 length += max(map(len, answers)) - 1
@@ -78,17 +78,17 @@ class Prompter:
         return Prompt(*found, shortened)
 
     def example(self, item: Item, target: str, stop_ids: Sequence[int]) -> Encoded:
-        """A training example: the tokens that `prompt` asks with, and then, learned, the answer and the end of turn.
+        """A training example: the tokens of `prompt`, then the answer and its end, which are learned.
 
         Args:
-          item: what is asked.
+          item: the item.
           target: the answer.
-          stop_ids: tokens that end a model's answer. Of what the chat template puts behind an answer, the first of
-            them is the last token that is learned. Where it puts none of them there, and after raw text, the
-            tokenizer's end-of-sequence token is learned if it is one of them, else the first of them.
+          stop_ids: the tokens that end a model's answer. If the chat template puts some of them after an answer, the
+            first of these is the last learned token. If it puts none there, and after raw text, the tokenizer's
+            end-of-sequence token is learned if it is one of them, else the first of them.
 
         Raises:
-          BadInput: as `prompt`; or the answer and its end leave no room for the item, or no token ends an answer.
+          BadInput: as in `prompt`; or the answer and its end leave no room for the item, or no token ends an answer.
         """
         self._check_words(item, target)
         end = self._end(stop_ids)
@@ -111,24 +111,24 @@ class Prompter:
         return Encoded(np.concatenate([tokens, learned]), targets, shortened)
 
     def _fitted(self, build: Callable[[str], tuple[Built, int]], item: Item) -> tuple[Built | None, int, bool]:
-        """As `shortening.fit` of the item's source."""
+        """Applies `shortening.fit` to the item's source."""
         cut = self.cut and item.source in item.fields.values()
         return fit(build, item.source, self.most, self.tokenizer, cut)
 
     def _learned(self, item: Item, target: str, asked: np.ndarray, stop_ids: Sequence[int], end: int) -> np.ndarray:
-        """The tokens of the answer and of what ends it, int32, given those that ask for it."""
+        """The learned tokens, int32: the answer and its end, given the prompt's tokens `asked`."""
         text = self.text(item)
         rest = self._rest(item, target, text) if self.chat else self.task.form.joint + target
         whole = self._tokens(text + rest, item.name)
         if np.array_equal(whole[: len(asked)], asked):
             learned = whole[len(asked) :]
-        else:  # the tokenizer would join the end of the prompt with the answer, and nobody asks with such a token
+        else:  # the tokenizer joins the end of the prompt with the answer, into a token that no prompt has
             learned = np.asarray(self.tokenizer(rest, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
         ends = np.flatnonzero(np.isin(learned, [*stop_ids, end]))
         return learned[: ends[0] + 1] if ends.size else np.append(learned, np.int32(end))
 
     def _rest(self, item: Item, target: str, text: str) -> str:
-        """What the chat template puts behind the prompt's text once the answer is there."""
+        """The text after the prompt once the chat template has the answer."""
         messages = [*self.messages(item), {"role": "assistant", "content": target}]
         whole = self._rendered(messages, item.name, ask=False)
         if whole.startswith(text):
@@ -142,7 +142,7 @@ class Prompter:
         return whole[place:]
 
     def _end(self, stop_ids: Sequence[int]) -> int:
-        """The token that is to end an answer where nothing else does."""
+        """The token that ends an answer if the chat template adds none."""
         eos = self.tokenizer.eos_token_id
         if eos is None and not stop_ids:
             raise BadInput(
@@ -151,10 +151,10 @@ class Prompter:
         return stop_ids[0] if eos is None or (stop_ids and eos not in stop_ids) else eos
 
     def follow_up(self, item: Item, answers: Sequence[str]) -> np.ndarray:
-        """The tokens of a later turn, int32 [T]: the conversation so far, and what the user says next.
+        """The prompt of a later turn, int32 [T]: the conversation so far, and the next user message.
 
         Raises:
-          BadInput: as `prompt`; a later turn is never shortened.
+          BadInput: as in `prompt`; a later turn is never shortened.
         """
         messages = self.messages(item)
         for answer, turn in zip(answers, item.turns):
@@ -169,7 +169,7 @@ class Prompter:
         return tokens
 
     def text(self, item: Item) -> str:
-        """The prompt as text; in a chat with the template's own tokens."""
+        """The prompt as text; in a chat with the template's special tokens."""
         if self.chat:
             return self._rendered(self.messages(item), item.name)
         form = self.task.form
@@ -177,7 +177,7 @@ class Prompter:
         return BETWEEN.join([*([form.instruction] if form.instruction else []), *examples, question(form, item)])
 
     def messages(self, item: Item) -> list[dict[str, str]]:
-        """The prompt as a conversation: examples are earlier turns, the instruction opens the first message."""
+        """The prompt as a conversation: examples are earlier turns; the instruction opens the first message."""
         form, messages = self.task.form, []
         for shot in self.shots:
             messages.append({"role": "user", "content": question(form, shot)})
@@ -188,11 +188,11 @@ class Prompter:
         return messages
 
     def redacted(self, item: Item) -> str:
-        """The form of a prompt, with the names of its fields where their words would stand."""
+        """The prompt with the names of its fields in place of their texts."""
         return dataclasses.replace(self, shots=[_redacted(shot) for shot in self.shots]).text(_redacted(item))
 
     def _answers(self, text: str, tokens: np.ndarray, letters: str) -> tuple[np.ndarray, ...]:
-        """What the tokens have more once each letter follows the prompt."""
+        """The tokens that each letter adds after the prompt."""
         joint = "" if self.chat else self.task.form.joint
         rows = self.tokenizer([text + joint + letter for letter in letters], **self._how)["input_ids"]
         wholes = [without_second_bos(ids, self.tokenizer) for ids in rows]
@@ -205,7 +205,7 @@ class Prompter:
 
     @property
     def _how(self) -> dict[str, bool]:
-        """A chat template brings the special tokens itself; that a text is long is our business."""
+        """Tokenizer arguments. A chat template adds special tokens itself. `most` replaces length warnings."""
         return {"add_special_tokens": not self.chat, "verbose": False}
 
     def _tokens(self, text: str, name: str) -> np.ndarray:
@@ -220,13 +220,13 @@ class Prompter:
             raise BadInput("config.chat_template: the model's tokenizer has no chat template; leave the field at False")
         try:
             return self.tokenizer.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)
-        except jinja2.TemplateError as error:  # the template's own words may quote the conversation
+        except jinja2.TemplateError as error:  # left out of the message, because it may quote the conversation
             raise BadInput(f"{name}: the chat template refuses it; mend the template") from error
 
     def _check_words(self, item: Item, target: str = "") -> None:
-        """Refuses words that would be read as special tokens: a conversation within the conversation.
+        """Refuses text that would be read as special tokens, such as a conversation within the conversation.
 
-        A BOS in a prompt that is one text does no harm, as no more than one is left at its start.
+        A BOS token in a raw text does no harm, because only one is kept at its start.
         """
         special = set(self.tokenizer.all_special_tokens) - (set() if self.chat else {self.tokenizer.bos_token})
         for one in (item, *self.shots):
@@ -246,7 +246,7 @@ class Prompter:
 
 
 def question(form: Form, item: Item) -> str:
-    """The question of an item.
+    """The question of an item, formatted by the form.
 
     Raises:
       BadInput: the form names a field that the item lacks.
@@ -261,7 +261,7 @@ def question(form: Form, item: Item) -> str:
 
 
 def fields_of(form: Form) -> list[str]:
-    """The fields that a form names.
+    """The names of the fields in a form.
 
     Raises:
       BadInput: its braces do not match.
@@ -275,11 +275,11 @@ def fields_of(form: Form) -> list[str]:
 
 
 def answer(item: Item, with_text: bool = False) -> str:
-    """How an item's answer stands in an example.
+    """An item's answer as an example shows it.
 
     Args:
-      item: with an answer that is text.
-      with_text: whether a choice shows the text of the option behind its letter, as its question does.
+      item: an item whose answer is text.
+      with_text: whether the answer to a choice has the option's text after its letter, as its question does.
     """
     shown = item.target if item.shown is None else item.shown
     if not item.choices or not with_text:
@@ -288,7 +288,7 @@ def answer(item: Item, with_text: bool = False) -> str:
 
 
 def _with_source(item: Item, source: str) -> Item:
-    """The item with another source, in each field that has it."""
+    """The item with another source, in each field that holds the source."""
     if source == item.source:
         return item
     fields = {name: source if text == item.source else text for name, text in item.fields.items()}

@@ -20,12 +20,12 @@ _OVERLAP = (
     "composite_rouge_bleu_meteor"
 )
 FORM = "length_ratio,never_stopped,repetition"  # shown beside every score of generated text
-_CHOICE_FORM = Form("Question: {question}\n{choices}\nAnswer:")  # as lm-eval has it
-_CHOICE_TOKENS = 64  # of an answer that is generated and from which the letter is read
+_CHOICE_FORM = Form("Question: {question}\n{choices}\nAnswer:")  # as in lm-eval
+_CHOICE_TOKENS = 64  # maximum length of a generated answer from which the letter is read
 
 
 def overlap_metrics(lead: str = "rougeL_unstemmed") -> tuple[Metric, ...]:
-    """The usual metrics of generated text, with the one that leads first."""
+    """The usual metrics of generated text, with `lead` first."""
     rest = [name for name in _OVERLAP.split(",") if name != lead]
     return tuple(named_metrics(",".join([lead, *rest, FORM])))
 
@@ -33,14 +33,14 @@ def overlap_metrics(lead: str = "rougeL_unstemmed") -> tuple[Metric, ...]:
 def _generation(
     name: str, question: str, instruction: str, max_new_tokens: int, test: str = "test", ours: bool = False
 ) -> Task:
-    """A task of generated text; `ours` for those that are not of the paper, which the composite does not lead."""
+    """A text generation task. ROUGE-L leads with `ours` (a task not in the paper), the composite otherwise."""
     lead = "rougeL_unstemmed" if ours else "composite_rouge_bleu_meteor"
     form = Form(question, instruction)
     return Task(name, Kind.GENERATION, name, form, overlap_metrics(lead), test=test, max_new_tokens=max_new_tokens)
 
 
 def _choice(name: str, form: Form = _CHOICE_FORM, macro: str = "") -> Task:
-    """A task of lettered options; `macro` are the letters over which F1 is averaged, where it is shown."""
+    """A multiple-choice task; `macro` has the letters over which F1 is averaged, "" for no F1."""
     metrics = (*named_metrics("accuracy"), *([macro_f1(macro)] if macro else []))
     return Task(name, Kind.CHOICE, name, form, metrics, max_new_tokens=_CHOICE_TOKENS, floors=False)
 
@@ -117,8 +117,8 @@ _ALL = (
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "clinical": ("mimic_bhc", "aci_bench", "mts_dialog", "open_i", "mimic_cxr"),  # the five of the paper
-    # The nine of the Open Medical-LLM leaderboard.
+    "clinical": ("mimic_bhc", "aci_bench", "mts_dialog", "open_i", "mimic_cxr"),  # the paper's five tasks
+    # The nine tasks of the Open Medical-LLM leaderboard.
     "medical": ("medmcqa", "medqa_4options", "pubmedqa", *(f"mmlu_{subject}" for subject in SUBJECTS)),
     "following": ("ifeval", "two_turn", *(name for name in FOLLOWING_TASKS if name.startswith("clinical_following"))),
 }
@@ -127,8 +127,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 def named(names: str) -> list[Task]:
     """The tasks that a config field lists, separated by commas.
 
-    A name is one of `TASKS`, or NAME@SPLIT for another split than the usual one, under which name the task then goes;
-    or one of `GROUPS`.
+    A name is one of `TASKS`; NAME@SPLIT for another split than the usual one, which is then the task's name; or one of
+    `GROUPS`.
 
     Raises:
       BadInput: a name is unknown or named twice, or a task has no such split.

@@ -1,4 +1,4 @@
-"""What a model is asked, and how its answer is scored: the contract between data, prompts, metrics and the job."""
+"""What a task is: the contract between data, prompts, metrics and jobs."""
 
 import dataclasses
 import enum
@@ -9,7 +9,7 @@ from clinmerge_jax.metrics.metric import Metric, Output
 
 
 class Kind(enum.Enum):
-    """What is asked for."""
+    """The kind of answer that a task asks for."""
 
     GENERATION = "generation"  # a text, scored against a reference or by rules
     CHOICE = "choice"  # one of a few lettered options
@@ -20,15 +20,15 @@ class Item:
     """One question of a task.
 
     Attributes:
-      id: its own within the task, in every split; Results show it salted only.
-      name: file and row, which stand for it in messages, as its words never do.
-      fields: the texts that a prompt's form names.
-      source: of these, the text that is to be summarized or answered: what floors copy and leakage is looked for in.
-      target: what a perfect answer is; of a choice its letter; for metrics that need more than text, what they take.
-      choices: the texts of the options, A first; none where a text is asked for.
-      cluster: what it shares with other items that are no independent evidence (an encounter); "" for its id.
-      label: the class that few-shot examples are balanced over.
-      turns: what the user says after the first answer, and after each further one.
+      id: unique within the task, over all splits; Results have it only in salted form.
+      name: file and row, which identify the item in messages; messages never quote its text.
+      fields: the texts by the field names of a prompt's form.
+      source: the text that is to be summarized or answered; trivial baselines copy it, and leakage is searched in it.
+      target: the reference answer: a text, the letter of a choice, or what the metric takes in place of a text.
+      choices: the texts of the options, A first; empty if a text is asked for.
+      cluster: an id shared by items that are not independent (of one encounter); "" for the item's own id.
+      label: the class over which few-shot examples are balanced.
+      turns: the user messages after the first answer, one for each further turn.
       shown: the answer as a few-shot example shows it, such as the working of a sum; None for the target.
     """
 
@@ -46,12 +46,12 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How a prompt is put together: a template with the names of an item's fields in braces.
+    """The template of a prompt, with the names of an item's fields in braces.
 
     Attributes:
-      question: of an item; ends with what asks for the answer ("Answer:", "Summary:").
-      instruction: once before everything; "" for none.
-      joint: between question and answer where they are one text; a chat's answer stands alone.
+      question: the question of an item; ends with the cue for the answer ("Answer:", "Summary:").
+      instruction: placed once before everything; "" for none.
+      joint: the separator of question and answer in raw text; in a chat the answer is a message of its own.
     """
 
     question: str
@@ -64,20 +64,20 @@ class Task:
     """A set of questions and how answers to them are scored.
 
     Attributes:
-      name: as the command line, tables and Results have it.
-      kind: what is asked for.
+      name: as in the command line, tables and Results.
+      kind: the kind of answer.
       dataset: the data set that it reads.
-      form: of its prompts.
-      metrics: the scores of an answer; the first is the one that tables lead with. Those of a choice take letters.
+      form: the form of its prompts.
+      metrics: the metrics of an answer; the first is the leading one. Those of a choice take letters.
       test: the split that is scored.
-      train: the split of few-shot examples and fixed floors; "" where there is none.
-      max_new_tokens: of an answer.
+      train: the split of few-shot examples and of the fixed-target baseline; "" if there is none.
+      max_new_tokens: maximum number of tokens of an answer.
       stop: texts that end an answer.
-      read: what of an answer is scored, such as the number that it ends with; None for all of it.
-      chat: whether prompts go through the chat template whatever the config says; None leaves it to the config.
-      floors: whether copying the input and the like are scored beside the models.
-      made_up: the answers of floors of its own, by name, from the items; None for the usual ones.
-      shareable: whether prompts and answers may be shown to others; a user says so, it is never presumed.
+      read: extracts the part of an answer that is scored, such as its final number; None for all of it.
+      chat: whether prompts go through the chat template, whatever the config says; None leaves it to the config.
+      floors: whether trivial baselines, such as copying the input, are scored beside the models.
+      trivial_baselines: from the items to the answers of the task's own baselines, by name; None for the usual ones.
+      shareable: whether prompts and answers may be shown to others; never assumed, so False unless it is set.
     """
 
     name: str
@@ -92,5 +92,5 @@ class Task:
     read: Callable[[str], str] | None = None
     chat: bool | None = None
     floors: bool = True
-    made_up: Callable[[Sequence[Item]], dict[str, list[Output]]] | None = None
+    trivial_baselines: Callable[[Sequence[Item]], dict[str, list[Output]]] | None = None
     shareable: bool = False

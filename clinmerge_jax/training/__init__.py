@@ -1,1 +1,1 @@
-"""Training: a plain Optax loop."""
+"""Training with Optax: loss, step, loop, checkpoints, and grids of runs."""

@@ -1,4 +1,4 @@
-"""A training step for devices that need not be there: what `lower_step(...).compile()` says of time and memory."""
+"""Lower a training step for absent devices; `lower_step(...).compile()` reports its time and memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from clinmerge_jax.training.weights import frozen_paths, split
 
 
 def abstract_state(layout: Layout, settings: StepSettings, freeze: Sequence[str] = ()) -> tuple[Any, Any]:
-    """A TrainState with float32 weights and the frozen leaves beside it, of shapes and shardings alone.
+    """A TrainState with float32 weights, and the frozen leaves, both as shapes and shardings only.
 
     Raises:
       BadInput: as `init_adapter` and `frozen_paths`.
@@ -40,12 +40,12 @@ def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 def lower_step(
     layout: Layout, settings: StepSettings, shape: tuple[int, int, int], freeze: Sequence[str] = ()
 ) -> jax.stages.Lowered:
-    """The step's program for the devices of a layout, without an array.
+    """Lowers the step for the devices of a layout without creating arrays.
 
     Args:
-      layout: the model and its mesh, of abstract devices if need be.
-      settings: of the step.
-      shape: of the batch: micro-batches, rows of each over all devices, tokens.
+      layout: the model and its mesh, which may consist of abstract devices.
+      settings: the step's settings.
+      shape: the batch shape: micro-batches, rows per micro-batch over all devices, tokens per row.
       freeze: patterns as in `weights.frozen_paths`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How steps take sequences, and the plan of the shapes of their batches."""
+"""Assign sequences to steps, and plan the batch shapes for the device at hand."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.training.flops import step_flops
 from clinmerge_jax.training.step import StepSettings
 
-_LOOKED_AT = 32_768  # sequences of the steps that are planned for
+_LOOKED_AT = 32_768  # maximum number of sequences used to plan the shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class _Device:
-    """What suits a kind of device.
+    """Planning constants of a kind of device.
 
     Attributes:
-      unit: tokens that the length of a row is a multiple of.
+      unit: row lengths are multiples of this number of tokens.
       at_a_time: tokens of a micro-batch; 0 for all of a step.
-      compiling: what it computes in the time that a program takes to compile, in operations.
+      compiling: the number of operations that the device computes in the time it takes to compile a program.
     """
 
     unit: int
@@ -34,7 +34,7 @@ class _Device:
 
 
 _CPU, _ACCELERATOR = _Device(64, 1024, 5e11), _Device(128, 0, 5e15)
-_PAIRS = 2.0  # an operation of attention costs so many of products with weights
+_PAIRS = 2.0  # cost of an attention operation relative to one of a product with weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +42,17 @@ class Batching:
     """How a step takes sequences and puts them into rows.
 
     Attributes:
-      batch_size: sequences of a step, over all processes.
-      micro_batch: rows that are computed at a time; 0 for all of a step, or on CPUs for those of about 1,024 tokens,
-        as more of them are not faster there and rows that a step leaves empty can be skipped.
-      replay: further sequences that are mixed in.
-      replay_share: how much of each step they are.
-      length: tokens of the longest row; 0 for those of the longest sequence.
-      alone: each sequence has a row of its own; so it is anyway where attention knows no segments.
+      batch_size: sequences per step, over all processes.
+      micro_batch: rows computed at a time. 0 means all rows of a step, or on CPUs rows of about 1,024 tokens together:
+        more are not faster there, and empty micro-batches can be skipped.
+      replay: further sequences to mix in.
+      replay_share: the share of replayed sequences in each step.
+      length: the maximum number of tokens of a row; 0 for the length of the longest sequence.
+      alone: whether each sequence has a row of its own, as is always the case if the attention kernel does not support
+        segments.
 
     Raises:
-      BadInput: a number is out of its range.
+      BadInput: a number is out of range.
     """
 
     batch_size: int
@@ -72,13 +73,13 @@ class Batching:
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """What a run takes, and when.
+    """The sequences of a run in training order.
 
     Attributes:
-      sequences: that are learned, then those that are replayed.
-      numbers: of the sequences, in the order of training.
-      steps: how many there are.
-      batch_size: sequences of each.
+      sequences: the sequences to learn, followed by those to replay.
+      numbers: the sequence numbers in training order.
+      steps: the number of steps.
+      batch_size: sequences per step.
     """
 
     sequences: Sequences
@@ -87,14 +88,14 @@ class Course:
     batch_size: int
 
     def sizes(self, steps: int) -> list[list[int]]:
-        """The sizes of the sequences of the first steps, at most so many."""
+        """The sequence sizes of the first steps, at most `steps` of them."""
         found = self.sequences.sizes
         batches = self.numbers.batch(self.batch_size)
         return [found[batches[step]].tolist() for step in range(min(steps, self.steps))]
 
 
 def course(data: Sequences, rows: Batching, steps: int, seed: int) -> Course:
-    """What a run takes that learns `data`."""
+    """Makes the course of a run that learns `data`."""
     everything = data if rows.replay is None else joined(data, rows.replay)
     replayed = 0 if rows.replay is None else len(rows.replay)
     return Course(everything, order(len(data), seed, replayed, rows.replay_share), steps, rows.batch_size)
@@ -103,19 +104,20 @@ def course(data: Sequences, rows: Batching, steps: int, seed: int) -> Course:
 def plan_courses(
     courses: Sequence[Course], rows: Batching, layout: Layout, settings: StepSettings, *, together: bool = False
 ) -> tuple[Plan, str]:
-    """The shapes of some runs' batches, and a line about them.
+    """Plans the batch shapes of one or several runs, and describes them in one line.
 
-    Where the runs have very many steps the shapes follow from the first of them, and one that holds any step is added.
+    If the runs have very many steps, the shapes are planned from the first ones, and a shape that holds any step is
+    added.
 
     Args:
       courses: the runs.
-      rows: how they take their sequences.
-      layout: how the model lies.
-      settings: of the steps.
-      together: the runs share a program, so there is one shape, and no run can skip what another computes.
+      rows: how the runs take their sequences.
+      layout: the model's layout on the mesh.
+      settings: the settings of the steps.
+      together: whether the runs share one program. Then there is one shape, and no run can skip what another computes.
 
     Raises:
-      BadInput: the mesh does not cut micro-batches evenly.
+      BadInput: the mesh does not divide micro-batches evenly.
     """
     each = max(1, _LOOKED_AT // (len(courses) * rows.batch_size))
     steps = [sizes for one in courses for sizes in one.sizes(each)]
@@ -129,7 +131,7 @@ def plan_courses(
 def plan_groups(
     data: Sequences, rows: Batching, layout: Layout, settings: StepSettings
 ) -> tuple[Plan, list[np.ndarray]]:
-    """The shapes and the groups in which every sequence is looked at once, those of like lengths together."""
+    """Plans batches that contain every sequence once, grouped by similar length; returns the plan and the groups."""
     by_size = np.argsort(-data.sizes, kind="stable")
     groups = [by_size[start : start + rows.batch_size] for start in range(0, len(data), rows.batch_size)]
     sizes = [data.sizes[group].tolist() for group in groups]

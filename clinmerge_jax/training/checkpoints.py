@@ -1,4 +1,4 @@
-"""States of a training run on disk, one folder for each step that is kept, written by Orbax while training goes on."""
+"""Save and restore training states with Orbax: asynchronously, one folder per kept step."""
 
 import math
 import pathlib
@@ -18,13 +18,12 @@ _NEVER_BEST = sys.float_info.max
 
 
 class Checkpoints:
-    """What a run can go on from.
+    """The saved states of a run, from which it can resume.
 
     Args:
-      folder: where the steps' folders lie; made where it is not there. What a killed process left half-written in it
-        is removed.
-      keep_last: how many of the latest are kept.
-      keep_best: whether that of the least loss is kept beside them; of equal ones the last.
+      folder: the parent of the steps' folders; created if missing. Incomplete folders of a killed process are removed.
+      keep_last: how many of the latest states are kept.
+      keep_best: whether the state with the lowest loss is kept too; the last of equals.
     """
 
     def __init__(self, folder: pathlib.Path, keep_last: int = 2, keep_best: bool = False):
@@ -39,20 +38,20 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder, options=options, item_names=(_STATE, _POSITION))
 
     def latest(self) -> int | None:
-        """The last step that is whole; None where there is none."""
+        """The last completely saved step; None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, position: Mapping[str, Any], loss: float | None = None) -> None:
-        """Copies the state from the devices and comes back; what remains is done meanwhile.
+        """Copies the state from the devices and returns; writing continues in the background.
 
         Args:
-          step: how many steps were taken.
+          step: the number of steps taken.
           state: a tree of arrays.
-          position: JSON-serialisable, such as the state of the loader.
-          loss: on development data, if it was measured after this step.
+          position: JSON-serialisable data, such as the state of the loader.
+          loss: the validation loss, if it was measured after this step.
 
         Raises:
-          OSError: the disk has no room for it.
+          OSError: the disk has too little free space.
         """
         full_disk.require(self._manager.directory, nbytes(state))
         items = ocp.args.Composite(
@@ -66,37 +65,37 @@ class Checkpoints:
         )
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The state and the position of a step.
+        """Restores the state and the position of a step.
 
         Args:
-          step: one that is kept.
-          like: a tree of `jax.ShapeDtypeStruct`s with the shardings to restore to, whatever they were when saved.
+          step: a kept step.
+          like: a tree of `jax.ShapeDtypeStruct`s with the shardings to restore to; they may differ from the saved ones.
         """
         items = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(like), _POSITION: ocp.args.JsonRestore()})
         restored = self._manager.restore(step, args=items)
         return restored[_STATE], restored[_POSITION]
 
     def wait(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until everything is written to disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """The same, and ends the threads."""
+        """Waits until everything is written to disk, and ends the background threads."""
         self._manager.close()
 
 
 def nbytes(state: Any) -> int:
-    """Bytes that this process writes of a tree of arrays."""
+    """Number of bytes of a tree of arrays that this process writes."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
     shards = [shard.data for leaf in leaves for shard in leaf.addressable_shards if shard.replica_id == 0]
     return sum(np.prod(shard.shape, dtype=int) * shard.dtype.itemsize for shard in shards)
 
 
 def _closeness(metrics: Mapping[str, float]) -> float:
-    """The larger the better, as Orbax wants it."""
+    """The negative loss, since Orbax keeps the largest value as the best."""
     return -metrics[_LOSS]
 
 
 def abstract(state: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays, for `Checkpoints.restore`."""
+    """The shapes, dtypes and shardings of a tree of arrays, for `Checkpoints.restore`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

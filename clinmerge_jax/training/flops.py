@@ -1,11 +1,11 @@
-"""How much a training step computes, and how much a device could."""
+"""Count the floating-point operations of a training step, and look up the peak rate of a device."""
 
 import jax
 
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_inner_parameters
 
-# Dense bfloat16 products a second, from the makers' data sheets, by the start of JAX's device kind.
+# Peak dense bfloat16 operations per second, from the vendors' data sheets, by prefix of JAX's device kind.
 _PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -20,18 +20,18 @@ _PEAKS = {
 
 
 def step_flops(config: LlamaConfig, tokens: int, attended: int, *, frozen: bool, predicted: int | None = None) -> float:
-    """Operations that forward and backward pass need; recomputation is not counted, nor what masks leave out.
+    """Operations of the forward and backward pass, excluding recomputation and masked positions.
 
-    Each token takes two for every weight that multiplies it, and so does the gradient of what goes into the weight; the
-    gradient of the weight itself takes two more, unless it is frozen, as under LoRA. Scores and weighted sums of
-    attention are products too. (Kaplan et al. 2020, arXiv 2001.08361, section 2.1, with attention counted exactly.)
+    For each token, each weight costs two operations in the forward pass, two for the gradient of its input, and two for
+    its own gradient unless it is frozen, as with LoRA. The scores and weighted sums of attention are counted too.
+    (Kaplan et al. 2020, arXiv 2001.08361, section 2.1, with attention counted exactly.)
 
     Args:
       config: the architecture.
-      tokens: of the batch, padding left out.
-      attended: pairs of a token and one that it attends to, summed over the batch.
-      frozen: whether the weights are not trained themselves.
-      predicted: how many of the tokens are learned, which alone need the product with the vocabulary; None: all.
+      tokens: number of tokens of the batch, without padding.
+      attended: number of pairs of a token and a token that it attends to, summed over the batch.
+      frozen: whether the weights are frozen.
+      predicted: number of target tokens; only these need the product with the vocabulary. None: all tokens.
     """
     head = config.vocab_size * config.hidden_size
     weights = count_inner_parameters(config)
@@ -41,6 +41,6 @@ def step_flops(config: LlamaConfig, tokens: int, attended: int, *, frozen: bool,
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Dense bfloat16 operations a second of one device; None where we know none."""
+    """Peak dense bfloat16 operations per second of one device; None if unknown."""
     matching = [kind for kind in _PEAKS if device.device_kind.startswith(kind)]
     return _PEAKS[max(matching, key=len)] if matching else None

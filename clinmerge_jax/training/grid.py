@@ -1,10 +1,10 @@
-"""Many runs of one model in one program: `step` mapped over them, each with its own examples, seed, rate and length.
+"""Train many runs of one model in one program: `step` vmapped over runs with their own data, seed, rate and length.
 
-There are S slots with a run in each. The longest runs come first, and one that is done makes room for the next: so one
+There are S slots, each with one run. The longest runs start first, and a finished run's slot goes to the next. So one
 program is compiled whatever the runs' lengths, memory does not grow with their number, and steps are wasted only at the
-very end, when no run is left to fill a slot. All batches have one shape, which follows from all runs of the grid, the
-finished ones too. So a run's numbers depend on S and that shape but not on the runs beside it, and it does not matter
-which were finished by an earlier process.
+very end, when no run is left to fill a slot. All batches have one shape, planned from all runs of the grid, including
+finished ones. So a run's results depend on S and that shape but not on the runs in the other slots, nor on which runs
+an earlier process finished.
 
 A micro-batches, B rows of each, T tokens.
 """
@@ -35,7 +35,7 @@ from clinmerge_jax.training.loop import not_finite, numbers
 from clinmerge_jax.training.run import batches_of, divide, first_state, mean_loss, measures
 from clinmerge_jax.training.step import Metrics, StepSettings, TrainState, step
 
-_EACH = 8  # slots of a device where nothing is said
+_EACH = 8  # default number of slots per device
 _RUNS, _WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
@@ -44,12 +44,12 @@ class Member:
     """One run of a grid.
 
     Attributes:
-      name: what to call it.
-      data: what it learns.
-      steps: how many it takes.
-      seed: of its order, its adapter's start and its dropout.
-      learning_rate: the highest.
-      name_rows: what to call rows of its batches, [K, T], in a message.
+      name: its name, for messages.
+      data: the sequences to learn.
+      steps: the number of steps.
+      seed: the seed of its training order, adapter initialisation and dropout.
+      learning_rate: the peak learning rate.
+      name_rows: describes rows of its batches, [K, T], in messages.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Member:
 
 @dataclasses.dataclass
 class _Going:
-    """A member in its slot."""
+    """A member that occupies a slot."""
 
     member: Member
     batches: Any
@@ -75,14 +75,14 @@ Finish = Callable[[Member, Params, list[dict[str, float]]], None]
 
 
 def replicas(config: LlamaConfig, devices: int = 0) -> Layout:
-    """The layout of a grid: every device has the whole model, and runs of its own.
+    """The layout of a grid: every device holds the whole model and trains its own runs.
 
     Args:
       config: the model.
-      devices: how many; 0 for all.
+      devices: the number of devices; 0 for all.
 
     Raises:
-      BadInput: there are not so many.
+      BadInput: there are fewer devices.
     """
     found = jax.local_devices()
     if not 0 <= devices <= len(found):
@@ -92,20 +92,20 @@ def replicas(config: LlamaConfig, devices: int = 0) -> Layout:
 
 
 class Grid:
-    """Runs that differ in nothing but what `Member` says.
+    """A grid of runs that differ only in the attributes of `Member`.
 
     Args:
       layout: from `replicas`.
-      settings: of every run's steps; the number of steps and the learning rate in them are not used.
+      settings: the settings of every run's steps; their number of steps and learning rate are not used.
       rows: how a step takes its sequences.
-      slots: S, how many runs go on at a time.
-      members: all that the grid has; which of them are trained is `train`'s.
+      slots: S, the number of runs trained at a time.
+      members: all runs of the grid; `train` is given those to train.
 
     Attributes:
-      planned: a line about the shape of the batches.
+      planned: a line that describes the batch shape.
 
     Raises:
-      BadInput: the devices cannot share the slots evenly.
+      BadInput: the slots cannot be divided evenly among the devices.
     """
 
     def __init__(self, layout: Layout, settings: StepSettings, rows: Batching, slots: int, members: Sequence[Member]):
@@ -126,11 +126,11 @@ class Grid:
         self._start: Params | None = None
 
     def begin(self, params: Params, frozen: frozenset[tuple[str, ...]] = frozenset()) -> None:
-        """Takes the model that every run starts from.
+        """Sets the model that every run starts from.
 
         Args:
-          params: as in `Run.begin`, on every device.
-          frozen: leaves that stay as they are.
+          params: as in `Run.begin`, replicated on every device.
+          frozen: the leaves that are not trained.
         """
         self._given, self._frozen, self._start = divide(params, self.layout.config, self.settings, frozen)
 
@@ -140,18 +140,18 @@ class Grid:
         finish: Finish,
         progress: Callable[[int, float], None] = lambda steps, loss: None,
     ) -> dict[str, str]:
-        """Trains the members; each is handed over when it is done.
+        """Trains the members and calls `finish` for each when it is done.
 
-        The numbers of a step are read, and what is done is handed over, after the next step was sent off.
+        Metrics are read, and `finish` is called, after the next step was dispatched.
 
         Args:
-          members: the runs.
-          finish: is given a member, its trained leaves on one device, and its log: a row for each step. What it raises
-            as a RunFailure is that run's.
-          progress: called with the number of runs that have taken a step, and their mean loss.
+          members: the runs to train.
+          finish: receives a member, its trained leaves on one device, and its log with one row per step. A RunFailure
+            that it raises fails only this run.
+          progress: called with the number of runs that took a step, and their mean loss.
 
         Returns:
-          One line for each run that failed, by its name; the others go on without it.
+          One line for each failed run, by run name; the other runs continue.
         """
         waiting = collections.deque(sorted(members, key=lambda member: -member.steps))
         going: list[_Going | None] = [None] * self.slots
@@ -162,7 +162,7 @@ class Grid:
         clock = time.monotonic()
 
         def settle(metrics: Metrics, taken: dict[int, tuple[_Going, int, Batch]], done: dict[int, Params]) -> None:
-            """Reads the numbers of a step, and hands over the runs that it was the last of."""
+            """Reads the metrics of a step, and finishes the runs whose last step it was."""
             nonlocal clock
             metrics = jax.device_get(metrics)
             seconds, losses = time.monotonic() - clock, []
@@ -216,7 +216,7 @@ class Grid:
         return failures
 
     def loss(self, trained: Params, data: Sequences) -> float:
-        """The mean loss of a finished run in nats on the target tokens of sequences."""
+        """The mean loss of a finished run on the target tokens of sequences, in nats."""
         frozen = jax.device_put(self._frozen, self._alone.named())
         batches = batches_of(data, self._rows, self.settings, self._alone)
         return mean_loss(trained, frozen, batches, self.settings, self._alone)
@@ -231,7 +231,7 @@ class Grid:
         return _Going(member, batches), states
 
     def _stack(self, by_slot: dict[int, Batch]) -> Batch:
-        """The batches of all slots, [S, A, B, T], on their devices; one without a run has nothing to learn."""
+        """Stacks the batches of all slots, [S, A, B, T], on their devices; the batch of a free slot is empty."""
         empty = jax.tree.map(np.zeros_like, next(iter(by_slot.values())))
         batches = [by_slot.get(slot, empty) for slot in range(self.slots)]
         sharding = NamedSharding(self.layout.mesh, _RUNS)
@@ -239,7 +239,7 @@ class Grid:
 
 
 def pick_slots(runs: int, devices: int) -> int:
-    """How many runs of a grid go on at a time: eight on each device, or fewer if there are not so many."""
+    """The default number of slots of a grid: eight per device, or fewer if there are fewer runs."""
     return devices * max(1, min(_EACH, -(-runs // devices)))
 
 
@@ -254,17 +254,17 @@ def grid_step(
     config: LlamaConfig,
     mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
-    """Takes one step of every run; nothing passes between devices.
+    """Takes one step of every run, without communication between devices.
 
     Args:
-      states: stacked, [S, ...].
-      frozen, start: as in `step`, the same for all.
+      states: stacked states, [S, ...].
+      frozen, start: as in `step`, shared by all runs.
       batches: arrays of [S, A, B, T].
       settings, config: as in `step`.
-      mesh: its data axis cuts the slots.
+      mesh: the device mesh; its data axis shards the slots.
 
     Returns:
-      As `step`, stacked.
+      The results of `step`, stacked.
     """
     every = jax.vmap(functools.partial(step, settings=settings, config=config), in_axes=(0, None, 0, None))
     specs = (_RUNS, _WHOLE, _RUNS, _WHOLE)
@@ -292,7 +292,7 @@ def _enter(
     config: LlamaConfig,
     settings: StepSettings,
 ) -> TrainState:
-    """The states with a run's first one in a slot."""
+    """Puts the initial state of a run into a slot."""
     fresh = first_state(given, config, settings, seed, steps)
     fresh = dataclasses.replace(fresh, learning_rate=learning_rate.astype(fresh.learning_rate.dtype))
 
@@ -305,5 +305,5 @@ def _enter(
 
 @jax.jit
 def _trained_of(states: TrainState, slot: jax.Array) -> Params:
-    """What a run has trained."""
+    """The trained leaves of the run in a slot."""
     return jax.tree.map(lambda leaf: leaf[slot], states.trained)

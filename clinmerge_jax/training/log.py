@@ -1,4 +1,4 @@
-"""What a training run says of itself: JSON lines and TensorBoard events, numbers only."""
+"""Log a training run as JSON lines and TensorBoard events; numbers only."""
 
 import itertools
 import json
@@ -18,34 +18,34 @@ _FLUSH_SECONDS = 120.0
 
 
 class TrainingLog:
-    """A row for every step that says something; a context manager that closes it.
+    """Writes a row of values per step; a context manager that closes the log.
 
-    Events are written by the caller's thread, not by tensorboardX's own: when the disk is full that one dies, and
-    whoever adds the next events waits for it without end.
+    Events are written in the caller's thread, not by tensorboardX's writer thread: when the disk is full that thread
+    dies, and adding further events blocks forever.
 
     Args:
-      folder: of `log.jsonl` and of the folder `events`; made where it is not there.
-      after: the step that the run goes on from; rows of later ones, from before the interruption, are dropped.
+      folder: the folder of `log.jsonl` and the subfolder `events`; created if missing.
+      after: the step from which the run resumes; rows of later steps, from before the interruption, are dropped.
     """
 
     def __init__(self, folder: pathlib.Path, after: int = 0):
         (folder / _EVENTS).mkdir(parents=True, exist_ok=True)
         path = folder / LOG_FILE
         whole = path.read_bytes() if path.is_file() else b""
-        lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may have cut the last
+        lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)  # a kill may truncate the last line
         rows = map(json.loads, lines)
         self.rows: list[dict[str, float]] = list(itertools.takewhile(lambda row: after and row["step"] <= after, rows))
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"  # as TensorBoard looks for it
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"  # the name that TensorBoard expects
         self._events = RecordWriter(str(folder / _EVENTS / name))
         self._flushed = time.monotonic()
         self._event(file_version="brain.Event:2")
-        if after:  # TensorBoard then drops what the interrupted run wrote of later steps
+        if after:  # makes TensorBoard drop events of later steps from before the interruption
             self._event(step=after + 1, session_log=SessionLog(status=SessionLog.START))
         self._file = path.open("a", encoding="utf-8")
         self._file.truncate(sum(map(len, lines[: len(self.rows)])))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes what was measured after a step."""
+        """Adds the values measured after a step."""
         row = {"step": step, **values}
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
@@ -60,14 +60,14 @@ class TrainingLog:
         self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     def column(self, name: str) -> list[tuple[int, float]]:
-        """Steps and values of one name."""
+        """The steps and values of one name."""
         return _column(self.rows, name)
 
     def __enter__(self) -> "TrainingLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Writes out what is left."""
+        """Flushes and closes the files."""
         try:
             self._file.close()
         finally:
@@ -75,7 +75,7 @@ class TrainingLog:
 
 
 def read_column(folder: pathlib.Path, name: str) -> list[tuple[int, float]]:
-    """Steps and values of one name, from the folder of a run that is finished."""
+    """The steps and values of one name, from the log folder of a finished run."""
     return _column([json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()], name)
 
 

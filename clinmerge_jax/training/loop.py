@@ -1,4 +1,4 @@
-"""The loop of a training run: steps, validation, checkpoints, and what happens when it is stopped and started again."""
+"""The training loop: steps, validation, checkpoints, interruption and resumption."""
 
 import contextlib
 import dataclasses
@@ -26,27 +26,28 @@ _LOSS, _VALIDATION = "loss", "validation_loss"
 
 
 class Loader(Protocol):
-    """Where batches come from; see `data.loader`."""
+    """A resumable iterator of batches; see `data.loader`."""
 
     def __next__(self) -> Batch:
         """This process's part of the next batch, [A, B, T]."""
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-serialisable; where the next batch will come from."""
+        """The position of the next batch, JSON-serialisable."""
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes there."""
+        """Moves to a position from `get_state`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """When to do what; in steps.
+    """The schedule of the loop, in steps.
 
     Attributes:
-      steps: to take.
-      save_every: how often the state is kept; 0 for never but at a SIGTERM.
-      validate_every: how often the validation loss is taken; 0 for at the end alone.
-      patience: after how many validations without a new least loss training stops; 0 for never.
+      steps: the number of steps to take.
+      save_every: the interval of saved states. 0 for none; states are also saved after each validation, at the end and
+        on SIGTERM.
+      validate_every: the interval of validations; 0 for the start and the end only.
+      patience: training stops after this many validations without a new lowest loss; 0 for never.
     """
 
     steps: int
@@ -55,13 +56,13 @@ class LoopSettings:
     patience: int = 0
 
     def exhausted(self, worse: int) -> bool:
-        """Whether so many validations without a new least loss end the training."""
+        """Whether this many validations without a new lowest loss end the training."""
         return 0 < self.patience <= worse
 
 
 @dataclasses.dataclass(frozen=True)
 class _Progress:
-    """What an interrupted run has to know of itself beside the state."""
+    """The validation history that is saved beside the state."""
 
     best: float | None = None
     best_step: int = 0
@@ -73,10 +74,10 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-      state: of the last step.
-      step: that is.
-      best_step: the one of the least validation loss; 0 without validation.
-      stopped_early: whether patience ran out.
+      state: the state after the last step.
+      step: the number of the last step.
+      best_step: the step with the lowest validation loss; 0 without validation.
+      stopped_early: whether training stopped because patience ran out.
     """
 
     state: TrainState
@@ -86,7 +87,7 @@ class Outcome:
 
 
 class Interrupted(RunFailure):
-    """The process was told to end, and has saved its state."""
+    """The process received SIGTERM and has saved its state."""
 
 
 def train(
@@ -102,20 +103,20 @@ def train(
     name_rows: Callable[[Batch], str] = lambda rows: f"{len(rows.tokens)} rows",
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Outcome:
-    """Trains from the last state that was kept, or from the start, to the last step.
+    """Trains from the last saved state, or from the start, to the last step.
 
-    The numbers of a step are read after the next one was sent off, so that devices do not wait for the host.
+    The metrics of a step are read after the next one was dispatched, so that devices do not wait for the host.
 
     Args:
-      state: of the start, on its devices; it is donated.
-      take: one step.
-      loader: gives this process's batches.
-      settings: when to do what.
-      checkpoints: of this run; None keeps nothing on the way.
-      log: opens the log, to go on after a step; gives None where there is to be none.
-      validate: gives the loss on development data.
-      measures: further numbers for the log, from a step's metrics and the seconds that it took.
-      name_rows: what to call rows, [K, T], in a message.
+      state: the initial state, on its devices; it is donated.
+      take: takes one step.
+      loader: yields this process's batches.
+      settings: the schedule of the loop.
+      checkpoints: the saved states of this run; None saves nothing.
+      log: opens the log to continue after a given step; returns None for no log.
+      validate: computes the validation loss.
+      measures: further numbers for the log, from a step's metrics and its duration in seconds.
+      name_rows: describes rows, [K, T], in messages.
       progress: called with each finished step and its loss.
 
     Raises:
@@ -132,7 +133,7 @@ def train(
             rows_log.add(number, values)
 
     def settle() -> None:
-        """Reads the numbers of the step that was sent off last."""
+        """Reads the metrics of the step that was dispatched last."""
         nonlocal pending, clock, said
         if pending is None:
             return
@@ -149,7 +150,7 @@ def train(
             said = clock
 
     def save(number: int, loss: float | None) -> None:
-        settle()  # so that no state is kept whose loss was not finite
+        settle()  # checks the loss first, so no state with a non-finite loss is saved
         if checkpoints is None:
             return
         position = {"loader": loader.get_state(), **dataclasses.asdict(known)}
@@ -158,7 +159,7 @@ def train(
     step, stopped = done, settings.exhausted(known.worse)
     try:
         if validate is not None and not done:
-            note(0, {_VALIDATION: validate(state)})  # of the start, to compare with; it is no candidate
+            note(0, {_VALIDATION: validate(state)})  # of the start, for comparison; never selected as the best
             clock = time.monotonic()
         with _told_to_stop() as told:
             while step < settings.steps and not stopped:
@@ -184,17 +185,17 @@ def train(
                         f"stopped after step {step} of {settings.steps}; the same command goes on from there"
                     )
     finally:
-        with rows_log or contextlib.nullcontext():  # closed, even if the last state cannot be written
+        with rows_log or contextlib.nullcontext():  # closes the log even if the last state cannot be written
             if checkpoints is not None:
                 checkpoints.wait()
     return Outcome(state, step, known.best_step, step < settings.steps)
 
 
 def _resume(state: TrainState, loader: Loader, checkpoints: Checkpoints | None) -> tuple[int, TrainState, _Progress]:
-    """Where the run stands.
+    """Restores the progress of the run.
 
-    1. A step is kept: its state, the loader's place and what validation has found are taken from it.
-    2. Otherwise: the start.
+    1. If a step was saved: take its state, the loader's position and the validation history.
+    2. Otherwise: begin at the start.
     """
     step = None if checkpoints is None else checkpoints.latest()
     if step is None:
@@ -211,24 +212,24 @@ def _due(number: int, every: int) -> bool:
 
 
 def _judged(known: _Progress, number: int, loss: float) -> _Progress:
-    if math.isfinite(loss) and (known.best is None or loss <= known.best):  # of equal ones Orbax keeps the last too
+    if math.isfinite(loss) and (known.best is None or loss <= known.best):  # Orbax too keeps the last of equals
         return _Progress(loss, number, 0 if known.best is None or loss < known.best else known.worse + 1)
     return dataclasses.replace(known, worse=known.worse + 1)
 
 
 def numbers(metrics: Metrics) -> dict[str, float]:
-    """What a step saw, as it goes into the log."""
+    """The metrics of a step that go into the log."""
     return {name: float(getattr(metrics, name)) for name in (_LOSS, "targets", "gradient_norm", "learning_rate", "kl")}
 
 
 def not_finite(number: int, metrics: Metrics, batch: Batch, name_rows: Callable[[Batch], str]) -> str:
-    """What to say of a step whose loss or gradient is not finite.
+    """The error message for a step whose loss or gradient is not finite.
 
     Args:
-      number: of the step.
-      metrics: of it.
+      number: the number of the step.
+      metrics: its metrics.
       batch: this process's part of its batch.
-      name_rows: what to call rows, [K, T].
+      name_rows: describes rows, [K, T].
     """
     losses = np.asarray(multihost_utils.process_allgather(metrics.rows.cross_entropy, tiled=True)).reshape(-1)
     rows = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), batch)
@@ -243,8 +244,8 @@ def not_finite(number: int, metrics: Metrics, batch: Batch, name_rows: Callable[
 
 @contextlib.contextmanager
 def _told_to_stop() -> Iterator[Callable[[int], bool]]:
-    """Gives a function that says after each step whether a process of the run has had SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be caught
+    """Yields a function that tells after each step whether all processes stop because one received SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot catch signals
         yield lambda step: False
         return
     came = threading.Event()

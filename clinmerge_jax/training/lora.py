@@ -1,4 +1,4 @@
-"""LoRA adapters as they are trained: their factors beside the weights they change, their dropout, their sum.
+"""LoRA adapters in training: initial factors, sharding axes, dropout keys, and merging into the weights.
 
 L layers, R rank, I in, O out, B rows.
 """
@@ -18,10 +18,10 @@ from clinmerge_jax.llama.parameters import Parameter, Params, parameters
 
 @functools.partial(jax.jit, static_argnames=("config", "lora", "dtype"))
 def init_adapter(config: LlamaConfig, lora: LoraSettings, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """The start of PEFT: B is zero, so nothing is changed; A is uniform within 1 / sqrt(in) (He et al. 2015 with a
-    slope of sqrt(5), as torch's linear layers start).
+    """Initialises an adapter as PEFT does.
 
-    The values of a layer do not depend on the other targets.
+    B is zero, so the adapter has no effect at first. A is uniform in +-1 / sqrt(I) (He et al. 2015 with a slope of
+    sqrt(5), the default of torch's linear layers). The values of a layer do not depend on the other targets.
 
     Raises:
       BadInput: as `llama.lora.targeted_rows`.
@@ -39,18 +39,18 @@ def init_adapter(config: LlamaConfig, lora: LoraSettings, key: jax.Array, dtype:
 
 
 def adapter_axes(row: Parameter, leaf: str) -> tuple[str | None, ...]:
-    """The logical axes of `lora_a` or `lora_b`: the rank stays whole, the rest is cut as the weight is."""
+    """The logical axes of `lora_a` or `lora_b`: the rank is not sharded, the other axes are sharded as the weight's."""
     outputs, inputs = row.axes
     return ("layers", None, inputs) if leaf == "lora_a" else ("layers", outputs, None)
 
 
 def dropout_keys(config: LlamaConfig, lora: LoraSettings, key: jax.Array, rows_B: jax.Array) -> dict[str, Any]:
-    """The random keys of a step, [L, B] for each targeted layer.
+    """The dropout keys of a step, [L, B] for each targeted module.
 
     Args:
       config, lora: the model and its adapter.
-      key: of the step.
-      rows_B: the numbers of the rows in the step's whole batch: their keys do not depend on how it is divided.
+      key: the key of the step.
+      rows_B: the row numbers in the step's whole batch, so the keys do not depend on its division into micro-batches.
     """
     order = {row.path: index for index, row in enumerate(parameters(config))}
 
@@ -64,7 +64,7 @@ def dropout_keys(config: LlamaConfig, lora: LoraSettings, key: jax.Array, rows_B
 
 
 def squared_change(adapter: Any, lora: LoraSettings) -> jax.Array:
-    """The sum of squares of scaling * B A over all layers, from products of size R x R alone."""
+    """The squared norm of scaling * B A over all layers, computed from R x R products only."""
     pairs = jax.tree.leaves(adapter, is_leaf=lambda node: isinstance(node, dict) and "lora_a" in node)
 
     def of_one(pair: dict[str, jax.Array]) -> jax.Array:
@@ -76,12 +76,12 @@ def squared_change(adapter: Any, lora: LoraSettings) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="lora")
 def merge_lora(params: Params, adapter: Any, lora: LoraSettings) -> Params:
-    """Params with the adapter in them: scaling * B A is added in float32 at least and rounded once, layer by layer.
+    """Merges the adapter into Params: adds scaling * B A in at least float32 and rounds once, layer by layer.
 
     Args:
-      params: in any floating dtype, which the result keeps.
-      adapter: from `init_adapter`, trained or not.
-      lora: its settings.
+      params: the weights in any floating dtype, which the result keeps.
+      adapter: an adapter as from `init_adapter`, possibly trained.
+      lora: the adapter's settings.
     """
 
     def merged(node: Any, change: Any) -> Any:

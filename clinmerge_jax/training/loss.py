@@ -1,4 +1,4 @@
-"""Cross-entropy of target tokens and divergence from a starting model, without the logits of a whole batch.
+"""Cross-entropy of target tokens and KL divergence from the start, without the logits of a whole batch.
 
 B rows, T tokens, P parts of M positions, C chunks of S of them, D hidden, V vocabulary.
 """
@@ -17,8 +17,8 @@ from clinmerge_jax.data.batch import Batch
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import logits
 
-CHUNK = 256  # target tokens of each part whose logits are in memory at a time, at least
-_CHUNKS = 16  # of a part, at most
+CHUNK = 256  # minimum number of target tokens per part whose logits are in memory at a time
+_CHUNKS = 16  # maximum number of chunks per part
 
 
 @functools.partial(
@@ -29,9 +29,9 @@ class RowLosses:
     """Sums over each row's target tokens, [..., B].
 
     Attributes:
-      cross_entropy: in nats, of the dtype of the logits.
-      targets: how many there are, int32.
-      divergence: KL(start || model) in nats; zeros where no start was given.
+      cross_entropy: in nats, in the dtype of the logits.
+      targets: number of target tokens, int32.
+      divergence: KL(start || model) in nats; zeros if no start was given.
     """
 
     cross_entropy: jax.Array
@@ -40,7 +40,7 @@ class RowLosses:
 
 
 def head_params(params: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """Of Params, what turns the last layer's output into logits: the final norm, and the head or what is tied to it."""
+    """The part of Params that makes logits from the last states: the final norm, and the head or the tied embedding."""
     return {name: params[name] for name in ("norm", "embed_tokens" if config.tie_word_embeddings else "lm_head")}
 
 
@@ -58,37 +58,37 @@ def losses(
 ) -> tuple[jax.Array, RowLosses]:
     """The loss of a batch: token i is predicted from the state at i - 1 of its row, where `targets[i]`.
 
-    States that nothing is predicted from are left out: the others are brought together first, and logits made for some
-    of them at a time, in float32 at least. A chunk's gradient follows its logits at once, so neither is kept or made
-    twice (as in Hsu et al. 2024, arXiv 2410.10989).
-    Each part of the batch has a copy of the head, whose gradients are summed in float32 over the chunks and only then
-    over the parts: with a part on each device that is one exchange for a batch instead of one for a chunk.
+    Positions that predict no target are skipped: the others are gathered first, and logits are made for a chunk of them
+    at a time, in at least float32. A chunk's gradient is computed directly after its logits, so logits are neither
+    stored nor recomputed (as in Hsu et al. 2024, arXiv 2410.10989).
+    Each part of the batch has a copy of the head. Its gradients are summed in at least float32 over the chunks and only
+    then over the parts: with one part per device that takes one exchange per batch instead of one per chunk.
 
     Args:
-      head: from `head_params`; padded rows of the vocabulary have no part in it.
-      x_BTD: from `llama.model.last_states`.
+      head: from `head_params`; padded rows of the vocabulary do not contribute.
+      x_BTD: the last states, from `llama.model.last_states`.
       batch: arrays of [B, T].
       config: the architecture.
       kl: the weight of the divergence.
-      start: head and states of the model to stay near; None: the divergence is not computed.
-      chunk: the least for S.
-      parts: into how many a mesh cuts the rows.
-      constrain: as in `llama.model.forward`; the vocabulary may be cut over a mesh.
+      start: head and states of the starting model; None: the divergence is not computed.
+      chunk: the minimum of S.
+      parts: the number of shards that the mesh makes of the rows.
+      constrain: as in `llama.model.forward`; the vocabulary may be sharded over the mesh.
 
     Returns:
-      The sum over the batch of cross-entropy and `kl` times divergence, which has a gradient; and the sums of each row,
-      which have none.
+      The sum over the batch of cross-entropy plus `kl` times divergence, which is differentiable; and the sums of each
+      row, which carry no gradient.
     """
     rows, length = batch.tokens.shape
     positions = rows // parts * length
     size = min(max(chunk, -(-positions // _CHUNKS)), positions)
     learned_BT = jnp.roll(batch.targets, -1, axis=1).at[:, -1].set(False)
     learned_PM = learned_BT.reshape(parts, positions)
-    order_PM = jnp.argsort(~learned_PM, axis=1, stable=True)  # learned ones first
+    order_PM = jnp.argsort(~learned_PM, axis=1, stable=True)  # target positions first
     wide = np.promote_types(x_BTD.dtype, np.float32)
 
     def cut(values: jax.Array) -> jax.Array:
-        """Of an array [B, T, ...] the chunks, [C, P, S, ...]."""
+        """Divides an array [B, T, ...] into chunks, [C, P, S, ...]."""
         values = constrain(values.reshape(parts, positions, *values.shape[2:]), "batch", *[None] * (values.ndim - 1))
         found = jax.vmap(lambda one, order: one.at[order].get(unique_indices=True, mode="promise_in_bounds"))(
             values, order_PM
@@ -112,7 +112,7 @@ def losses(
     def of_chunk(head_P: Mapping[str, Any], x_PSD: jax.Array, chunk: Any) -> tuple[jax.Array, Any]:
         labels_PS, learned_PS, start_PSD = chunk
         logits_PSV, total_PS1 = log_probabilities(head_P, x_PSD)
-        # A comparison that is fused into the sum: no one-hot array, and a cut vocabulary needs no gather.
+        # The comparison is fused into the sum: no one-hot array, and a sharded vocabulary needs no gather.
         is_label_PSV = jax.lax.broadcasted_iota(jnp.int32, logits_PSV.shape, 2) == labels_PS[..., None]
         label_PS = jnp.sum(logits_PSV, axis=-1, where=is_label_PSV)
         cross_entropy_PS = jnp.where(learned_PS, total_PS1[..., 0] - label_PS, 0)
@@ -144,13 +144,13 @@ def _is_primal(leaf: Any) -> bool:
 
 
 def _in_chunks(of_chunk: Callable[..., Any], head_P: Any, x_CPSD: jax.Array, rest: Any) -> tuple[jax.Array, Any]:
-    """The sum of `of_chunk` over chunks, and what else it gives of each; chunks without a target are skipped.
+    """Sums `of_chunk` over chunks and stacks its other outputs; chunks without a target are skipped.
 
     Args:
-      of_chunk: from head, states and rest of a chunk to a number, which is differentiated, and arrays [P, S].
-      head_P: with gradients.
-      x_CPSD: states of all chunks, with gradients.
-      rest: labels, which of them are learned, and more, [C, P, S, ...], without.
+      of_chunk: maps head, states and rest of a chunk to a number, which is differentiated, and arrays [P, S].
+      head_P: the head, differentiated.
+      x_CPSD: the states of all chunks, differentiated.
+      rest: labels, target mask and start states, [C, P, S, ...], not differentiated.
     """
 
     def scan(head_P: Any, x_CPSD: jax.Array, rest: Any, add: Callable[..., Any], zero: Any) -> Any:

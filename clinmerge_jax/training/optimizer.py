@@ -1,4 +1,4 @@
-"""AdamW with the schedule, the clipping and the exclusions that PyTorch training code uses."""
+"""AdamW with the schedules, gradient clipping and decay exclusions of common PyTorch training code."""
 
 import dataclasses
 import enum
@@ -15,7 +15,7 @@ _NORM_MARGIN = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
 
 class Schedule(enum.Enum):
-    """How the learning rate falls after the warm-up."""
+    """The decay of the learning rate after the warm-up."""
 
     COSINE = "cosine"
     LINEAR = "linear"
@@ -27,20 +27,20 @@ class OptimizerSettings:
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101); hashable.
 
     Attributes:
-      learning_rate: the highest, after the warm-up.
-      final_share: the share of it that is left at the end.
-      schedule: how it gets there.
-      warmup_steps: steps of a linear rise from 0, which is the rate of the very first step.
-      warmup_share: where warmup_steps is 0, how many of all steps they are, rounded down.
-      weight_decay: of matrices, embedding and head among them; norms and biases are not decayed (as in Hugging Face's
-        Trainer). The factors of an adapter are matrices.
-      beta1, beta2, eps: of Adam; eps is added to the root of the corrected second moment.
-      clip_norm: the largest norm of all gradients together; 0 for any.
-      first_moment_dtype: None for that of the weights. The second moment always has the weights' dtype: at a beta2 near
-        1 its changes are too small for bfloat16.
+      learning_rate: the peak learning rate, after the warm-up.
+      final_share: the learning rate at the end, as a share of the peak.
+      schedule: the decay between peak and end.
+      warmup_steps: steps of a linear warm-up from 0; the very first step has rate 0.
+      warmup_share: the warm-up as a share of all steps, rounded down; used if warmup_steps is 0.
+      weight_decay: applied to matrices, including embedding, head and the factors of an adapter, but not to norms and
+        biases (as in Hugging Face's Trainer).
+      beta1, beta2, eps: Adam's parameters; eps is added to the root of the bias-corrected second moment.
+      clip_norm: the maximum global norm of the gradients; 0 for no clipping.
+      first_moment_dtype: None for the dtype of the weights. The second moment always has the weights' dtype: with beta2
+        near 1 its changes are too small for bfloat16.
 
     Raises:
-      BadInput: a number is out of its range.
+      BadInput: a number is out of range.
     """
 
     learning_rate: float = 1e-5
@@ -58,19 +58,19 @@ class OptimizerSettings:
     def __post_init__(self):
         for field in ("learning_rate", "final_share", "warmup_steps", "weight_decay", "eps", "clip_norm"):
             if not 0 <= getattr(self, field) < float("inf"):
-                raise BadInput(f"optimizer.{field}: is {getattr(self, field)!r}; give 0 or more")
+                raise BadInput(f"config.{field}: is {getattr(self, field)!r}; give 0 or more")
         for field in ("beta1", "beta2", "warmup_share"):
             if not 0 <= getattr(self, field) < 1:
-                raise BadInput(f"optimizer.{field}: is {getattr(self, field)!r}; give a number from 0 to below 1")
+                raise BadInput(f"config.{field}: is {getattr(self, field)!r}; give a number from 0 to below 1")
 
 
 def rate_share(settings: OptimizerSettings, steps: int | jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """The share of the learning rate that a step has, from the number of steps before it.
+    """The schedule: a function from the number of steps already taken to a share of the peak learning rate.
 
     Args:
       settings: the schedule, its warm-up and its end.
-      steps: of the whole run; the end of the schedule. It may be traced: runs that are mapped over may differ in it, as
-        Optax's own schedules do not let them.
+      steps: the number of steps of the whole run, at which the schedule ends. It may be traced, so vmapped runs may
+        differ in it; Optax's own schedules do not allow that.
     """
     warmup, final = settings.warmup_steps, settings.final_share
     if settings.warmup_share and not warmup:
@@ -91,12 +91,12 @@ def rate_share(settings: OptimizerSettings, steps: int | jax.Array) -> Callable[
 
 
 def is_matrix(weights: Any) -> Any:
-    """Which leaves of a Params-shaped tree are matrices of the model: norms and biases are not."""
+    """Which leaves of a Params-shaped tree are matrices, and not norms or biases."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim - (path[0].key == "layers") >= 2, weights)
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformation:
-    """Scales gradients by limit / (norm + 1e-6) where that is under 1, as torch.nn.utils.clip_grad_norm_ does."""
+    """Scales gradients by limit / (norm + 1e-6) if that is under 1, like torch.nn.utils.clip_grad_norm_."""
 
     def update(gradients, state, params=None):
         share = jnp.minimum(1.0, limit / (optax.tree.norm(gradients) + _NORM_MARGIN))
@@ -106,7 +106,7 @@ def clip_by_norm(limit: float) -> optax.GradientTransformation:
 
 
 def adamw(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """From gradients to the change of the weights at a learning rate of -1: multiply it by minus the step's rate."""
+    """AdamW without the learning rate: multiply its updates by minus the step's rate and add them to the weights."""
     return optax.chain(
         clip_by_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
         optax.scale_by_adam(settings.beta1, settings.beta2, settings.eps, mu_dtype=settings.first_moment_dtype),

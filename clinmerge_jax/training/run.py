@@ -1,4 +1,4 @@
-"""A training run as the loop takes it: the state and its place on the mesh, its batches, its validation."""
+"""A training run for the loop: its state on the mesh, batches, validation and measurements."""
 
 import dataclasses
 import functools
@@ -33,21 +33,21 @@ from clinmerge_jax.training.weights import split
 
 
 class Run:
-    """One model, how it is trained, and on what.
+    """A training run of one model on one set of sequences.
 
     Args:
-      layout: how the model lies.
-      settings: of the steps.
-      data: what is learned.
-      rows: how a step takes it.
-      seed: of the order.
+      layout: the model's layout on the mesh.
+      settings: the settings of the steps.
+      data: the sequences to learn.
+      rows: how a step takes the sequences.
+      seed: the seed of the training order.
 
     Attributes:
-      plan: the shapes of the batches.
-      planned: a line about them.
+      plan: the batch shapes.
+      planned: a line that describes the batch shapes.
 
     Raises:
-      BadInput: the mesh does not cut the rows evenly.
+      BadInput: the mesh does not divide the rows evenly.
     """
 
     def __init__(self, layout: Layout, settings: StepSettings, data: Sequences, rows: Batching, seed: int = 0):
@@ -60,13 +60,13 @@ class Run:
         self._start: Params | None = None
 
     def begin(self, params: Params, frozen: frozenset[tuple[str, ...]] = frozenset(), seed: int = 0) -> TrainState:
-        """The state before the first step; keeps what is not trained.
+        """Makes the state before the first step, and keeps the frozen leaves.
 
         Args:
-          params: the model, in float32 where its weights are trained, and in the dtype of the computation with an
-            adapter; its arrays are given away.
-          frozen: leaves that stay as they are.
-          seed: of the adapter's start and of dropout.
+          params: the model, in float32 for full fine-tuning, in the dtype of the computation with an adapter; its
+            arrays are donated.
+          frozen: the leaves that are not trained.
+          seed: the seed of adapter initialisation and dropout.
         """
         given, self._frozen, self._start = divide(params, self.layout.config, self.settings, frozen)
         steps = np.int32(self.settings.steps)
@@ -74,11 +74,11 @@ class Run:
 
     @property
     def frozen(self) -> Params:
-        """The leaves that are not trained, in the dtype of the computation."""
+        """The frozen leaves, in the dtype of the computation."""
         return self._frozen
 
     def loader(self) -> Any:
-        """This process's batches, from the first step on; see `data.loader.load`."""
+        """An iterator of this process's batches, starting at the first step; see `data.loader.load`."""
         one = self._course
         return load(
             one.sequences,
@@ -90,14 +90,14 @@ class Run:
         )
 
     def take(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One step."""
+        """Takes one step."""
         return train_step(
             state, self._frozen, self._place(batch), self._start,
             settings=self.settings, config=self.layout.config, layout=self.layout,
         )  # fmt: skip
 
     def _place(self, batch: Batch) -> Batch:
-        """A process's part of a batch, [A, B, T], as a global one."""
+        """Makes a global batch from this process's part, [A, B, T]."""
         sharding, parts = self.layout.named(None, "batch", None), self.layout.parts("batch")
         held = local_rows(self.layout.named("batch"), parts)
 
@@ -109,35 +109,36 @@ class Run:
         return jax.tree.map(place, batch)
 
     def loss(self, data: Sequences) -> Callable[[TrainState], float]:
-        """A function that gives the mean loss of a state in nats on the target tokens of sequences."""
+        """A function from a state to its mean loss on the target tokens of `data`, in nats."""
         batches = batches_of(data, self._rows, self.settings, self.layout)
         return lambda state: mean_loss(state.trained, self._frozen, batches, self.settings, self.layout)
 
     def measures(self, metrics: Metrics, seconds: float) -> dict[str, float]:
-        """What a step's time amounts to; see `measures`."""
+        """Speed and memory of a step; see `measures`."""
         return measures(metrics, seconds, self.settings, self.layout)
 
 
 def divide(
     params: Params, config: LlamaConfig, settings: StepSettings, frozen: frozenset[tuple[str, ...]] = frozenset()
 ) -> tuple[Params, Params, Params | None]:
-    """A model as `step` takes it.
+    """Divides a model into the arguments of `step`.
 
     Args:
-      params: the model, in float32 where its weights are trained, and in the dtype of the computation with an adapter.
+      params: the model, in float32 for full fine-tuning, in the dtype of the computation with an adapter.
       config: its architecture.
-      settings: of the steps.
-      frozen: leaves that stay as they are where there is no adapter.
+      settings: the settings of the steps.
+      frozen: the leaves that full fine-tuning leaves untrained; not used with an adapter.
 
     Returns:
-      What is trained (nothing, with an adapter), what is not, and the start where the loss asks for it.
+      The trained leaves (none with an adapter), the frozen leaves, and a copy of the trained leaves as the start, or
+      None if the loss does not need it.
     """
     if settings.lora is not None:
         return {}, params, None
     dtype, start = settings.dtype, None
     trained, still = split(params, config, frozen)
     if settings.kl or settings.l2:
-        # A copy even of the same dtype: the trained leaves are given away.
+        # Copy even in the same dtype, because the trained leaves are donated.
         start = jax.tree.map(lambda leaf: jnp.array(leaf, dtype if settings.kl else leaf.dtype), trained)
     return trained, jax.tree.map(lambda leaf: leaf.astype(dtype), still), start
 
@@ -148,10 +149,11 @@ def first_state(
     """The state before the first step.
 
     Args:
-      trained: the first part of `divide`.
-      config, settings: of the model and its steps.
-      seed: of the adapter's start and of dropout, uint32.
-      steps: of the run, int32; what the settings say of it is not used, so that one program serves runs of any length.
+      trained: the trained leaves from `divide`.
+      config, settings: the model's architecture and the settings of the steps.
+      seed: the seed of adapter initialisation and dropout, uint32.
+      steps: the number of steps of the run, int32. The number in the settings is not used, so that one program serves
+        runs of any length.
     """
     if settings.lora is not None:
         trained = init_adapter(config, settings.lora, jax.random.key(seed))
@@ -165,7 +167,7 @@ def _begin(given: Params, seed: jax.Array, steps: jax.Array, *, settings: StepSe
 
 
 def batches_of(data: Sequences, rows: Batching, settings: StepSettings, layout: Layout) -> list[Batch]:
-    """Batches of [A, B, T] that hold every sequence once, in a few shapes."""
+    """Batches of [A, B, T] in a few shapes that contain every sequence once."""
     plan, groups = plan_groups(data, rows, layout, settings)
     return [plan.batch(data, group) for group in groups]
 
@@ -173,12 +175,12 @@ def batches_of(data: Sequences, rows: Batching, settings: StepSettings, layout: 
 def mean_loss(
     trained: Params, frozen: Params, batches: Sequence[Batch], settings: StepSettings, layout: Layout
 ) -> float:
-    """The mean loss in nats on the target tokens of batches.
+    """The mean loss on the target tokens of batches, in nats.
 
     Args:
-      trained, frozen: of the model.
+      trained, frozen: the leaves of the model.
       batches: from `batches_of`.
-      settings, layout: of the model's runs.
+      settings, layout: those of the model's runs.
     """
     total = count = 0.0
     for batch in batches:
@@ -191,16 +193,17 @@ def mean_loss(
 
 
 def measures(metrics: Metrics, seconds: float, settings: StepSettings, layout: Layout) -> dict[str, float]:
-    """What a step's time amounts to.
+    """Speed and memory of a step.
 
     Args:
-      metrics: of the step.
-      seconds: that the step took.
-      settings, layout: of the run.
+      metrics: the metrics of the step.
+      seconds: the duration of the step.
+      settings, layout: those of the run.
 
     Returns:
-      Tokens a second that are not padding, and their share of those that are computed; operations a second that they
-      need, and where that is known their share of what the devices could; memory in bytes.
+      `tokens_per_second` without padding; `not_padding`, the share of computed tokens that are not padding;
+      `flops_per_second`, the operations that these tokens need; `mfu`, their share of the devices' peak, where that is
+      known; `peak_bytes` of memory, of the device or on CPUs of the process.
     """
     tokens, needed = int(metrics.tokens), {"frozen": settings.lora is not None, "predicted": int(metrics.targets)}
     flops = step_flops(layout.config, tokens, int(metrics.attended), **needed) / seconds
@@ -222,11 +225,11 @@ def _resident_bytes() -> int:
 
 
 def name_rows(data: Sequence[Sequences], ids: Sequence[Sequence[str]]) -> Callable[[Batch], str]:
-    """A function that gives rows, [K, T], the ids of the documents in them.
+    """A function from rows, [K, T], to a text with the ids of the documents in them.
 
     Args:
       data: the sets that rows come from.
-      ids: of each set, the id behind every segment of every sequence.
+      ids: for each set, the document id of every segment of every sequence.
     """
 
     @functools.cache

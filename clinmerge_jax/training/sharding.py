@@ -1,4 +1,4 @@
-"""How the state of training is cut over a mesh: as the weights are."""
+"""Shard the training state over a mesh like the weights."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from clinmerge_jax.training.lora import adapter_axes
 
 
 def trained_shardings(trained: Params, layout: Layout) -> Params:
-    """The sharding of every leaf of some of Params, or of an adapter: as those of the table's rows."""
+    """The sharding of every leaf of a part of Params or of an adapter, from the parameter table."""
     rows = {row.path: row for row in parameters(layout.config)}
 
     def sharding(path, _) -> NamedSharding:
@@ -25,19 +25,19 @@ def trained_shardings(trained: Params, layout: Layout) -> Params:
 
 
 def cut(trained: Params, layout: Layout | None) -> Params:
-    """Fixes how leaves are cut, in a jitted function; without a layout they stay as they are."""
+    """Constrains the sharding of leaves in a jitted function; without a layout returns them unchanged."""
     if layout is None:
         return trained
     return jax.tree.map(jax.lax.with_sharding_constraint, trained, trained_shardings(trained, layout))
 
 
 def state_shardings(state: Any, transformation: optax.GradientTransformation, layout: Layout) -> Any:
-    """The sharding of every leaf of a TrainState: moments as their weights, numbers on every device.
+    """The sharding of every leaf of a TrainState: moments like their weights, scalars replicated.
 
     Args:
       state: the TrainState, or its shapes from `jax.eval_shape`.
-      transformation: the one that its `opt_state` belongs to.
-      layout: of the model.
+      transformation: the optimizer that its `opt_state` belongs to.
+      layout: the model's layout on the mesh.
     """
     whole = layout.named()
     of_trained = trained_shardings(state.trained, layout)

@@ -1,4 +1,4 @@
-"""One step of training: gradients of a batch in micro-batches, AdamW, and what is watched. Pure, so it can be mapped.
+"""One training step: gradients accumulated over micro-batches, AdamW, and metrics. Pure, so it can be vmapped.
 
 A micro-batches, B rows of each, T tokens.
 """
@@ -28,22 +28,22 @@ from clinmerge_jax.training.weights import join
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What a step does; hashable, a static argument of jit.
+    """The settings of a step; hashable, a static argument of jit.
 
     Attributes:
       optimizer: AdamW and its schedule.
-      steps: of the whole run; the end of the schedule. A step takes it from the state (`init_state` puts it there), so
-        settings that differ in it alone are equal and share their program.
-      lora: the adapter that is trained; None: the weights themselves are.
-      dtype: of layers and activations. The trained weights have their own, usually float32.
-      remat: what the backward pass keeps.
-      attention: the kernel, from `llama.attention.resolve`; cuDNN's takes each row for one document.
-      kl: times KL(start || model) for each target token is added to the loss.
-      l2: times half the squared distance to the start is added (L2-SP, Li et al. 2018, arXiv 1802.01483).
-      chunk: target tokens of each part whose logits are in memory at a time, at least.
+      steps: the number of steps of the whole run, at which the schedule ends. A step reads it from the state, where
+        `init_state` puts it. So settings that differ only in it are equal and share one program.
+      lora: the adapter to train; None trains the weights themselves.
+      dtype: the dtype of layers and activations. Trained weights have their own, usually float32.
+      remat: which values are kept for the backward pass.
+      attention: the kernel, from `llama.attention.resolve`; cuDNN's treats each row as one document.
+      kl: the weight of KL(start || model) per target token in the loss.
+      l2: the weight of half the squared distance to the start (L2-SP, Li et al. 2018, arXiv 1802.01483).
+      chunk: the minimum number of target tokens per part whose logits are in memory at a time.
 
     Raises:
-      BadInput: a number is out of its range.
+      BadInput: a number is out of range.
     """
 
     optimizer: OptimizerSettings
@@ -69,15 +69,15 @@ class StepSettings:
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes, with what differs between runs of one grid; all of it arrays.
+    """The training state, including the values that differ between runs of a grid; all arrays.
 
     Attributes:
-      step: steps done, int32.
-      trained: the trained leaves of Params, or an adapter, in the dtype that updates are summed in.
-      opt_state: of `optimizer.adamw`.
-      learning_rate: the highest of the schedule, of the dtype of the weights.
-      steps: of the whole run, int32; the end of the schedule.
-      seed: of the dropout, uint32.
+      step: number of steps done, int32.
+      trained: the trained leaves of Params, or an adapter, in the dtype in which updates are accumulated.
+      opt_state: the state of `optimizer.adamw`.
+      learning_rate: the peak of the schedule, in the dtype of the weights.
+      steps: the number of steps of the whole run, at which the schedule ends, int32.
+      seed: the dropout seed, uint32.
     """
 
     step: jax.Array
@@ -95,18 +95,18 @@ class TrainState:
 )
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What a step saw, before it changed the weights.
+    """Metrics of a step, for the weights before the update.
 
     Attributes:
       loss: mean cross-entropy of the target tokens in nats.
-      targets: how many there were.
-      gradient_norm: of the mean loss with its penalties, before clipping.
-      learning_rate: that the step was taken with.
-      kl: mean KL(start || model) of the target tokens in nats; 0 where it is not part of the loss.
-      tokens: how many were not padding.
-      computed: how many the micro-batches had, padding included, that were not empty.
-      attended: pairs of a token and one that it attends to, float32, as there may be very many.
-      rows: the sums of each row, [A, B]: where a loss is not finite they name the rows.
+      targets: number of target tokens.
+      gradient_norm: norm of the gradient of the mean loss with penalties, before clipping.
+      learning_rate: the learning rate of the step.
+      kl: mean KL(start || model) of the target tokens in nats; 0 if it is not part of the loss.
+      tokens: number of tokens without padding.
+      computed: number of tokens, padding included, of the micro-batches that are not empty.
+      attended: number of pairs of a token and a token that it attends to; float32, as it may be very large.
+      rows: the sums of each row, [A, B]; they identify rows whose loss is not finite.
     """
 
     loss: jax.Array
@@ -121,7 +121,7 @@ class Metrics:
 
 
 def init_state(trained: Params, settings: StepSettings, seed: int | jax.Array = 0) -> TrainState:
-    """The state before the first step; under `jax.jit` with `sharding.state_shardings` it is made where it lies."""
+    """The state before the first step; under `jax.jit` with `sharding.state_shardings` it is created sharded."""
     dtype = jax.tree.leaves(trained)[0].dtype
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -143,11 +143,11 @@ def _losses(
     keys: Params | None = None,
     start: Params | None = None,
 ) -> tuple[jax.Array, RowLosses]:
-    """The loss of a batch [B, T], summed, and its rows' sums; with `start`, another model, the divergence too."""
+    """The summed loss of a batch [B, T] and the sums of its rows; with a `start` model also the divergence."""
     constrain, parts = ({}, 1) if layout is None else ({"constrain": layout.constrain}, layout.parts("batch"))
     shards = () if layout is None else (layout.map_shards,)
     attend = over_sequences(settings.attention, *shards)
-    # Where a row is one document, causality hides the padding at its end.
+    # cuDNN's rows hold one document each, so the causal mask already hides the padding at the end.
     segments_BT = None if settings.attention is Backend.CUDNN else batch.segments
 
     def states(params: Params, lora: LoraSettings | None) -> jax.Array:
@@ -195,20 +195,20 @@ def step(
     config: LlamaConfig,
     layout: Layout | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Takes one step on the mean over the target tokens of the whole batch, however it is divided.
+    """Takes one step on the mean loss over all target tokens of the batch, however it is divided into micro-batches.
 
     Args:
-      state: before the step.
-      frozen: the other leaves of Params (all of them with an adapter), at best in the dtype to compute in.
-      batch: arrays of [A, B, T]; one micro-batch after the other, their gradients summed in the weights' dtype. Empty
-        ones are skipped (not where the step is mapped over runs: there all are computed).
-      start: the trained leaves as they began, in any dtype: for `kl` and `l2` without an adapter. With one, the
-        start is the model without it.
-      settings, config: what to do with which model (static under jit).
-      layout: how arrays are cut over a mesh (static under jit); None for one device.
+      state: the state before the step.
+      frozen: the other leaves of Params (all of them with an adapter), preferably in the dtype of the computation.
+      batch: arrays of [A, B, T]. Micro-batches are processed one after the other and their gradients summed in the
+        weights' dtype. Empty micro-batches are skipped, except when the step is vmapped over runs.
+      start: the initial values of the trained leaves, in any dtype; needed for `kl` and `l2` without an adapter. With
+        an adapter, the start is the model without it.
+      settings, config: settings of the step and the architecture (static under jit).
+      layout: the layout of arrays on a mesh (static under jit); None for one device.
 
     Returns:
-      The state after the step, and what was seen.
+      The state after the step, and the metrics.
     """
     micro_batches, rows = batch.tokens.shape[:2]
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
@@ -244,7 +244,7 @@ def step(
         pulls = jax.grad(lambda trained: settings.l2 / 2 * _squared_distance(trained, start, settings))(state.trained)
         gradients = jax.tree.map(jnp.add, gradients, pulls)
     rate = state.learning_rate
-    with jax.numpy_dtype_promotion("standard"):  # Optax mixes integer step counts with floats
+    with jax.numpy_dtype_promotion("standard"):  # Optax mixes integer step counts and floats
         share = rate_share(settings.optimizer, state.steps.astype(rate.dtype))
         rate = rate * share(state.step.astype(rate.dtype)).astype(rate.dtype)
         changes, opt_state = adamw(settings.optimizer).update(gradients, state.opt_state, state.trained)
@@ -280,7 +280,7 @@ def evaluate(
     config: LlamaConfig,
     layout: Layout | None = None,
 ) -> RowLosses:
-    """The sums of each row of a batch [B, T] without dropout; arguments as in `step`."""
+    """The loss sums of each row of a batch [B, T], without dropout; arguments as in `step`."""
     return _losses(trained, frozen, batch, settings, config, layout)[1]
 
 

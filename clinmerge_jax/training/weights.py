@@ -1,4 +1,4 @@
-"""Which weights are trained: a Params-shaped tree is split in two and joined again, or interpolated with another."""
+"""Split Params into trained and frozen leaves, join them again, and interpolate between two trees."""
 
 import functools
 import re
@@ -15,15 +15,15 @@ from clinmerge_jax.llama.parameters import Params, iterate_params, parameters
 
 
 def frozen_paths(config: LlamaConfig, patterns: Sequence[str]) -> frozenset[tuple[str, ...]]:
-    """The leaves of Params that stay as they are.
+    """The paths of the leaves of Params that are not trained.
 
     Args:
       config: the architecture.
-      patterns: regular expressions; a tensor is frozen if one is found in its Hugging Face name.
+      patterns: regular expressions; a tensor is frozen if one of them matches part of its Hugging Face name.
 
     Raises:
-      BadInput: a pattern is no regular expression or fits nothing, fits some layers of a parameter but not all, or
-        nothing would be left to train.
+      BadInput: a pattern is not a regular expression, matches nothing or only some layers of a parameter, or nothing
+        would be left to train.
     """
     frozen = set()
     rows = parameters(config)
@@ -49,7 +49,7 @@ def frozen_paths(config: LlamaConfig, patterns: Sequence[str]) -> frozenset[tupl
 
 
 def split(params: Params, config: LlamaConfig, frozen: frozenset[tuple[str, ...]]) -> tuple[Params, Params]:
-    """The trained and the frozen leaves, two trees without the other's branches."""
+    """Splits Params into a tree of trained leaves and a tree of frozen leaves."""
     halves: tuple[Params, Params] = ({}, {})
     for row, leaf in iterate_params(params, config):
         node = halves[row.path in frozen]
@@ -60,21 +60,21 @@ def split(params: Params, config: LlamaConfig, frozen: frozenset[tuple[str, ...]
 
 
 def join(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
-    """One tree of the leaves of two that share none."""
+    """Joins two trees without common leaves."""
     shared = {key: join(left[key], right[key]) for key in left if key in right}
     return {**left, **right, **shared}
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def interpolate(start: Params, trained: Params, alpha: float | jax.Array, dtype: Any = None) -> Params:
-    """(1 - alpha) start + alpha trained (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903), equation 1.
+    """(1 - alpha) start + alpha trained (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903, equation 1).
 
-    Computed in float32 at least and rounded once.
+    Computed in at least float32 and rounded once.
 
     Args:
       start, trained: trees of the same shapes.
-      alpha: 0 gives the start, 1 what was trained, both exactly.
-      dtype: of the result; None for that of the start's leaves.
+      alpha: 0 gives the start and 1 the trained weights, both exactly.
+      dtype: the dtype of the result; None for that of the start's leaves.
     """
 
     def between(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -8,6 +8,9 @@ from support import WORDS, write_llama, write_tokenizer
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.compatibility import check_compatible
+from clinmerge_jax.merging.plan import plan_merge
+from clinmerge_jax.merging.recipes.recipe import Recipe, Source
+from clinmerge_jax.merging.recipes.schedule import Schedule
 
 
 def _pair(tmp_path, words=WORDS, **overrides):
@@ -25,6 +28,19 @@ def _special(tmp_path, name, token, index):
 
 def test_siblings_are_compatible(tmp_path):
     check_compatible(*_pair(tmp_path))
+
+
+def test_the_warning_names_the_model_whose_field_the_result_takes(tmp_path, caplog):
+    models = _pair(tmp_path, rope_theta=5e5)
+    recipe = Recipe(
+        "linear",
+        (Source("one"), Source("two")),
+        {"weight": Schedule.parse("1", "weight")},
+        leading="two",
+    )
+    plan = plan_merge(recipe, models)
+    assert "differ in rope_theta; the result takes config.two's" in caplog.text
+    assert plan.config["rope_theta"] == 5e5
 
 
 def test_fields_that_one_config_leaves_to_the_default_are_no_difference(tmp_path):

@@ -1,1 +1,1 @@
-"""What a borrowed GPU should tell in a few minutes; `launch/gpu_check.sh` runs it."""
+"""Checks and measurements for a few minutes on a borrowed GPU; `launch/gpu_check.sh` runs them."""

@@ -1,4 +1,4 @@
-"""The command line of the check; see launch/gpu_check.sh."""
+"""Command line of the GPU check; see launch/gpu_check.sh."""
 
 import argparse
 import json
@@ -20,11 +20,11 @@ _ROOT = pathlib.Path(__file__).parents[3]
 _PLACE = _ROOT / "runs" / "gpu_check"
 _WHEELS, _PACKAGES = _PLACE / "wheels", _PLACE / "packages"
 _BUDGET = 480.0  # seconds
-_STRETCH = 3.0  # of the limits in a rehearsal: a busy CPU compiles slowly
+_STRETCH = 3.0  # factor of the time limits in a rehearsal: a busy CPU compiles slowly
 
 
 def main() -> int:
-    """Runs the check; 0 if no part failed, 1 if one did, 2 if it cannot begin."""
+    """Runs the check; returns 0 if no part failed, 1 if one did, 2 if it cannot begin."""
     options = _options()
     try:
         parts = _chosen(options.only)
@@ -76,7 +76,7 @@ def _chosen(only: str | None) -> list[Part]:
     """The parts to run, in the order of `PARTS`.
 
     Raises:
-      BadInput: there is no such part.
+      BadInput: a name is no part.
     """
     known = [part.name for part in PARTS]
     wanted = only.split(",") if only else known
@@ -87,14 +87,14 @@ def _chosen(only: str | None) -> list[Part]:
 
 
 def _command_line(options: argparse.Namespace) -> str:
-    """As it is written down, without the places of files."""
+    """The command line for the record, without paths of files."""
     flags = ["--rehearse"] if options.rehearse else []
     flags += [f"--only={options.only}"] if options.only else []
     return " ".join(["launch/gpu_check.sh", *flags])
 
 
 def _environment(rehearse: bool) -> dict[str, str]:
-    """Of the parts. JAX takes memory as it needs it, so that torch finds some in the part that has both."""
+    """Environment of the parts. JAX does not preallocate, so that torch finds memory in the part that uses both."""
     folders = [str(_ROOT), str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
@@ -109,7 +109,7 @@ def _environment(rehearse: bool) -> dict[str, str]:
     }
     if rehearse:
         return {**environment, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    # A second compilation of the same program, in a later repeat or part, is read from there.
+    # A later repeat or part reads programs that were compiled before from this cache.
     return {**environment, "JAX_COMPILATION_CACHE_DIR": str(_PLACE / "programs")}
 
 

@@ -1,4 +1,4 @@
-"""A kernel's attention against the reference: values, gradients, and how long both take."""
+"""Compares an attention kernel with the reference: values, gradients, and speed."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ def measure(settings: Mapping[str, Any], report: Reporter) -> None:
     """Compares; see `parts.PARTS` for the settings. B rows, T tokens, N query heads, G key-value heads, H head_dim.
 
     Raises:
-      BadInput: the kernel cannot be had here.
-      AssertionError: its values or gradients are farther from the reference in float32 than `error`.
+      BadInput: the kernel is not available here.
+      AssertionError: the relative distance of its values or gradients to the float32 reference is not under `error`.
     """
     llama = LlamaConfig.from_json(settings["model"], "model")
     dtype = jnp.dtype(settings["dtype"])
@@ -60,7 +60,7 @@ def measure(settings: Mapping[str, Any], report: Reporter) -> None:
 
 
 def _with_gradients(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
-    """Values and the gradients of queries, keys and values, given the slope of the values."""
+    """A compiled function: values, and gradients of queries, keys and values given the gradient of the output."""
 
     def run(q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array, slope_BTNH: jax.Array) -> tuple[jax.Array, ...]:
         y_BTNH, pull = jax.vjp(attend, q_BTNH, k_BTGH, v_BTGH)
@@ -70,12 +70,12 @@ def _with_gradients(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax
 
 
 def _distance(x: jax.Array, truth: jax.Array) -> float:
-    """|x - truth| / |truth|."""
+    """Relative distance |x - truth| / |truth|."""
     return float(jnp.linalg.norm(x.astype(jnp.float32) - truth) / jnp.linalg.norm(truth))
 
 
 def _seconds(function: Callable[[], Any], calls: int) -> float:
-    """Of one call, when some follow one another."""
+    """Seconds per call, over several calls in a row."""
     jax.block_until_ready(function())
     start = time.perf_counter()
     for _ in range(calls):

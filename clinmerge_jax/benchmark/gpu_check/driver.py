@@ -1,7 +1,7 @@
-"""Runs parts one after another, each in a process of its own with a time limit, within a budget for all of them.
+"""Runs parts one after another, each as a process with a time limit, within one time budget.
 
-While a part measures, the next one's process imports what it needs and then waits for a line on its standard input, so
-that the budget pays for imports once.
+While a part measures, the next one's process imports what it needs and then waits for a line on its standard input. So
+only the first part's imports take time from the budget.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from clinmerge_jax.benchmark.gpu_check.parts import Part
 from clinmerge_jax.benchmark.gpu_check.record import Record
 
 FAILED = ("failed", "timed out")
-_START_UP = 2.0  # seconds of the budget that ending and beginning a process may take
+_START_UP = 2.0  # seconds of the budget reserved for ending one process and starting another
 _GO = b"go\n"
 
 
 class Processes:
-    """Those that were started: each leads a process group, so that what it starts ends with it.
+    """The processes of the parts. Each leads a process group, so its children are ended with it.
 
     Args:
-      command: of a part.
-      environment: of all.
+      command: gives the command of a part.
+      environment: of all processes.
       logs: folder for what they print.
     """
 
@@ -36,11 +36,11 @@ class Processes:
         self._started: dict[str, subprocess.Popen] = {}
 
     def log(self, part: Part) -> pathlib.Path:
-        """What a part prints."""
+        """The file with what a part prints."""
         return self._logs / f"{part.name}.log"
 
     def start(self, part: Part) -> subprocess.Popen:
-        """The part's process; it waits until a line is written to its standard input."""
+        """The part's process, started if need be; it waits until a line is written to its standard input."""
         if part.name not in self._started:
             with self.log(part).open("wb") as log:
                 self._started[part.name] = subprocess.Popen(
@@ -54,11 +54,11 @@ class Processes:
         return self._started[part.name]
 
     def end(self, part: Part) -> None:
-        """Ends a part's process and its children, if there are any left."""
+        """Kills a part's process and its children, if any are left."""
         process = self._started.pop(part.name, None)
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):  # all of them have ended
+        with contextlib.suppress(ProcessLookupError):  # all of them have already ended
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         with contextlib.suppress(BrokenPipeError):
@@ -73,18 +73,18 @@ def run_parts(
     lacking: Set[str] = frozenset(),
     stretch: float = 1.0,
 ) -> bool:
-    """Runs the parts in their order; whatever becomes of one, the next has its turn.
+    """Runs the parts in order; a part that fails does not stop those after it.
 
     Args:
       parts: what to run.
-      processes: that run them.
+      processes: starts and ends their processes.
       record: gets the status of every part.
       budget: seconds for all of them.
       lacking: packages that are not installed; parts that need one are skipped.
-      stretch: times every part's limit.
+      stretch: factor of every part's time limit.
 
     Returns:
-      Whether none failed or ran out of time. Skipped parts do not count.
+      Whether no part failed or ran out of time. Skipped parts do not count.
     """
     began = time.monotonic()
     well = True
@@ -111,12 +111,12 @@ def run_parts(
 
 
 def _run(part: Part, following: Part | None, processes: Processes, record: Record, limit: float) -> bool:
-    """One part, while the following one's process starts."""
+    """Runs one part while the next one's process starts; returns whether it succeeded."""
     print(f"{part.name}: at most {limit:.0f} s, {part.gigabytes:.0f} GB: {part.memory}", flush=True)
     record.part(part.name, "running", limit=limit, gigabytes=part.gigabytes, memory=part.memory)
     began = time.monotonic()
     process = processes.start(part)
-    with contextlib.suppress(BrokenPipeError):  # it has ended already, and its status says how
+    with contextlib.suppress(BrokenPipeError):  # it has already ended; its exit status is read below
         process.stdin.write(_GO)
         process.stdin.flush()
     if following is not None:
@@ -136,6 +136,6 @@ def _run(part: Part, following: Part | None, processes: Processes, record: Recor
 
 
 def last_line(log: pathlib.Path) -> str:
-    """The last line with something on it."""
+    """The last line of a log that is not blank."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "it printed nothing")

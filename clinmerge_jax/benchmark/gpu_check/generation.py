@@ -1,4 +1,4 @@
-"""Decoding and the reading of prompts with random weights, here and by transformers, each in a process of its own."""
+"""Decode and prefill with random weights, by this package and by transformers, each as a separate process."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,13 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, count_parameters, init_params
 from clinmerge_jax.parallel.layout import Layout, one_device
 
-_COPIED = 4 * 10**9  # bytes, enough that a launch takes a small part of a copy
-_ROOFLINE = "of the roofline"  # weights and cache, read once a step at the bandwidth of a copy
-_PRODUCTS = "MFU"  # of a product of two matrices, measured in the same repeat
+_COPIED = 4 * 10**9  # bytes; large enough that the launch is a small part of a copy
+_ROOFLINE = "of the roofline"  # reading weights and cache once a step at the bandwidth of a copy
+_PRODUCTS = "MFU"  # relative to a product of two matrices measured in the same repeat
 
 
 def decode(settings: Mapping[str, Any], report: Reporter) -> None:
-    """Decoded tokens a second at several batch sizes; see `parts.PARTS` for the settings."""
+    """Measures decoded tokens per second at several batch sizes; see `parts.PARTS` for the settings."""
     llama, layout, params = _made(settings)
     dtype, steps = jnp.dtype(settings["dtype"]), settings["new"] - 1
     weights = _read_weights(llama) * dtype.itemsize
@@ -43,7 +43,7 @@ def decode(settings: Mapping[str, Any], report: Reporter) -> None:
 
 
 def decode_peer(settings: Mapping[str, Any], report: Reporter) -> None:
-    """The same by transformers, eager, with torch's SDPA."""
+    """Measures decoded tokens per second of transformers, eager, with torch's SDPA."""
     llama, model = LlamaConfig.from_json(settings["model"], "model"), _peer_model(settings)
     for batch in settings["batches"]:
         generate = generating.peer(model, _prompts(llama, batch, settings["prompt"]))
@@ -56,11 +56,11 @@ def decode_peer(settings: Mapping[str, Any], report: Reporter) -> None:
 
 
 def prompts(settings: Mapping[str, Any], report: Reporter) -> None:
-    """Tokens of prompts that are read in a second; see `parts.PARTS` for the settings."""
+    """Measures prefill, in prompt tokens per second; see `parts.PARTS` for the settings."""
     llama, layout, params = _made(settings)
     batch, length = settings["batch"], settings["prompt"]
     generate = generating.ours(layout, params, _prompts(llama, batch, length), 1)
-    del params  # the engine has its own
+    del params  # the engine has its own copy
     generate(1)  # compiles
     flops = generating.reading_flops(llama, batch, length)
     rates, shares = [], []
@@ -74,7 +74,7 @@ def prompts(settings: Mapping[str, Any], report: Reporter) -> None:
 
 
 def prompts_peer(settings: Mapping[str, Any], report: Reporter) -> None:
-    """The same by transformers."""
+    """Measures prefill by transformers, in prompt tokens per second."""
     llama = LlamaConfig.from_json(settings["model"], "model")
     generate = generating.peer(_peer_model(settings), _prompts(llama, settings["batch"], settings["prompt"]))
     generate(1)
@@ -85,14 +85,14 @@ def prompts_peer(settings: Mapping[str, Any], report: Reporter) -> None:
 
 
 def _made(settings: Mapping[str, Any]) -> tuple[LlamaConfig, Layout, Params]:
-    """A model of random weights, made on the device."""
+    """The config, layout and random weights of a model, made on the device."""
     llama = LlamaConfig.from_json(settings["model"], "model")
     layout = one_device(llama)
     return llama, layout, jax.block_until_ready(init_params(llama, jax.random.key(0), jnp.dtype(settings["dtype"])))
 
 
 def _read_weights(llama: LlamaConfig) -> int:
-    """Weights that a step reads: of an embedding apart from the head it needs but some rows."""
+    """Number of weights that a decode step reads. An embedding not tied to the head is left out: few rows are read."""
     return count_parameters(llama) - (not llama.tie_word_embeddings) * llama.vocab_size * llama.hidden_size
 
 
@@ -101,7 +101,7 @@ def _prompts(llama: LlamaConfig, batch: int, length: int) -> np.ndarray:
 
 
 def _decoding(generate: generating.Generate, new: int) -> float:
-    """Seconds of all tokens but the first, which comes with the prompt."""
+    """Seconds of all tokens but the first, which prefill gives."""
     first = generate(1)
     return generate(new) - first
 

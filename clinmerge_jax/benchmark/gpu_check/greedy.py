@@ -1,4 +1,4 @@
-"""A real Llama, here and in transformers on the same device: logits and greedy answers, in float32."""
+"""Compares a Llama here and in transformers on the same device: logits and greedy answers, in float32."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +34,7 @@ def measure(settings: Mapping[str, Any], report: Reporter) -> None:
     """Compares; see `parts.PARTS` for the settings.
 
     Raises:
-      AssertionError: answers part where one token is clearly the likeliest.
+      AssertionError: greedy answers differ where the likeliest token leads by more than `margin`.
     """
     jax.config.update("jax_default_matmul_precision", "highest")
     torch.set_float32_matmul_precision("highest")
@@ -48,7 +48,7 @@ def measure(settings: Mapping[str, Any], report: Reporter) -> None:
     theirs = theirs.eval().to(device)
     tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.path / TOKENIZER_FILE))
     prompts = [np.array(tokenizer.encode(text).ids, np.int32) for text in _PROMPTS[: settings["prompts"]]]
-    theirs.generation_config.eos_token_id = None  # all answers have their full length
+    theirs.generation_config.eos_token_id = None  # so that all answers have full length
     engine = Engine(one_device(llama), params, slots=1, length=max(map(len, prompts)) + settings["new"])
     with torch.inference_mode():
         found = [compare(tokens, params, llama, engine, theirs, (), settings["new"]) for tokens in prompts]

@@ -1,4 +1,4 @@
-"""Points of a sweep over two models in device memory, against the bandwidth of a copy."""
+"""Times merges of models in device memory against the bandwidth of a copy."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from clinmerge_jax.merging.engines.on_device import OnDeviceMerge
 from clinmerge_jax.merging.recipes.recipe import two_parents
 from clinmerge_jax.parallel.layout import Layout, one_device
 
-_DRIFTS = (0.0, 0.03, 0.05)  # of the models; those of another drift are siblings
+_DRIFTS = (0.0, 0.03, 0.05)  # of the models; models of different drift are siblings
 _NAMES = ("first", "second", "base")
-_COPY_MOVES = 2  # models: one read, one written
+_COPY_MOVES = 2  # models that a copy moves: one read, one written
 
 
 def measure(settings: Mapping[str, Any], report: Reporter) -> None:
-    """Linear and slerp of two models, then ties of two and a base; see `parts.PARTS` for the settings."""
+    """Times linear and slerp of two models, then ties of two and a base; see `parts.PARTS` for the settings."""
     llama = LlamaConfig.from_json(settings["model"], "model")
     _linear_and_slerp(one_device(llama), settings, report)
     few = LlamaConfig.from_json({**settings["model"], "num_hidden_layers": settings["ties_layers"]}, "model")
@@ -57,7 +57,7 @@ def _linear_and_slerp(layout: Layout, settings: Mapping[str, Any], report: Repor
 
 
 def _ties(layout: Layout, settings: Mapping[str, Any], report: Reporter) -> None:
-    """Of fewer layers: counting magnitudes takes most of it, and that is in proportion to the entries."""
+    """Times ties on fewer layers: most of its time is counting magnitudes, which is proportional to the entries."""
     nbytes = 2 * count_parameters(layout.config)
     models = _models(layout, 3)
     recipe = two_parents("ties", "first", "second", 0.5, base="base", parameters={"density": 0.5})
@@ -76,13 +76,13 @@ def _models(layout: Layout, count: int) -> list[Params]:
 
 
 def _report_points(runs: Sequence[Mapping[str, float]], nbytes: int, moved: int, report: Reporter) -> None:
-    """Writes what is known of the runs so far.
+    """Reports the figures of the runs so far.
 
     Args:
       runs: from `time_points`.
-      nbytes: of one model.
-      moved: models that a merge reads and writes.
-      report: for the figures.
+      nbytes: size of one model.
+      moved: number of models that a merge reads and writes.
+      report: takes the figures.
     """
     size = f"{nbytes / 1e9:.2f} GB a model"
     memory = {"peak_bytes": peak_bytes()}

@@ -1,6 +1,6 @@
-"""The process of one part: `python -m clinmerge_jax.benchmark.gpu_check.part NAME RECORD.json OPTIONS.json`.
+"""Process of one part: `python -m clinmerge_jax.benchmark.gpu_check.part NAME RECORD.json OPTIONS.json`.
 
-It imports what it needs and begins when a line comes from its standard input.
+Imports what the part needs, and begins when a line arrives on standard input.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from clinmerge_jax.errors import BadInput
 
 
 def main() -> None:
-    """Runs the part; OPTIONS.json has `rehearse`, `command`, and settings that replace the part's."""
+    """Runs the part; OPTIONS.json has `rehearse`, `command`, and settings that override the part's."""
     name, path, options = sys.argv[1], pathlib.Path(sys.argv[2]), json.loads(pathlib.Path(sys.argv[3]).read_bytes())
     part = part_named(name)
     for package in part.packages:
@@ -32,7 +32,7 @@ def _device(with_jax: bool, rehearse: bool) -> str:
     """The kind of device that the part computes on.
 
     Raises:
-      BadInput: it is no GPU, and this is no rehearsal.
+      BadInput: it is not a GPU, and this is not a rehearsal.
     """
     kind, platform = _jax_device() if with_jax else _torch_device()
     if platform != "gpu" and not rehearse:

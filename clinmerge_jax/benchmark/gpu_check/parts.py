@@ -1,7 +1,7 @@
-"""The parts of the check in order of value, each with its limit, its memory, and its settings on a GPU and rehearsed.
+"""The table of parts, most valuable first: time limits, memory, and settings on a GPU and in a rehearsal.
 
-Seconds are of a process whose imports are done. Memory is what a part holds on an 80 GB card, in GB of 1e9 bytes: the
-arrays named beside it; its figures have the measured peak.
+Seconds are counted from the end of a process's imports. Memory is what a part holds on an 80 GB card, in GB of 1e9
+bytes: the arrays named beside it. The measured peak is in the part's figures.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ class Part:
 
     Attributes:
       name: of the part.
-      function: module of this package and function in it, given settings and a `Reporter`.
-      limit: seconds, after which it is ended.
-      least: seconds without which it is not begun.
-      memory: what it holds.
+      function: MODULE:FUNCTION in this package, called with the settings and a `Reporter`.
+      limit: seconds after which the part is killed.
+      least: seconds that must be left of the budget for it to start.
+      memory: what it holds in device memory.
       gigabytes: how much that is.
       settings: on a GPU.
-      rehearsal: those that differ on a CPU.
-      packages: that it needs beyond the package itself.
+      rehearsal: settings that differ in a rehearsal on a CPU.
+      packages: packages that it needs beyond clinmerge_jax.
     """
 
     name: str
@@ -107,5 +107,5 @@ PARTS = (
 
 
 def part_named(name: str) -> Part:
-    """One of `PARTS`."""
+    """The part of that name in `PARTS`."""
     return next(part for part in PARTS if part.name == name)

@@ -1,4 +1,4 @@
-"""The figures of a check, in one JSON file that is whole at any time, and the table that they make."""
+"""The figures of a check, in one JSON file that is complete at any time, and the table made of them."""
 
 import dataclasses
 import importlib.metadata
@@ -21,7 +21,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft")
 
 
 class Record:
-    """The JSON file. Only one process writes at a time: the driver between parts, or the part that runs.
+    """The JSON file. Only one process writes at a time: the driver between parts, or the running part.
 
     Args:
       path: of the file; it may not exist yet.
@@ -31,7 +31,7 @@ class Record:
         self.path = path
 
     def read(self) -> dict[str, Any]:
-        """`parts` by name, with their status, and the list `figures`."""
+        """The content: `parts` by name with their status, and the list `figures`."""
         return json.loads(self.path.read_bytes()) if self.path.is_file() else {"parts": {}, "figures": []}
 
     def _write(self, content: Mapping[str, Any]) -> None:
@@ -43,25 +43,25 @@ class Record:
         """Begins the file.
 
         Args:
-          keep: whether what an earlier check found stays.
+          keep: whether an earlier check's results are kept.
         """
         content = self.read() if keep else {"parts": {}, "figures": []}
         self._write({"python": platform.python_version(), "versions": versions(), **content})
 
     def part(self, name: str, status: str, **facts: Any) -> None:
-        """Notes how far a part is.
+        """Records the status of a part.
 
         Args:
           name: of the part.
           status: running, done, failed, timed out or skipped.
-          **facts: what else is known, such as `seconds` or `reason`.
+          **facts: further facts, such as `seconds` or `reason`.
         """
         content = self.read()
         content["parts"][name] = {"status": status, **facts}
         self._write(content)
 
     def figure(self, found: Mapping[str, Any]) -> None:
-        """Adds a figure; one of the same name is replaced, so a value may become better with more repeats."""
+        """Adds a figure, or replaces the one of the same name, so that a value can improve with more repeats."""
         content = self.read()
         names = [one["name"] for one in content["figures"]]
         if found["name"] in names:
@@ -71,12 +71,12 @@ class Record:
         self._write(content)
 
     def values(self, name: str) -> list[float]:
-        """The values of a figure by repeat, empty if it is not there."""
+        """The values of a figure, one per repeat; empty if there is no such figure."""
         return next((one["values"] for one in self.read()["figures"] if one["name"] == name), [])
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that compute; those that are missing are left out."""
+    """Versions of the packages that compute; packages that are not installed are left out."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -91,10 +91,10 @@ class Reporter:
     """Writes the figures of one part.
 
     Attributes:
-      record: where to.
-      part: its name.
-      device: that it computes on.
-      command: that runs it again.
+      record: where the figures go.
+      part: name of the part.
+      device: kind of device that it computes on.
+      command: command line that runs it again.
     """
 
     record: Record
@@ -117,12 +117,12 @@ class Reporter:
 
         Args:
           name: of what was measured.
-          values: of each repeat; the median is shown.
+          values: one per repeat; the median is shown.
           unit: of the values.
-          ratios: to the floor or the peer, of each repeat.
-          ratio_of: what the ratios are.
-          peak_bytes: device memory that was in use at most since the process began.
-          **facts: what else belongs to it, such as the shape.
+          ratios: to the floor or the peer, one per repeat.
+          ratio_of: what the ratios mean.
+          peak_bytes: peak device memory since the process began.
+          **facts: further facts, such as the shape.
         """
         self.record.figure({
             "name": name,
@@ -142,14 +142,14 @@ class Reporter:
         })  # fmt: skip
 
     def against_ours(self, name: str, values: Sequence[float], unit: str, ours: str, **facts: Any) -> None:
-        """A figure of the peer, with the ratio of ours to it, where that was measured.
+        """Writes a figure of the peer, with the ratio of ours to it if ours was measured.
 
         Args:
           name: of the figure.
-          values: of each repeat, more is better.
+          values: one per repeat; more is better.
           unit: of the values.
           ours: the name of our figure.
-          **facts: as of `add`.
+          **facts: as for `add`.
         """
         median = statistics.median(values)
         ratios = [one / median for one in self.record.values(ours)]
@@ -157,7 +157,7 @@ class Reporter:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The figures as a table, then the parts that gave none or not all, ready for RESULTS.md."""
+    """The figures as a table, then the status of every part, in Markdown for RESULTS.md."""
     rows = [
         [
             one["name"],

@@ -1,4 +1,4 @@
-"""What the training parts share: the job, its repeats, what they amount to."""
+"""Shared by the training parts: the job, its repeats, and the figures of a step."""
 
 import gc
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.training.flops import step_flops
 
-_MESH = {"data": 0, "fsdp": 0, "tensor": 0}  # the one device
+_MESH = {"data": 0, "fsdp": 0, "tensor": 0}  # the one device of the check
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")
 _FIELDS = ("model", "rows", "tokens", "steps", "rank", "dtype", "attention", "product")
 
@@ -16,17 +16,17 @@ Train = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # as `benchmark.train_
 
 
 def repeats(train: Train, settings: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """What a program says of each repeat, and what its backward pass keeps: "full" remat where "none" does not fit."""
+    """Yields the figures and the remat of each repeat; remat becomes "full" where "none" runs out of memory."""
     job = {**{field: settings[field] for field in _FIELDS}, "mesh": _MESH, "compiled": False}
     kept = settings["remat"]
     for _ in range(settings["repeats"]):
         try:
             found = train({**job, "remat": kept})
-        except RuntimeError as error:  # JAX's and torch's are such
+        except RuntimeError as error:  # the out-of-memory errors of JAX and torch
             if kept != "none" or not any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise
             found = None
-        if found is None:  # not within the handler: the error refers to what the failed run holds
+        if found is None:  # outside the handler: the error keeps the failed run's arrays alive
             kept = "full"
             _free()
             found = train({**job, "remat": kept})
@@ -35,24 +35,24 @@ def repeats(train: Train, settings: Mapping[str, Any]) -> Iterator[tuple[Mapping
 
 
 def _free() -> None:
-    """Lets go of the last model, whose parts refer to one another."""
+    """Frees the last model, whose objects refer to one another."""
     gc.collect()
     if "torch" in sys.modules:
         sys.modules["torch"].cuda.empty_cache()
 
 
 def name(settings: Mapping[str, Any]) -> str:
-    """Of the figure."""
+    """The name of the figure."""
     return f"training {settings['name']}, {settings['rows']} x {settings['tokens']} tokens"
 
 
 def tokens(settings: Mapping[str, Any]) -> int:
-    """Of a step."""
+    """Tokens of a step."""
     return settings["rows"] * settings["tokens"]
 
 
 def mfu(settings: Mapping[str, Any], found: Mapping[str, Any]) -> float:
-    """The operations that a step needs, recomputation left out, over those that products of two matrices reach."""
+    """Operations per second that a step needs, without recomputation, over the speed of a product of two matrices."""
     llama = LlamaConfig.from_json(settings["model"], "model")
     attended = tokens(settings) * (settings["tokens"] + 1) // 2
     flops = step_flops(llama, tokens(settings), attended, frozen=settings["rank"] > 0)

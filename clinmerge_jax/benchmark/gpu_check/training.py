@@ -1,4 +1,4 @@
-"""Steps of training with random weights."""
+"""Training steps with random weights, by this package."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from clinmerge_jax.benchmark.train_steps import train
 
 
 def measure(settings: Mapping[str, Any], report: Reporter) -> None:
-    """Tokens a second and MFU of a step; see `parts.PARTS` for the settings."""
+    """Measures tokens per second and MFU of a step; see `parts.PARTS` for the settings."""
     rates, shares = [], []
     for found, kept in steps.repeats(train, settings):
         rates.append(steps.tokens(settings) / found["seconds"])

@@ -1,4 +1,4 @@
-"""The same steps by third_party/peers/train_with_transformers.py, in a process without JAX's arrays."""
+"""The same training steps by third_party/peers/train_with_transformers.py, in a process without JAX arrays."""
 
 import importlib.util
 import pathlib
@@ -12,7 +12,7 @@ _PEER = pathlib.Path(__file__).parents[3] / "third_party" / "peers" / "train_wit
 
 
 def measure(settings: Mapping[str, Any], report: Reporter) -> None:
-    """Tokens a second of a step; see `parts.PARTS` for the settings."""
+    """Measures tokens per second and MFU of a step; see `parts.PARTS` for the settings."""
     spec = importlib.util.spec_from_file_location(_PEER.stem, _PEER)
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)

@@ -1,4 +1,4 @@
-"""Installs carried wheels beside the machine's packages, and only those that it lacks."""
+"""Installs carried wheels beside the machine's packages, only for packages that it lacks."""
 
 import importlib.metadata
 import pathlib
@@ -10,17 +10,17 @@ from clinmerge_jax.errors import BadInput
 
 
 def install(folder: pathlib.Path, target: pathlib.Path) -> list[str]:
-    """Unpacks wheels into a folder of their own, which is emptied first; never over a package that is there.
+    """Installs wheels into a separate folder, which is emptied first; skips packages that the machine has.
 
     Args:
-      folder: of wheels, with all that they need beyond the machine's packages.
-      target: for PYTHONPATH.
+      folder: holds the wheels, with all that they need beyond the machine's packages.
+      target: folder for PYTHONPATH.
 
     Returns:
-      The names of what was installed.
+      The names of the installed packages.
 
     Raises:
-      BadInput: there is no wheel in the folder, or one does not fit this Python.
+      BadInput: the folder holds no wheel, or one does not fit this Python.
     """
     found = sorted(folder.glob("*.whl"))
     if not found:

@@ -1,1 +1,1 @@
-"""What all benchmarks share: model shapes, inputs, timing, floors."""
+"""Shared by all benchmarks: model shapes, inputs, timing, floors."""

@@ -1,4 +1,4 @@
-"""Checkpoints of random weights, made in seconds."""
+"""Writes checkpoints of random weights in seconds."""
 
 import json
 import os
@@ -21,8 +21,8 @@ _NOISE_ENTRIES = 1 << 24
 def make_checkpoint(folder: pathlib.Path, raw: dict[str, Any], llama: LlamaConfig, drift: float, seed: int = 0) -> None:
     """Writes a random bfloat16 checkpoint in shards of 1 GB.
 
-    All are siblings: the same weights plus noise of relative size `drift`, which `seed` draws. Values are windows of
-    one random block, so that making 3 GB takes seconds.
+    Checkpoints are siblings: the same weights plus noise of relative size `drift`, drawn from `seed`. Tensors are
+    windows of one random block, so 3 GB take seconds.
     """
     block = np.random.default_rng(0).standard_normal(_NOISE_ENTRIES, np.float32)
     block += np.float32(drift) * np.random.default_rng([0, seed]).standard_normal(_NOISE_ENTRIES, np.float32)

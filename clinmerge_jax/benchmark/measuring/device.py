@@ -1,4 +1,4 @@
-"""What the device can do at most: the bandwidth of a copy, the speed of a matrix product."""
+"""Measured limits of the device: the bandwidth of a copy, the speed of a matrix product, peak memory."""
 
 import time
 from typing import Any
@@ -11,11 +11,11 @@ _REPEATS = 5
 
 
 def copy_bandwidth(nbytes: int, most: int = 10**9) -> float:
-    """Bytes a second that a copy reads and writes; the median of some copies.
+    """Bandwidth of a copy in bytes per second, reads plus writes; the median of several copies.
 
     Args:
-      nbytes: of what is copied.
-      most: copies no more than so many. Where a copy takes little longer than a launch, the result is too low.
+      nbytes: size of what is copied.
+      most: upper limit of that size. Where a copy takes little longer than a launch, the result is too low.
     """
     values = jnp.zeros(min(nbytes, most) // 4, jnp.float32)
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
@@ -29,7 +29,7 @@ def copy_bandwidth(nbytes: int, most: int = 10**9) -> float:
 
 
 def product_flops(size: int, dtype: Any) -> float:
-    """Operations a second of the fastest of some products of two square matrices of `size` rows, on one device."""
+    """Operations per second of a product of two square matrices of `size` rows on one device; the best of several."""
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(matrix, matrix))
@@ -42,6 +42,6 @@ def product_flops(size: int, dtype: Any) -> float:
 
 
 def peak_bytes() -> int | None:
-    """Memory of the first device that was in use at most since the process began; None where it does not say."""
+    """Peak bytes in use on the first device since the process began; None where the device does not report it."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("peak_bytes_in_use")

@@ -1,4 +1,4 @@
-"""What every benchmark needs: floors of plain file operations, processes watched, tables, the record."""
+"""Helpers of all benchmarks: floors of plain file operations, watched processes, tables, the record file."""
 
 import contextlib
 import json
@@ -23,14 +23,14 @@ from clinmerge_jax.report.tables import table
 
 _CHUNK = 16 << 20
 
-Runs = Mapping[str, Sequence[Mapping[str, float]]]  # by what was measured, one record per repeat
+Runs = Mapping[str, Sequence[Mapping[str, float]]]  # by name of what was measured; one record per repeat
 
 
 def place_with_space(output: str, nbytes: float) -> pathlib.Path:
-    """The folder to measure in, made where it is not there.
+    """The folder to measure in; it is created if missing.
 
     Raises:
-      BadInput: its disk has too little space.
+      BadInput: its disk has less than `nbytes` free.
     """
     place = result_path(output)
     place.mkdir(parents=True, exist_ok=True)
@@ -40,14 +40,14 @@ def place_with_space(output: str, nbytes: float) -> pathlib.Path:
 
 
 def check_counts(config: ConfigDict, *fields: str) -> None:
-    """Refuses a benchmark that would measure nothing.
+    """Refuses counts under 1, with which a benchmark would measure nothing.
 
     Args:
       config: of the benchmark.
-      fields: that count something.
+      fields: names of the config's counts.
 
     Raises:
-      BadInput: naming the field that is under 1.
+      BadInput: a count is under 1; the message names it.
     """
     for field in fields:
         if config[field] < 1:
@@ -55,13 +55,13 @@ def check_counts(config: ConfigDict, *fields: str) -> None:
 
 
 def record(path: pathlib.Path, measured: Runs, **facts: Any) -> None:
-    """Writes every figure of every repeat, with what produced them."""
+    """Writes the figures of every repeat to a JSON file, with versions, cores, processor and further facts."""
     result = {**provenance.environment(), "cores": os.cpu_count(), "processor": _processor(), **facts}
     path.write_text(json.dumps({**result, "measured": measured}, indent=1) + "\n")
 
 
 def drop_cache(files: Sequence[pathlib.Path]) -> None:
-    """Has the kernel write what is waiting, so that no run pays for the one before it, and forget the files' pages."""
+    """Flushes pending writes, so that no run pays for the one before it, and drops the files' pages from the cache."""
     os.sync()
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
@@ -72,7 +72,7 @@ def drop_cache(files: Sequence[pathlib.Path]) -> None:
 
 
 def plain_copies(inputs: Sequence[pathlib.Path], nbytes: int, target: pathlib.Path) -> dict[str, float]:
-    """Seconds to read the inputs in sequence, and to write and sync `nbytes` from memory."""
+    """Seconds to read the inputs one after another, and to write and sync `nbytes` from memory."""
     buffer = bytearray(_CHUNK)
     start = time.perf_counter()
     for path in inputs:
@@ -92,13 +92,13 @@ def plain_copies(inputs: Sequence[pathlib.Path], nbytes: int, target: pathlib.Pa
 
 
 def watch(command: Sequence[str]) -> dict[str, float]:
-    """Runs a command; wall seconds of the whole process and its peak resident bytes (VmHWM, mapped pages included)."""
+    """Runs a command; returns its wall seconds and peak resident bytes (VmHWM, which includes mapped pages)."""
     with tempfile.TemporaryFile("w+") as log:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         peak = 0
         while process.poll() is None:
-            with contextlib.suppress(OSError, IndexError):  # the process may end while it is looked at
+            with contextlib.suppress(OSError, IndexError):  # the process may end while its status is read
                 status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
                 peak = max(peak, int(status.split("VmHWM:")[1].split()[0]) * 1024)
             time.sleep(0.02)
@@ -118,12 +118,12 @@ def _processor() -> str:
 
 
 def ratios_table(measured: Runs, floors: Mapping[str, str], what: str) -> str:
-    """Median, range, and median ratio to the floor of the same repeat.
+    """Table of median seconds, their range, and the median ratio to the floor of the same repeat.
 
     Args:
-      measured: with `seconds`, and `peak_bytes` where memory was looked at.
-      floors: for each row, the row that is its floor.
-      what: the first column's heading.
+      measured: records with `seconds`, and with `peak_bytes` where memory was watched.
+      floors: the name of each row's floor, which is a row too.
+      what: heading of the first column.
     """
     rows = []
     for name, runs in measured.items():

@@ -1,4 +1,4 @@
-"""Times merges of models that lie in device memory, each beside a copy of one of them."""
+"""Times merges of models in device memory, and beside them a copy of one model."""
 
 import functools
 import time
@@ -14,22 +14,22 @@ from clinmerge_jax.merging.engines.on_device import OnDeviceMerge
 from clinmerge_jax.merging.recipes.recipe import Recipe
 from clinmerge_jax.parallel.layout import Layout
 
-_MULTIPLIER = 2654435761  # Knuth's, 2^32 over the golden ratio: neighbouring indices get unlike values
+_MULTIPLIER = 2654435761  # Knuth's multiplicative hash, 2^32 over the golden ratio: scatters neighbouring indices
 
 
 def time_points(
     engine: OnDeviceMerge, model: Params, recipes: Mapping[str, Sequence[Recipe]], result: Params
 ) -> tuple[dict[str, float], Params]:
-    """Runs the recipes in turn, a copy of one model before each round.
+    """Times the recipes in rounds: first a copy of one model, then one recipe of each method.
 
     Args:
-      engine: with the sources.
-      model: what is copied.
-      recipes: of each method, as many as there are rounds.
-      result: an earlier result, whose memory is taken over.
+      engine: holds the source models.
+      model: the model that is copied.
+      recipes: by method, one recipe for each round.
+      result: an earlier result, whose memory is reused.
 
     Returns:
-      The median seconds of a point of each method and of "copy", which reads and writes one model; and the last result.
+      The median seconds of a merge by each method and of "copy", which reads and writes one model; the last result.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ("copy", *recipes)}
     for round_ in zip(*recipes.values(), strict=True):
@@ -45,14 +45,14 @@ def time_points(
 
 @functools.partial(jax.jit, donate_argnums=1, keep_unused=True)
 def copy_params(params: Params, into: Params | None) -> Params:
-    """The same values in other memory, that of `into` where it is given."""
+    """A copy of the parameters, in the memory of `into` if that is given."""
     del into
     return jax.tree.map(jnp.copy, params)
 
 
 @functools.partial(jax.jit, static_argnames="layout")
 def random_params(layout: Layout, drift: Any) -> Params:
-    """bfloat16 values of both signs; those of another drift are siblings."""
+    """Pseudo-random bfloat16 parameters of both signs; models of different drift are siblings."""
 
     def leaf(row: Parameter) -> jax.Array:
         shape = layout.shape(row)
@@ -67,5 +67,5 @@ def random_params(layout: Layout, drift: Any) -> Params:
 
 
 def _uniform(bits: jax.Array) -> jax.Array:
-    """-1 to 1 from the high bits."""
+    """Values from -1 to 1, made of the high 24 bits."""
     return (bits >> 8).astype(jnp.float32) / jnp.float32(1 << 23) - jnp.float32(1)

@@ -1,6 +1,6 @@
-"""The shapes of models that are measured, as in config.json."""
+"""Shapes of the models that benchmarks measure, as in config.json."""
 
-# Llama-3.1-8B's.
+# Llama-3.1-8B.
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -18,5 +18,5 @@ LLAMA_8B = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
-# Llama-3.2-1B's with an embedding and a head of their own: 1.5e9 parameters.
+# Llama-3.2-1B with embedding and head not tied: 1.5e9 parameters.
 LLAMA_1B = {**LLAMA_8B, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}

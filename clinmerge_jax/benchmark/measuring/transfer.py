@@ -1,9 +1,9 @@
-"""The process that `benchmark/load.py` and `benchmark/orbax.py` watch: notes time and memory.
+"""Subprocess of `benchmark/load.py` and `benchmark/orbax.py`: transfers a checkpoint, measures time and memory.
 
 python -m clinmerge_jax.benchmark.measuring.transfer SOURCE TARGET TIMES.json --data 0 --fsdp 0 --tensor 0 [--restore]
 
-It loads a checkpoint onto a mesh and saves it to TARGET. With --restore, TARGET is an Orbax folder made of SOURCE: it
-is restored onto the mesh and compared with SOURCE.
+Loads a checkpoint onto a mesh and saves it to TARGET. With --restore, TARGET is an Orbax folder made from SOURCE: it is
+restored onto the mesh and compared with SOURCE.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from clinmerge_jax.parallel.mesh import MeshShape
 
 
 def main() -> None:
-    """Transfers; the times leave out the start of the process."""
+    """Transfers the checkpoint and writes the times, which exclude the start-up of the process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("source")
     parser.add_argument("target")
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _restore(checkpoint: Checkpoint, folder: pathlib.Path, layout: Layout) -> dict[str, float]:
-    """Restores an Orbax folder; raises RuntimeError where a shard's bytes are not those of the checkpoint."""
+    """Restores an Orbax folder; raises RuntimeError if a shard's bytes differ from the checkpoint's."""
     start = time.perf_counter()
     config, params = load_orbax(folder, mesh=layout.mesh)
     jax.block_until_ready(params)
@@ -85,7 +85,7 @@ def _restore(checkpoint: Checkpoint, folder: pathlib.Path, layout: Layout) -> di
 
 
 def _peak() -> int:
-    """Bytes: the most that was resident at a time."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,1 +1,1 @@
-"""LoRA adapters in the layout of PEFT: read, added to a checkpoint, written."""
+"""LoRA adapters in the layout of PEFT: reading, adding to a checkpoint, writing."""

@@ -25,23 +25,23 @@ from clinmerge_jax.errors import BadInput
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# Modules that an adapter may replace as a whole; the two that may be tied to each other.
+# Modules that an adapter may replace as a whole; these two may be tied to each other.
 EMBEDDINGS = ("embed_tokens", "lm_head")
 
 _KEY = re.compile(
     rf"{re.escape(PREFIX)}(?P<module>.+?)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_[AB]"
     r"|(?:base_layer\.)?weight)"
 )
-# The kind of factor, and whether its product is that of an embedding.
+# The kind of factor, and whether it belongs to an embedding.
 _FACTORS = {
     "lora_A.weight": ("A", False),
     "lora_B.weight": ("B", False),
     "lora_embedding_A": ("A", True),
     "lora_embedding_B": ("B", True),
 }
-# Ways to begin that leave the base as it is. Others subtract the beginning from it, or quantise it.
+# Initialisations that leave the base unchanged. Others subtract the initial product from the base, or quantise it.
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
-# Fields that must be empty: what they switch on is no fixed sum of base and product.
+# Fields that must be empty: what they enable is not a fixed product added to the base.
 _FOREIGN_FIELDS = {
     "use_dora": "DoRA",
     "lora_bias": "biases of its own",
@@ -55,19 +55,19 @@ _FOREIGN_FIELDS = {
     "kasa_config": "KaSA",
     "monteclora_config": "random factors",
 }
-_BLOCK_ENTRIES = 1 << 15  # of float64: two blocks of this size stay in a core's cache
+_BLOCK_ENTRIES = 1 << 15  # float64 values; two blocks of this size stay in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
 class _Change:
-    """What an adapter does to one tensor of a Checkpoint.
+    """The change that an adapter makes to one tensor of a Checkpoint.
 
     Attributes:
-      a_RI: the entry of A; None where the tensor is only replaced.
-      b_OR: the entry of B, likewise.
-      scaling: of their product.
+      a_RI: the entry of A; None if the tensor is only replaced.
+      b_OR: the entry of B; None if the tensor is only replaced.
+      scaling: the factor of the product B A.
       embedding: whether the transpose of the product is added.
-      replacement: the entry that takes the tensor's place, before anything is added; None for none.
+      replacement: the entry that replaces the tensor before the product is added; None for none.
     """
 
     a_RI: TensorEntry | None = None
@@ -77,7 +77,7 @@ class _Change:
     replacement: TensorEntry | None = None
 
     def wanted(self) -> Iterator[tuple[TensorEntry, tuple[int, ...], tuple[int, ...]]]:
-        """The shape that the tensor must have: the adapter's tensor that says so, the shape, and of which axes."""
+        """Yields the shapes that the tensor must have: the adapter's entry, the shape, and the axes it determines."""
         if self.replacement is not None:
             shape = self.replacement.shape
             yield self.replacement, shape, tuple(range(len(shape)))
@@ -89,7 +89,7 @@ class _Change:
 
 
 def last_part(name: str) -> str:
-    """The last part of a module, or of a tensor's module: `embed_tokens` of `model.embed_tokens.weight`."""
+    """The last part of a module's or tensor's name: `embed_tokens` of `model.embed_tokens.weight`."""
     return name.removesuffix(".weight").rpartition(".")[2]
 
 
@@ -100,12 +100,12 @@ def is_tied(checkpoint: Checkpoint) -> bool:
 
 
 class Adapter:
-    """A LoRA adapter whose weights are read when a tensor asks for them; from `open_adapter`.
+    """A LoRA adapter, made by `open_adapter`; its weights are read when they are needed.
 
     Attributes:
       path: its folder.
-      config: adapter_config.json as it was read.
-      label: how messages name it (a config field, say).
+      config: the content of adapter_config.json.
+      label: its name in messages, such as a config field.
     """
 
     def __init__(
@@ -115,27 +115,28 @@ class Adapter:
         self.config = config
         self.label = label
         self._changes = changes
-        self._factors: tuple[str, np.ndarray, np.ndarray] | None = None  # of the tensor that was asked for last
+        self._factors: tuple[str, np.ndarray, np.ndarray] | None = None  # of the last tensor used
 
     @property
     def files(self) -> list[pathlib.Path]:
-        """The files that determine what it adds."""
+        """The files that determine what the adapter adds."""
         return [self.path / CONFIG_FILE, self.path / WEIGHTS_FILE]
 
     @property
     def targets(self) -> list[str]:
-        """The names of the tensors that it changes, as a Checkpoint has them."""
+        """The names of the tensors that the adapter changes, as in a Checkpoint."""
         return list(self._changes)
 
     def changes(self, name: str) -> bool:
-        """Whether it changes the tensor of this name."""
+        """Whether the adapter changes the tensor of this name."""
         return name in self._changes
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuses a Checkpoint that this adapter does not belong to.
 
         Raises:
-          BadInput: naming the adapter's tensor that has no counterpart, or one of another shape.
+          BadInput: a tensor of the adapter has no counterpart, one of another shape, or one that is tied; the message
+            names it.
         """
         tied = is_tied(checkpoint)
         for name, change in self._changes.items():
@@ -159,14 +160,14 @@ class Adapter:
                     )
 
     def apply_rows(self, name: str, first_row: int, piece: np.ndarray) -> np.ndarray:
-        """Some rows of a tensor with the adapter in it.
+        """Adds the adapter to some rows of a tensor.
 
-        Sums run over the rank in order, in float64 and entry by entry, and are rounded once; so the bits of a row
-        depend neither on the piece that it comes in nor on the machine.
+        Each entry is summed over the rank in order, in float64, and rounded once. So the bits of a row depend neither
+        on the piece that it is in nor on the machine.
 
         Args:
-          name: of the tensor, as the Checkpoint has it; one that `changes`.
-          first_row: where in the tensor the piece begins.
+          name: a tensor of the Checkpoint that the adapter changes.
+          first_row: the first row of the piece in the tensor.
           piece: rows of the base, of shape (rows, columns), in any floating dtype.
 
         Returns:
@@ -200,7 +201,7 @@ class Adapter:
         return result
 
     def factors(self, name: str) -> tuple[np.ndarray, np.ndarray, float]:
-        """A and B of one tensor's change as they are stored, and what their product is multiplied by.
+        """A and B of one tensor as they are stored, and the scaling of their product.
 
         Raises:
           BadInput: the tensor is replaced or not changed, or is an embedding; or values are not finite.
@@ -212,8 +213,8 @@ class Adapter:
         return a_RI, b_OR, change.scaling
 
     def _read_factors(self, name: str, change: _Change) -> tuple[np.ndarray, np.ndarray]:
-        """The factors whose product is added, float64 of shapes (O, R) and (R, I); those of one tensor are kept."""
-        known = self._factors  # taken once: another thread may put another tensor's there
+        """The factors whose product is added, float64 of shapes (O, R) and (R, I); the last tensor's are cached."""
+        known = self._factors  # read once: another thread may replace it
         if known is None or known[0] != name:
             a_RI, b_OR = (_finite(read_tensor(entry), entry).astype(np.float64) for entry in (change.a_RI, change.b_OR))
             left_OR, right_RI = (a_RI.T, b_OR.T) if change.embedding else (b_OR, a_RI)
@@ -222,13 +223,13 @@ class Adapter:
 
 
 def split_location(location: str) -> tuple[str, str]:
-    """Splits `model+adapter`, as mergekit's recipes spell a model with an adapter on it.
+    """Splits `model+adapter`, mergekit's spelling of a model with an adapter.
 
-    A folder that has the whole text for its name is a model alone. Otherwise the first "+" separates that has folders
-    on both sides, else one before it, else one after it; else the first one of all.
+    If the whole text is a folder, it is a model alone. Otherwise the separator is the first "+" with folders on both
+    sides; else the first with a folder before it; else the first with a folder after it; else the first "+".
 
     Args:
-      location: what a config field or a recipe names.
+      location: a location in a config field or a recipe.
 
     Returns:
       The model and the adapter; "" for no adapter.
@@ -239,7 +240,7 @@ def split_location(location: str) -> tuple[str, str]:
     cuts = [cut for cut in cuts if all(cut)]
     if not cuts:
         return location, ""
-    return max(cuts, key=lambda cut: (_is_folder(cut[0]), _is_folder(cut[1])))  # the first of equals
+    return max(cuts, key=lambda cut: (_is_folder(cut[0]), _is_folder(cut[1])))  # `max` returns the first of equals
 
 
 def _is_folder(location: str) -> bool:
@@ -250,11 +251,12 @@ def open_adapter(location: str, field: str) -> Adapter:
     """Opens an adapter: reads its config and the header of its weights, and checks that it is plain LoRA.
 
     Args:
-      location: a folder or what else `folder.resolve` knows.
+      location: any location that `folder.resolve` accepts.
       field: the config field that gave it, for messages.
 
     Raises:
-      BadInput: in one line, what is missing, damaged, or more than a fixed product added to a matrix.
+      BadInput: something is missing or damaged, or the adapter does more than add a fixed product to a matrix; the
+        message is one line.
     """
     path = resolve(location, field)
     config_path, weights = path / CONFIG_FILE, path / WEIGHTS_FILE
@@ -270,7 +272,7 @@ def open_adapter(location: str, field: str) -> Adapter:
 
 
 def _check_config(config: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Refuses whatever is no plain LoRA, by its field."""
+    """Refuses an adapter that is not plain LoRA, and names the field."""
     mend = "give a plain LoRA adapter, or merge this one into its base with PEFT and give the result"
     if config.get("peft_type") != "LORA":
         raise BadInput(f"{path}: peft_type is {config.get('peft_type')!r}, and only LORA can be added; {mend}")
@@ -333,12 +335,12 @@ def _no_weights(path: pathlib.Path, field: str) -> BadInput:
 
 
 def _pattern(text: str) -> re.Pattern:
-    """What a key of rank_pattern or alpha_pattern means in PEFT: the last parts of a module's name, or all of it."""
+    """Compiles a key of rank_pattern or alpha_pattern as PEFT does: it matches the last parts of a module, or all."""
     return re.compile(rf"(.*\.)?({text})$")
 
 
 def _at(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that fits a module, else the default."""
+    """The value of the first pattern that matches a module, else the default."""
     for pattern, value in (patterns or {}).items():
         if _pattern(pattern).match(module):
             return value
@@ -346,7 +348,7 @@ def _at(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
 
 
 def _read_changes(path: pathlib.Path, config: Mapping[str, Any], config_path: pathlib.Path) -> dict[str, _Change]:
-    """What the adapter does, by the name of the tensor it does it to, in the order of the file."""
+    """The adapter's changes by tensor name: factors in the order of the file, then tensors that are only replaced."""
     entries = read_header(path)
     factors: dict[str, dict[str, TensorEntry]] = {}
     embeddings: set[str] = set()
@@ -390,7 +392,7 @@ def _read_changes(path: pathlib.Path, config: Mapping[str, Any], config_path: pa
 def _pair(
     path: pathlib.Path, module: str, found: Mapping[str, TensorEntry], embedding: bool, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The fields of a `_Change` for two factors, once they fit each other and the config."""
+    """Checks two factors against each other and the config, and returns their fields of a `_Change`."""
     for kind, other in ("AB", "BA"):
         if kind not in found:
             raise BadInput(f"{path}: tensor {found[other].name} lacks its factor {kind}; fetch the adapter again")
@@ -416,7 +418,7 @@ def _finite(values: np.ndarray, entry: TensorEntry) -> np.ndarray:
 
 
 def _read_rows(entry: TensorEntry, first_row: int, rows: int) -> np.ndarray:
-    """Some rows of a matrix, in memory of their own."""
+    """Reads some rows of a matrix into memory of their own."""
     columns = entry.shape[1]
     values = np.empty((rows, columns), entry.dtype)
     descriptor = os.open(entry.file, os.O_RDONLY)

@@ -1,6 +1,6 @@
-"""A LoRA adapter as it is written in the layout of PEFT: which tensors, adapter_config.json, and the weight file.
+"""Writes a LoRA adapter in the layout of PEFT: the list of its tensors, adapter_config.json, and the weight file.
 
-`adapter` reads what this writes, and says what is added to what.
+The module `adapter` reads these files and defines what is added to which tensor.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ from clinmerge_jax.checkpoint.formats.safetensors import header_bytes
 from clinmerge_jax.checkpoint.output import OutputFolder, sync
 
 _IN_LAYER = re.compile(r"^(?:.*\.)?layers\.\d+\.")
-_WRITTEN = "written"  # of the journal: what is kept of each tensor that is written
+_WRITTEN = "written"  # key of the journal: the figure of each tensor that is written already
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A tensor that goes into the adapter.
+    """A tensor of the model that the adapter changes.
 
     Attributes:
-      name: as the checkpoints have it.
-      shape: likewise.
-      rank: of its factors; 0 where the tensor is taken over whole.
-      stored: name, dtype and shape of each tensor of the adapter, in the order of its file.
+      name: its name in the checkpoints.
+      shape: its shape in the checkpoints.
+      rank: the rank of its factors; 0 if the tensor is stored whole.
+      stored: name, dtype and shape of each tensor that the adapter stores for it, in the order of the file.
     """
 
     name: str
@@ -40,18 +40,18 @@ class Target:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in the adapter."""
+        """Bytes that it takes in the weight file."""
         return sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in self.stored)
 
 
 def plan_targets(model: Checkpoint, names: Sequence[str], rank: int, dtype: np.dtype) -> list[Target]:
-    """What the adapter holds.
+    """Plans the tensors of an adapter that is extracted from two models.
 
     Args:
-      model: the Checkpoint that the adapter leads to.
-      names: of its matrices; embed_tokens and lm_head are taken over whole, in their own dtype.
-      rank: of the factors; 0, or more than a matrix has: all of it.
-      dtype: of the factors.
+      model: the Checkpoint that base and adapter together approximate.
+      names: the names of its matrices; embed_tokens and lm_head are stored whole, in their own dtype.
+      rank: the rank of the factors; 0, or more than a matrix has, means full rank.
+      dtype: the dtype of the factors.
     """
     targets = []
     for name in names:
@@ -76,16 +76,16 @@ def write_weights(
     output: OutputFolder,
     progress: Callable[[int], None] = lambda entries: None,
 ) -> dict[str, float]:
-    """Writes the weight file, tensor by tensor at its place; what an interrupted run has written stays.
+    """Writes the weight file, tensor by tensor; what an interrupted run has written is kept.
 
     Args:
-      targets: what the adapter holds.
-      values: makes what is stored of one of them, and a figure that is to be known after an interruption too.
+      targets: the tensors of the adapter, in the order of the file.
+      values: function of a target to its stored arrays and a figure, which the journal keeps for a resumed run.
       output: an open folder.
-      progress: called with the entries of tensors done since the last call.
+      progress: called with the number of tensor values done since the last call.
 
     Returns:
-      The figure of every tensor.
+      The figure of every tensor, by name.
     """
     header = header_bytes(stored for target in targets for stored in target.stored)
     temporary, finished = output.path(WEIGHTS_FILE + ".part"), output.path(WEIGHTS_FILE)
@@ -104,7 +104,7 @@ def write_weights(
                 for array in stored:
                     file.write(memoryview(array.reshape(-1).view(np.uint8)))
                 file.flush()
-                os.fsync(file.fileno())  # the journal must not name what a power cut could take back
+                os.fsync(file.fileno())  # the journal must not name what a power failure could undo
                 written[target.name] = figure
                 output.write_journal(journal)
             position += target.nbytes
@@ -128,19 +128,19 @@ def config_text(
 ) -> str:
     """The text of adapter_config.json.
 
-    PEFT expects factors for every module that target_modules fits. So a short name such as q_proj stands there only
-    where all modules that end in it are in the adapter; of others, whose difference may be nothing in some layers, the
-    whole names do.
+    PEFT expects factors for every module that target_modules matches. So a short name such as q_proj is listed only if
+    all modules that end in it are in the adapter. Otherwise, as when the difference is zero in some layers, full names
+    are listed.
 
     Args:
-      location: of the base, as the config names it.
+      location: the location of the base, as the config names it.
       base: the model that the adapter is for.
-      model: the one that it leads to.
-      targets: what the adapter holds.
-      rank: the highest of theirs.
+      model: the model that base and adapter together approximate.
+      targets: the tensors of the adapter.
+      rank: the highest rank among them.
       alpha: every module is scaled by alpha / rank, those of a lower rank too.
-      dropout: that it was trained with.
-      rank_stabilized: the scale is alpha / sqrt(rank) instead, of modules that all have that rank.
+      dropout: the dropout of its training.
+      rank_stabilized: whether the scale is alpha / sqrt(rank) instead; all modules then have that rank.
     """
     factored = {target.name.removesuffix(".weight"): target.rank for target in targets if target.rank}
     modules = [name.removesuffix(".weight") for name in model.tensors if name.endswith(".weight")]

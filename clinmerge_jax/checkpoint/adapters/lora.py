@@ -1,4 +1,4 @@
-"""A trained LoRA adapter to a folder as PEFT has it, and back, bit for bit."""
+"""Saves a trained LoRA adapter in the layout of PEFT and loads it, bit for bit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,9 +29,9 @@ def save_lora(
     Args:
       adapter: from `training.lora.init_adapter`, trained; on the host or on devices of this process.
       lora: its settings.
-      config: of the model.
-      output: where to.
-      location: of the base, as the config names it.
+      config: the model's config.
+      output: the open folder.
+      location: the location of the base, as the config names it.
       base: the model that the adapter is for.
     """
     targets, values = [], {}
@@ -44,7 +44,7 @@ def save_lora(
             stored = tuple((f"{module}.lora_{kind}.weight", x.dtype, x.shape) for kind, x in zip("AB", pair))
             targets.append(Target(name, row.shape(config), lora.rank, stored))
             values[name] = pair
-    for left in (WEIGHTS_FILE, f"{WEIGHTS_FILE}.part"):  # by an interrupted run, whose factors may be others
+    for left in (WEIGHTS_FILE, f"{WEIGHTS_FILE}.part"):  # of an interrupted run, whose factors may differ
         output.path(left).unlink(missing_ok=True)
     write_weights(targets, lambda target: (values[target.name], 0.0), output)
     text = config_text(
@@ -67,16 +67,16 @@ def _node(adapter: Mapping[str, Any], row: Parameter) -> Mapping[str, Any]:
 
 
 def load_lora(location: str, field: str, config: LlamaConfig) -> tuple[LoraSettings, dict[str, Any]]:
-    """Reads an adapter to train it on or to add it: its settings and its factors, of NumPy, in their own dtype.
+    """Reads an adapter, to add it or train it further: its settings and its factors as NumPy arrays in their own dtype.
 
     Args:
-      location: a folder or what else `folder.resolve` knows.
+      location: any location that `folder.resolve` accepts.
       field: the config field that gave it, for messages.
-      config: of the model that it is for.
+      config: the config of the model that it is for.
 
     Raises:
-      BadInput: as `open_adapter`; or layers of one parameter are treated differently, or what is changed is no linear
-        layer of this model.
+      BadInput: as `open_adapter`; or the adapter does not treat all layers of a parameter alike, or a target is not a
+        linear layer of this model.
     """
     adapter = open_adapter(location, field)
     modules = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in adapter.targets)

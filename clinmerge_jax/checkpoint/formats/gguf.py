@@ -3,9 +3,9 @@
 Format (version 2 and 3, little-endian; the specification is docs/gguf.md of ggml): magic, version, number of tensors
 and of metadata entries; the entries; name, dimensions, type and offset of every tensor; then their bytes, aligned.
 
-The `gguf` library knows the block formats and dequantizes them. Its own reader maps the whole file, so that every page
-read counts as resident, takes 4 s for a vocabulary of 49,152 tokens, and loops over whatever length a damaged array
-states; so the header is parsed here, and held against the size of the file.
+The `gguf` library dequantizes the block formats. The header is parsed here, and every length in it is checked against
+the size of the file. The library's own reader maps the whole file, so that every page read counts as resident memory;
+it takes 4 s for a vocabulary of 49,152 tokens, and it loops over whatever length a damaged array states.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from clinmerge_jax.errors import BadInput
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_ALIGNMENT = 32  # where general.alignment does not state another
+_ALIGNMENT = 32  # bytes, unless general.alignment states another
 _MAX_DIMENSIONS = 4
 
 _STRING, _ARRAY, _FLOAT32 = 8, 9, 6
@@ -35,7 +35,7 @@ _SCALARS = {
     12: "<f8",
 }  # fmt: skip
 
-# Types whose values are stored as they are; all others are blocks that the library dequantizes to float32.
+# Unquantized types; all others are blocks that the library dequantizes to float32.
 PLAIN: Mapping[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -47,15 +47,15 @@ QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5
 
 @dataclasses.dataclass(frozen=True)
 class GgufTensor:
-    """Where one tensor lies and how it is stored.
+    """The location and the storage type of one tensor.
 
     Attributes:
-      name: as llama.cpp calls it.
+      name: its name in llama.cpp.
       kind: the name of its type, one of `PLAIN` or `QUANTIZED`.
-      shape: in the order of NumPy: the reverse of the file's.
+      shape: its shape in NumPy's order, the reverse of the file's.
       file: its file.
       offset: bytes from the start of the file.
-      row_bytes: bytes of one row (of everything, where there is one dimension).
+      row_bytes: bytes of one row; of a vector, all its bytes.
     """
 
     name: str
@@ -77,18 +77,18 @@ class GgufTensor:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the values as `dequantize` gives them."""
+        """The dtype of the values that `dequantize` returns."""
         return PLAIN.get(self.kind, np.dtype(np.float32))
 
 
 @dataclasses.dataclass(frozen=True)
 class Gguf:
-    """A model's GGUF file, or its several files, opened without reading tensors.
+    """The GGUF file or files of a model, opened without reading tensors.
 
     Attributes:
-      files: in their order.
-      metadata: of the first file, by key; strings, numbers, flags, and lists of these.
-      tensors: of all files, in the order of their bytes.
+      files: the files, in order.
+      metadata: the metadata of the first file by key: strings, numbers, flags, and lists of these.
+      tensors: the tensors of all files by name, in the order of their bytes.
     """
 
     files: tuple[pathlib.Path, ...]
@@ -97,7 +97,7 @@ class Gguf:
 
 
 def is_gguf(path: pathlib.Path) -> bool:
-    """Whether a file begins as GGUF does."""
+    """Whether a file begins with the magic bytes of GGUF."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -105,10 +105,10 @@ def is_gguf(path: pathlib.Path) -> bool:
 
 
 def open_gguf(path: pathlib.Path) -> Gguf:
-    """Reads the headers of a GGUF file and of those that llama.cpp has split off it (NAME-00001-of-00003.gguf).
+    """Reads the header of a GGUF file, or of all files of a split model (NAME-00001-of-00003.gguf).
 
     Raises:
-      BadInput: a file is missing, damaged, truncated, or holds a type that is not read.
+      BadInput: a file is missing, damaged or truncated, or holds a type that is not supported.
     """
     metadata, tensors = _read_file(path)
     count = metadata.get("split.count", 0)
@@ -132,7 +132,7 @@ def open_gguf(path: pathlib.Path) -> Gguf:
 
 
 class _Header:
-    """Reads the parts of a header in turn; refuses what reaches beyond the end of the file."""
+    """Reads a header field by field, and refuses lengths beyond the end of the file."""
 
     def __init__(self, file: BinaryIO, path: pathlib.Path):
         self._file = file
@@ -151,7 +151,7 @@ class _Header:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
     def count(self, least: int) -> int:
-        """A number of things that take at least so many bytes each."""
+        """Reads the number of items that take at least `least` bytes each."""
         count = self.number("Q")
         if count * least > self._left:
             raise BadInput(f"{self.path}: states more entries than it has bytes for; it is damaged, fetch it again")
@@ -177,12 +177,12 @@ class _Header:
         if inner in _SCALARS:
             width = np.dtype(_SCALARS[inner]).itemsize
             return _plain(np.frombuffer(self.take(self.count(width) * width), _SCALARS[inner]), inner)
-        least = struct.calcsize("<Q")  # of a text: its length
+        least = struct.calcsize("<Q")  # bytes of the shortest text, its length field
         return [self.value(inner, nested=True) for _ in range(self.count(least))]
 
 
 def _plain(values: np.ndarray, kind: int) -> list[Any]:
-    """Python's numbers; a float32 becomes the shortest decimal that reads as it (1e-05, not 9.99999974e-06)."""
+    """Values as Python numbers; a float32 becomes the shortest decimal equal to it (1e-05, not 9.99999974e-06)."""
     return [float(str(value)) for value in values] if kind == _FLOAT32 else values.tolist()
 
 
@@ -195,7 +195,7 @@ def _read_file(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, GgufTensor
         if version not in _VERSIONS:
             kind = "big-endian" if version >= 1 << 16 else f"version {version}"
             raise BadInput(f"{path}: is {kind}; little-endian files of version 2 and 3 are read: convert it anew")
-        smallest = struct.calcsize("<QI")  # of a tensor's or an entry's record: a text's length, and a type
+        smallest = struct.calcsize("<QI")  # bytes of the smallest tensor or metadata record: a text's length and a type
         tensor_count, entry_count = header.count(smallest), header.count(smallest)
         metadata: dict[str, Any] = {}
         for _ in range(entry_count):
@@ -243,7 +243,7 @@ def _tensor(path: pathlib.Path, name: str, shape: tuple[int, ...], type_id: int,
 
 
 def dequantize(raw: np.ndarray, kind: str) -> np.ndarray:
-    """The values of some rows, by the `gguf` library where they are quantized.
+    """Converts the bytes of some rows to values; the `gguf` library dequantizes blocks.
 
     Args:
       raw: uint8 [rows, bytes of a row].
@@ -254,12 +254,12 @@ def dequantize(raw: np.ndarray, kind: str) -> np.ndarray:
     """
     if kind in PLAIN:
         return raw.view(PLAIN[kind])
-    with np.errstate(invalid="ignore", over="ignore"):  # of damaged scales; whoever takes the values looks at them
+    with np.errstate(invalid="ignore", over="ignore"):  # from damaged scales; the caller checks the values
         return gguf.dequantize(raw, gguf.GGMLQuantizationType[kind])
 
 
 def read_whole(tensor: GgufTensor) -> np.ndarray:
-    """A whole small tensor, in its shape."""
+    """Reads a whole small tensor, in its shape."""
     raw = np.empty((tensor.rows, tensor.row_bytes), np.uint8)
     descriptor = os.open(tensor.file, os.O_RDONLY)
     try:

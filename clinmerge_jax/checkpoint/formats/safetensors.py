@@ -1,8 +1,8 @@
 """The safetensors file format, read and written by byte ranges.
 
-The `safetensors` library maps files into memory, and mapped pages count as resident; merging in
-bounded memory needs plain reads into buffers of our own, so the header is parsed here. Format: eight
-bytes little-endian header length, a JSON header, then the tensors' bytes without holes.
+The `safetensors` library maps files into memory, and mapped pages count as resident. Merging in bounded memory needs
+plain reads into separate buffers, so the header is parsed here. Format: the header length in eight little-endian bytes,
+a JSON header, then the tensors' bytes without gaps.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 
 @dataclasses.dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor's bytes lie."""
+    """The location, dtype and shape of one tensor in a file."""
 
     name: str
     dtype: np.dtype
@@ -53,7 +53,7 @@ def parse_json(text: str | bytes, source: pathlib.Path | str) -> Any:
     """Parses JSON and refuses repeated keys, which the standard parser drops silently.
 
     Raises:
-      BadInput: the text is no JSON or an object repeats a key.
+      BadInput: the text is not JSON, or an object repeats a key.
     """
 
     def pairs(items):
@@ -80,16 +80,16 @@ def read_header(
     dtypes: Mapping[str, np.dtype] = DTYPES,
     left_out: Callable[[str, Sequence[int]], bool] = _nothing,
 ) -> dict[str, TensorEntry]:
-    """The tensors of one file, in the order of their bytes.
+    """Reads the header of one file: its tensors by name, in the order of their bytes.
 
     Args:
       path: the file.
-      dtypes: those that its tensors may have, by their codes.
-      left_out: says by name and shape which tensors are passed over, whatever their dtype.
+      dtypes: the dtypes that its tensors may have, by safetensors code.
+      left_out: function of name and shape, true for tensors to skip whatever their dtype.
 
     Raises:
-      BadInput: the file is truncated, not a safetensors file, or its header does not describe
-        exactly the bytes that follow it.
+      BadInput: the file is truncated or not a safetensors file, a tensor has another dtype, or the header does not
+        describe exactly the bytes that follow it.
     """
     file_size = path.stat().st_size
     with path.open("rb") as file:
@@ -147,7 +147,7 @@ def _entry(
 
 
 def header_bytes(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
-    """Length prefix and header for tensors that will be written in this order without holes.
+    """Length prefix and header for tensors that will be written in this order without gaps.
 
     Args:
       tensors: name, dtype and shape of each.
@@ -164,7 +164,7 @@ def header_bytes(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> by
 
 
 def read_into(file_descriptor: int, offset: int, buffer: memoryview, path: pathlib.Path) -> None:
-    """Fills the buffer from the file at that offset.
+    """Fills a buffer with the bytes of a file from `offset` on.
 
     Raises:
       OSError: the file ends early, so it was changed after its header was read.
@@ -178,7 +178,7 @@ def read_into(file_descriptor: int, offset: int, buffer: memoryview, path: pathl
 
 
 def read_tensor(entry: TensorEntry) -> np.ndarray:
-    """One whole tensor in memory of its own (not mapped)."""
+    """Reads one whole tensor into memory of its own (not mapped)."""
     values = np.empty(entry.shape, entry.dtype)
     descriptor = os.open(entry.file, os.O_RDONLY)
     try:

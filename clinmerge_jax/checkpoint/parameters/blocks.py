@@ -1,8 +1,8 @@
-"""How the leaves of sharded Params move between weight files and devices: block by block.
+"""Moves the leaves of sharded Params between weight files and devices, block by block.
 
-In every step each device moves the next few rows of its own shard of one tensor, all in one program. A host needs
-memory for a few blocks, whatever the model and its mesh, and touches only the bytes that its own devices hold.
-R rows, C columns of one checkpoint tensor (a vector has one column).
+In each step one program moves, on every device, the next rows of the device's own shard of one tensor. A host needs
+memory for a few blocks, whatever the model and its mesh, and touches only the bytes that its own devices hold. Each
+checkpoint tensor counts as rows and columns; a vector has one column.
 """
 
 import collections
@@ -24,7 +24,7 @@ from clinmerge_jax.checkpoint.formats.safetensors import TensorEntry, read_into
 from clinmerge_jax.llama.parameters import Parameter
 from clinmerge_jax.parallel.layout import Layout
 
-BLOCK_BYTES = 64 << 20  # of one tensor, over all devices of a host
+BLOCK_BYTES = 64 << 20  # bytes of one tensor, over all devices of a host
 _ALIGNMENT = 64  # bytes
 
 Columns = tuple[int, int]  # first, end
@@ -32,19 +32,19 @@ Columns = tuple[int, int]  # first, end
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A shard of one block as it lies in the tensor: rows from `row` on, these columns."""
+    """The place of one shard of a block in the tensor: its first row and its columns."""
 
     row: int
     columns: Columns
 
 
 class Blocks:
-    """The steps in which one leaf moves.
+    """The blocks in which one leaf is moved.
 
     Args:
       row: its row of the parameter table.
-      layout: how it is cut.
-      itemsize: bytes of an entry.
+      layout: its sharding.
+      itemsize: bytes of one value.
     """
 
     def __init__(self, row: Parameter, layout: Layout, itemsize: int):
@@ -58,17 +58,17 @@ class Blocks:
         per_row = math.prod(self.shard[1:]) * itemsize * len(local)
         self.size = min(self.shard[0], max(1, BLOCK_BYTES // per_row))
         self.shape = (self.size * self._row_parts, *shape[1:])
-        # The last block of a shard begins early enough to be as long as the others: one program moves all of them.
+        # The last block of a shard begins early enough to be as long as the others, so that one program moves them all.
         self.starts = [min(start, self.shard[0] - self.size) for start in range(0, self.shard[0], self.size)]
 
     def _indices(self, shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
         return list(self.sharding.addressable_devices_indices_map(shape).values())
 
     def part(self, index: tuple[slice, ...], start: int) -> Part:
-        """Where a shard of a block lies in the tensor.
+        """The place of one shard of a block in the tensor.
 
         Args:
-          index: its place in the block, as JAX gives it for arrays of `shape`.
+          index: the index of the shard in the block, as JAX gives it for arrays of `shape`.
           start: one of `starts`.
         """
         first, *columns = (_bounds(one) for one in index)
@@ -77,7 +77,7 @@ class Blocks:
         return Part(nth * self.shard[0] + start, (low or 0, self.columns if high is None else high))
 
     def parts(self, start: int) -> set[Part]:
-        """Every part that the devices of this process hold, replicas once."""
+        """The parts of one block that this process's devices hold, replicas counted once."""
         return {self.part(index, start) for index in self._indices(self.shape)}
 
     @property
@@ -91,7 +91,7 @@ def _bounds(index: slice) -> tuple[int | None, int | None]:
 
 
 def runs(parts: Iterable[Part]) -> Iterator[tuple[int, Columns, list[Part]]]:
-    """Joins parts that lie side by side: first row, columns, and the parts from left to right."""
+    """Joins adjacent parts; yields first row, columns, and the parts from left to right."""
     by_row: dict[int, list[Part]] = {}
     for part in sorted(parts, key=lambda part: (part.row, part.columns)):
         by_row.setdefault(part.row, []).append(part)
@@ -119,7 +119,7 @@ class WeightReader:
             os.close(descriptor)
 
     def read(self, entry: TensorEntry, blocks: Blocks, start: int, dtype: np.dtype) -> dict[Part, np.ndarray]:
-        """The parts of one block that this process's devices hold; rows beyond the tensor's (padding) are zero."""
+        """Reads the parts of one block that this process's devices hold; padding rows are zero."""
         found = {}
         for row, (low, high), line in runs(blocks.parts(start)):
             values = _empty((blocks.size, high - low), entry.dtype)
@@ -141,7 +141,7 @@ class WeightReader:
 
 
 def _empty(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    """Memory that begins as JAX wants it: on CPUs it takes such an array over instead of copying it."""
+    """Uninitialised, aligned memory; on CPUs JAX uses such an array without copying it."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -149,9 +149,9 @@ def _empty(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
 
 
 def _pieces(entry: TensorEntry, row: int, rows: int, columns: Columns, width: int) -> Iterator[tuple[int, int, int]]:
-    """The byte ranges of some columns of some rows: offset in the file, begin and end in a buffer of these alone.
+    """Yields the byte ranges of a block: the offset in the file, begin and end in a buffer of these bytes alone.
 
-    Whole rows are one range, parts of rows a range each.
+    Whole rows are one range; parts of rows are one range each.
     """
     low, high = columns
     nbytes = (high - low) * entry.dtype.itemsize
@@ -164,7 +164,7 @@ def _pieces(entry: TensorEntry, row: int, rows: int, columns: Columns, width: in
 
 
 def write(descriptor: int, entry: TensorEntry, blocks: Blocks, parts: Mapping[Part, np.ndarray]) -> int:
-    """Writes parts of one tensor to their places in its file, padding left out; returns the bytes written."""
+    """Writes parts of one tensor to their places in its file, without padding; returns the number of bytes."""
     total = 0
     for row, (low, high), line in runs(parts):
         rows = max(0, min(blocks.size, blocks.rows - row))
@@ -179,7 +179,7 @@ def write(descriptor: int, entry: TensorEntry, blocks: Blocks, parts: Mapping[Pa
 
 
 def ahead(function: Callable[[Any], Any], items: Iterable[Any], threads: int = 2) -> Iterator[tuple[Any, Any]]:
-    """Each item with the function's result, in order, a few of them computed ahead by threads."""
+    """Yields each item with the function's result, in order; threads compute a few results ahead."""
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         pending: collections.deque = collections.deque()
         for item in items:
@@ -198,7 +198,7 @@ def _begin(leaf: jax.Array, block: jax.Array, layer: jax.Array, start: jax.Array
 
 @functools.partial(jax.jit, static_argnames=("leaf_sharding", "sharding"), donate_argnums=0)
 def place(leaf: jax.Array, block: jax.Array, layer: np.int32, start: np.int32, *, leaf_sharding, sharding) -> jax.Array:
-    """The leaf with one block in its place; the given leaf's memory is taken over."""
+    """Puts one block in its place in the leaf; the result reuses the leaf's memory."""
     dtype = leaf.dtype
     # On CPUs XLA would widen the whole bfloat16 leaf to float32 and back for every block.
     as_bits = dtype == jnp.bfloat16 and sharding.mesh.devices.flat[0].platform == "cpu"
@@ -217,7 +217,7 @@ def place(leaf: jax.Array, block: jax.Array, layer: np.int32, start: np.int32, *
 
 @functools.partial(jax.jit, static_argnames=("size", "leaf_sharding", "sharding"))
 def take(leaf: jax.Array, layer: np.int32, start: np.int32, *, size: int, leaf_sharding, sharding) -> jax.Array:
-    """One block of a leaf: of every device's shard `size` rows from `start` on."""
+    """Takes one block out of a leaf: `size` rows of every device's shard, from `start` on."""
 
     def local(leaf, layer, start):
         inner = leaf.shape[leaf.ndim - len(sharding.spec) :]

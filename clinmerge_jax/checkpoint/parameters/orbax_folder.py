@@ -2,9 +2,8 @@
 
 Layout of the folder: config.json, tokenizer and other small files as in a Hugging Face folder, and `params/`, which
 Orbax writes and reads (`orbax.checkpoint.v1.load(folder / "params")`; older readers take `params/state`). Its tree is
-nested dicts in Hugging Face's names:
-`embed_tokens.weight`, `norm.weight`, `lm_head.weight` where the head is not tied, and
-`layers.self_attn.q_proj.weight` and the like, [layers, out, in], all layers on the leading axis.
+nested dicts with Hugging Face's names: `embed_tokens.weight`, `norm.weight`, `lm_head.weight` if the head is untied,
+and `layers.self_attn.q_proj.weight` and the like of shape [layers, out, in], with all layers on the leading axis.
 """
 
 import contextlib
@@ -25,26 +24,26 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, build_params, iterate_params
 from clinmerge_jax.parallel.layout import Layout, one_device
 
-_READ_BYTES = 1 << 30  # in flight beside what is read already; at least one array, however large
-_MARK = "_CHECKPOINT_METADATA"  # that Orbax writes; its own question is answered with yes for safetensors, too
+_READ_BYTES = 1 << 30  # bytes that Orbax reads at a time; at least one array, however large
+_MARK = "_CHECKPOINT_METADATA"  # a file that Orbax writes; Orbax's own check also accepts safetensors folders
 _MEND = "give a folder that configs/convert.py wrote with format=orbax"
 
 
 def is_orbax(folder: pathlib.Path) -> bool:
-    """Whether a folder holds an Orbax checkpoint, in itself or in `params/`."""
+    """Whether a folder holds an Orbax checkpoint, directly or in `params/`."""
     return any((place / _MARK).is_file() for place in (folder / ORBAX_FOLDER, folder))
 
 
 @contextlib.contextmanager
 def _context(reading: Params | None = None) -> Iterator[None]:
-    """How Orbax writes and reads.
+    """Sets Orbax's options for writing and reading.
 
-    Weights hardly compress. What one device holds of an array is written as one chunk, without a copy: chunks larger
-    than a data file may be (2 GiB, by default) would be copied first, so that has no limit. Arrays may be padded on
-    reading: the vocabulary's rows, to what a mesh divides. Few of them are read at a time.
+    Compression is off, because weights hardly compress. A device's shard of an array is written as one chunk, without
+    a copy: chunks larger than the limit of a data file (2 GiB by default) would be copied first, so the limit is off.
+    Arrays may be padded on reading, because a mesh may need more vocabulary rows. Few arrays are read at a time.
 
     Args:
-      reading: the abstract arrays that are to be read.
+      reading: the abstract arrays to read; None for writing.
     """
     context = ocp.Context()
     context.array.saving.use_compression = False
@@ -59,7 +58,7 @@ def _context(reading: Params | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refusing(place: pathlib.Path) -> Iterator[None]:
-    """Makes one line of what Orbax and TensorStore raise for damaged and missing files."""
+    """Turns what Orbax and TensorStore raise for damaged and missing files into a BadInput of one line."""
     try:
         yield
     except (BadInput, MemoryError):
@@ -69,10 +68,10 @@ def _refusing(place: pathlib.Path) -> Iterator[None]:
 
 
 def save_orbax(params: Params, folder: pathlib.Path) -> None:
-    """Writes `params/` of a folder that exists, in place of what an interrupted run has left there.
+    """Writes `params/` in an existing folder, in place of what an interrupted run left there.
 
     Args:
-      params: leaves without padding, on one device or cut over a mesh.
+      params: leaves without padding, on one device or sharded over a mesh.
       folder: the folder.
     """
     for left in folder.glob(f"{ORBAX_FOLDER}*"):
@@ -82,10 +81,10 @@ def save_orbax(params: Params, folder: pathlib.Path) -> None:
 
 
 def read_config(folder: pathlib.Path) -> tuple[dict[str, Any], LlamaConfig]:
-    """config.json of an Orbax folder, as it is and as the architecture.
+    """Reads config.json of an Orbax folder; returns its content and the LlamaConfig.
 
     Raises:
-      BadInput: there is none, or it is no Llama's.
+      BadInput: the file is missing, or is not a Llama's.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -97,10 +96,10 @@ def read_config(folder: pathlib.Path) -> tuple[dict[str, Any], LlamaConfig]:
 
 
 def read_dtypes(folder: pathlib.Path, config: LlamaConfig) -> Params:
-    """The dtype of each leaf, Params-shaped, from the checkpoint's metadata.
+    """Reads the dtype of each leaf, in a tree like Params, from the checkpoint's metadata.
 
     Raises:
-      BadInput: its tree or a shape is not what config.json describes.
+      BadInput: the tree or a shape is not what config.json describes.
     """
     place = folder / ORBAX_FOLDER
     if not place.is_dir():
@@ -128,14 +127,14 @@ def read_dtypes(folder: pathlib.Path, config: LlamaConfig) -> Params:
 
 
 def load_orbax(folder: pathlib.Path, *, mesh: Mesh | None = None) -> tuple[LlamaConfig, Params]:
-    """Reads Params, cut over a mesh as `Layout` says, however they were cut when they were saved.
+    """Loads Params sharded over a mesh by `Layout`, whatever their sharding was when they were saved.
 
     Args:
-      folder: as above.
-      mesh: the devices; None takes the first one of this process.
+      folder: an Orbax folder.
+      mesh: the device mesh; None takes the first device of this process.
 
     Raises:
-      BadInput: config.json is missing or no Llama's, the tree is another, or as `Layout`.
+      BadInput: config.json is missing or not a Llama's, the tree does not fit it, or as `Layout`.
     """
     _, config = read_config(folder)
     layout = one_device(config) if mesh is None else Layout(mesh, config)
@@ -149,20 +148,20 @@ def load_orbax(folder: pathlib.Path, *, mesh: Mesh | None = None) -> tuple[Llama
 
 
 def host_device() -> jax.Device:
-    """The host's processor, whose memory holds what one accelerator may not; else the first device there is."""
+    """The CPU device, whose memory may hold more than one accelerator's; else the first device of this process."""
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names others alone
+    except RuntimeError:  # JAX_PLATFORMS does not name the CPU
         return jax.local_devices()[0]
 
 
 def load_leaf(folder: pathlib.Path, config: LlamaConfig, path: tuple[str, ...]) -> jax.Array:
-    """One leaf alone, in the host's memory.
+    """Loads a single leaf into host memory.
 
     Args:
-      folder: as above.
+      folder: an Orbax folder.
       config: its model.
-      path: of the leaf in Params.
+      path: the path of the leaf in Params.
     """
     sharding = jax.sharding.SingleDeviceSharding(host_device())
     dtypes = {row.path: dtype for row, dtype in iterate_params(read_dtypes(folder, config), config)}

@@ -1,4 +1,4 @@
-"""Checkpoint to Params and back, by the parameter table, bit for bit, on one device or cut over a mesh."""
+"""Loads a Checkpoint into Params and saves Params, bit for bit, on one device or sharded over a mesh."""
 
 import json
 import os
@@ -38,14 +38,14 @@ from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iter
 from clinmerge_jax.parallel import distributed
 from clinmerge_jax.parallel.layout import Layout, one_device
 
-_SYNC_BYTES = 256 << 20  # written data is pushed to the disk this often, so that it does not all wait for the end
+_SYNC_BYTES = 256 << 20  # data is synced to disk after so many bytes, so that it does not all wait for the end
 
 
 def llama_config(checkpoint: Checkpoint) -> LlamaConfig:
     """The architecture of a Checkpoint.
 
     Raises:
-      BadInput: config.json is not a Llama's, or the tensors are not those it describes.
+      BadInput: config.json is not a Llama's, or the tensors are not those that it describes.
     """
     config = LlamaConfig.from_json(checkpoint.config, str(checkpoint.path / "config.json"))
     expected = {name: row.shape(config) for row in parameters(config) for name in row.names(config)}
@@ -67,7 +67,7 @@ def llama_config(checkpoint: Checkpoint) -> LlamaConfig:
 
 
 def _silent(nbytes: int) -> None:
-    """The progress of a transfer that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 def load_params(
@@ -77,15 +77,16 @@ def load_params(
     mesh: Mesh | None = None,
     progress: Callable[[int], None] = _silent,
 ) -> tuple[LlamaConfig, Params]:
-    """Reads a Checkpoint into Params, cut over a mesh as `Layout` says.
+    """Reads a Checkpoint into Params, sharded over a mesh by `Layout`.
 
-    Weight files are read in their order and each byte once; every process reads what its own devices hold, a few
-    blocks (`blocks.BLOCK_BYTES`) at a time, so the host needs little memory whatever the model.
+    Leaves of at most one block are read first, whole; all others in one pass over the weight files in their order.
+    Every process reads what its own devices hold, a few blocks (`blocks.BLOCK_BYTES`) at a time, so that the host needs
+    little memory whatever the model.
 
     Args:
       checkpoint: an opened folder.
-      dtype: converts every leaf; None keeps the stored bits.
-      mesh: the devices; None takes the first one of this process.
+      dtype: the dtype of every leaf; None keeps the stored bits.
+      mesh: the device mesh; None takes the first device of this process.
       progress: called with the bytes of tensors placed since the last call.
 
     Raises:
@@ -129,7 +130,7 @@ def load_params(
                 np.int32(start),
                 leaf_sharding=blocks.leaf_sharding,
                 sharding=blocks.sharding,
-            ).block_until_ready()  # no more blocks at a time than were read ahead
+            ).block_until_ready()  # bounds the blocks in memory to those read ahead
             progress(entry.nbytes // len(blocks.starts))
     return config, build_params(config, lambda row: leaves[row.path])
 
@@ -152,12 +153,12 @@ def _load_whole(
     reader: WeightReader,
     dtype: np.dtype,
 ) -> jax.Array:
-    """A leaf that fits in one block, all its layers together."""
+    """Loads a leaf that fits in one block, all its layers together."""
     layers = [reader.read(entry, blocks, 0, dtype) for entry in entries]
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         part = blocks.part(index[row.stacked :], 0)
-        # Memory of its own for each device: on CPUs the device array may be this very memory.
+        # Each device gets memory of its own: on CPUs the device array may use this very memory.
         return np.stack([layer[part] for layer in layers]) if row.stacked else layers[0][part].copy()
 
     return jax.make_array_from_callback(layout.shape(row), layout.sharding(row), shard)
@@ -175,13 +176,14 @@ def write_weights(
 
     Args:
       params: leaves in float32, bfloat16 or float16, written as they are.
-      layout: how they are cut; leaves that lie otherwise are moved.
+      layout: their sharding; leaves that are sharded otherwise are moved.
       files: from `split_into_shards`.
       output: an open folder that all processes see.
       progress: called with the bytes of tensors written since the last call.
-      naming: how the files are to spell the names of `files`.
+      naming: how the files spell the names in `files`.
 
     Raises:
+      BadInput: a process does not see the folder.
       OSError: writing failed.
     """
     leaves = {}
@@ -242,7 +244,7 @@ def _write_file(path: pathlib.Path, entries: Sequence[TensorEntry], leaves: Mapp
 
 
 def _fetch(row: Parameter, leaf: jax.Array, layer: int, start: int, blocks: Blocks) -> dict:
-    """The parts of one block that this process's devices hold, one of each set of replicas, on the host."""
+    """Copies the parts of one block that this process's devices hold to the host, one of each set of replicas."""
     if blocks.one_step and leaf.nbytes <= BLOCK_BYTES:
         shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
         return {
@@ -274,17 +276,17 @@ def save_params(
 ) -> None:
     """Writes Params into an open OutputFolder as a Hugging Face checkpoint (without committing it).
 
-    Of several processes each writes what its own devices hold, and the first the small files.
+    Every process writes what its own devices hold; the first one also writes the small files.
 
     Args:
       params: leaves in float32, bfloat16 or float16, written as they are.
       config: the architecture.
       raw_config: config.json to write; its dtype field is set to the leaves' dtype.
-      output: where to; weights first, then the carried files, the index and config.json last.
+      output: the open folder; weights are written first, then the carried files, the index, and config.json last.
       carried: tokenizer and licence files to copy.
-      shard_bytes: the most bytes of tensors in one weight file.
-      layout: how the leaves are cut; None: not at all.
-      naming: how the files are to spell the tensors' names.
+      shard_bytes: the maximum bytes of tensors in one weight file.
+      layout: the sharding of the leaves; None for one device.
+      naming: how the files spell the tensor names.
     """
     sizes = {
         name: int(np.prod(row.shape(config))) * leaf.dtype.itemsize

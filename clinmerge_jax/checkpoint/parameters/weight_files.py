@@ -1,4 +1,4 @@
-"""How tensors are spread over the weight files of a Hugging Face folder."""
+"""The weight files of a Hugging Face folder: which tensors each holds, their index, and config.json's dtype."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ def split_into_shards(tensors: Sequence[tuple[str, int]], shard_bytes: int) -> d
 
     Args:
       tensors: name and bytes of each.
-      shard_bytes: the most one file may hold; a larger tensor gets a file of its own.
+      shard_bytes: the maximum bytes of one file; a larger tensor gets a file of its own.
 
     Returns:
       File name (as Hugging Face names them) to tensor names.
@@ -36,12 +36,12 @@ def split_into_shards(tensors: Sequence[tuple[str, int]], shard_bytes: int) -> d
 
 
 def index_json(shards: Mapping[str, Sequence[str]], total_bytes: int, naming: Naming = USUAL) -> str | None:
-    """The text of model.safetensors.index.json; None where one file holds everything.
+    """The text of model.safetensors.index.json; None if one file holds everything.
 
     Args:
       shards: file name to the tensors in it, by their usual names.
-      total_bytes: of all tensors.
-      naming: how the files spell the names.
+      total_bytes: the bytes of all tensors.
+      naming: how the files spell the tensor names.
     """
     if list(shards) == [SINGLE_FILE]:
         return None
@@ -50,6 +50,6 @@ def index_json(shards: Mapping[str, Sequence[str]], total_bytes: int, naming: Na
 
 
 def config_with_dtype(config: Mapping[str, Any], dtype: np.dtype) -> dict[str, Any]:
-    """config.json with its dtype field set, in the spelling that it used (transformers 4: torch_dtype)."""
+    """config.json with its dtype field set, under the key that it already uses (transformers 4: torch_dtype)."""
     keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
     return {**config, **dict.fromkeys(keys, str(dtype))}

@@ -1,7 +1,8 @@
 """Limits on chat templates, which are programs that come with a checkpoint.
 
-Jinja's sandbox keeps a template from files and from the interpreter, not from recursion, endless loops or gigabytes. So
-each is first rendered by a process with limits on time and memory (`template_probe.py`), and later under a time limit.
+Jinja's sandbox denies a template access to files and to the interpreter, but does not limit recursion, loops or memory.
+So each template is first rendered in a process with limits on time and memory (`template_probe.py`). Later renderings
+run under a time limit.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import jinja2
 from clinmerge_jax.errors import BadInput
 
 _PROBE = pathlib.Path(__file__).with_name("template_probe.py")
-_CHARACTERS = 100_000  # of a conversation of a few words; templates with long instructions write some thousands
+_CHARACTERS = 100_000  # rendered for a short conversation; templates with long instructions write some thousands
 _BYTES = 768 << 20  # of the probe's address space
 _CPU_SECONDS = 4
 _SECONDS = 8  # of one rendering, and of the whole probe
@@ -28,17 +29,17 @@ _TOO_LONG = f"takes more than {_CPU_SECONDS} seconds for a short conversation"
 
 
 def limit_chat_template(tokenizer, field: str, folder: pathlib.Path) -> None:
-    """Refuses a tokenizer whose chat template breaks the limits, and puts later renderings under one of time.
+    """Refuses a tokenizer whose chat template exceeds the limits, and sets a time limit for later renderings.
 
-    After it `tokenizer.apply_chat_template` raises `jinja2.TemplateError` for whatever goes wrong in a template.
+    Afterwards `tokenizer.apply_chat_template` raises `jinja2.TemplateError` for any failure of a template.
 
     Args:
-      tokenizer: as transformers loads it; nothing happens without a chat template.
+      tokenizer: a tokenizer of transformers; one without a chat template is left as it is.
       field: the config field that gave it, for messages.
-      folder: where it comes from.
+      folder: its folder.
 
     Raises:
-      BadInput: the template recurses or loops without end, or writes or holds too much.
+      BadInput: the template recurses or loops without end, writes too much text or takes too much memory.
     """
     template = tokenizer.chat_template
     if not template:
@@ -54,7 +55,7 @@ def limit_chat_template(tokenizer, field: str, folder: pathlib.Path) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _probed(template: str, tokens: tuple[tuple[str, str], ...]) -> str:
-    """What is wrong with a template; "" for nothing."""
+    """Renders a template in the probe; returns what is wrong with it, or ""."""
     given = {
         "template": template,
         "tokens": dict(tokens),
@@ -63,7 +64,7 @@ def _probed(template: str, tokens: tuple[tuple[str, str], ...]) -> str:
         "seconds": _CPU_SECONDS,
     }
     try:
-        # -P: the folder of this file is not searched for modules.
+        # -P: modules are not searched for in the folder of this file.
         done = subprocess.run(
             [sys.executable, "-P", str(_PROBE)],
             input=json.dumps(given),
@@ -96,7 +97,7 @@ def _rendered(render: Any, *args: Any, **kwargs: Any) -> Any:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError after so many seconds; in the main thread alone, where Python delivers signals."""
+    """Raises TimeoutError after so many seconds; only in the main thread, where Python delivers signals."""
     if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]:
         yield
         return

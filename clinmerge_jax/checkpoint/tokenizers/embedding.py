@@ -1,4 +1,4 @@
-"""The tensors with one row for each token: the input embedding, and the head where it is a tensor of its own."""
+"""The tensors with one row for each token: the input embedding, and the head if it is untied."""
 
 from clinmerge_jax.checkpoint.folder import Checkpoint
 from clinmerge_jax.checkpoint.formats.safetensors import TensorEntry
@@ -13,12 +13,12 @@ def has_vocabulary_rows(name: str) -> bool:
 
 
 def vocabulary_tensors(checkpoint: Checkpoint) -> list[TensorEntry]:
-    """The embedding, and the head where it is not tied."""
+    """The embedding, and the head if it is untied."""
     return [entry for name, entry in checkpoint.tensors.items() if has_vocabulary_rows(name)]
 
 
 def vocabulary_rows(checkpoint: Checkpoint) -> int:
-    """How many rows they have.
+    """The number of rows of the embedding and the head.
 
     Raises:
       BadInput: there is no embedding, or embedding and head differ in rows.

@@ -1,8 +1,8 @@
 """Renders a chat template in a process of its own, under limits; `chat_template.py` runs this file as a program.
 
-Standard input: JSON with `template`, `tokens` (the special tokens by name), `characters`, `bytes` and `seconds`, the
-limits. Standard output: what is wrong with the template, in a few words; nothing where it keeps to them. A template
-that refuses these conversations with an error of its own keeps to them.
+Standard input: JSON with `template`, `tokens` (the special tokens by name) and the limits `characters`, `bytes` and
+`seconds`. Standard output: which limit the template exceeds, in a few words, or nothing. A template that rejects these
+conversations with an error of its own is within the limits.
 """
 
 import json
@@ -18,7 +18,7 @@ _CONVERSATIONS = (_TURNS[:1], _TURNS, _TURNS * 3, [{"role": "system", "content":
 
 
 class _Generation(Extension):
-    """The tag {% generation %} of transformers, which changes nothing in the text."""
+    """The tag {% generation %} of transformers, which does not change the text."""
 
     tags = {"generation"}
 
@@ -52,7 +52,7 @@ def _probe(given: dict) -> str:
                 return "recurses without end"
             except MemoryError:
                 return f"takes more than {given['bytes'] >> 20} MiB of memory for a short conversation"
-            except Exception:  # its own refusals, and whatever a template can raise: said where it is used
+            except Exception:  # its own refusals and other errors of a template: reported when it is used
                 continue
     return ""
 

@@ -21,8 +21,8 @@ from clinmerge_jax.errors import BadInput
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 ADDED_FILE = "added_tokens.json"
-OLDER_FILES = ("tokenizer.model", "vocab.json", "spiece.model")  # that transformers can make a tokenizer.json from
-TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")  # that decide which text an added token matches
+OLDER_FILES = ("tokenizer.model", "vocab.json", "spiece.model")  # transformers can convert these to a tokenizer.json
+TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")  # these decide which text an added token matches
 
 _SHOWN = 10  # tokens that a message names
 
@@ -33,14 +33,14 @@ class TokenizerVocabulary:
 
     Attributes:
       path: its folder.
-      label: how messages name it.
-      ids: id by token, added tokens among them.
-      added: the tokens that are matched in the text before the tokenizer's model sees it, special ones among them, in
-        the order of their ids.
-      special: those of them that are marked special.
-      rows: of the model's embedding; 0 where there is only a tokenizer.
+      label: its name in messages.
+      ids: id by token, including added tokens.
+      added: the added tokens by text, including special ones, in the order of their ids; they are matched in the text
+        before the tokenizer's model runs.
+      special: the added tokens that are marked special.
+      rows: the rows of the model's embedding; 0 if there is only a tokenizer.
       backend: the tokenizer itself.
-      content: of tokenizer.json; b"" where it had to be converted.
+      content: the bytes of tokenizer.json; b"" if the tokenizer had to be converted.
     """
 
     path: pathlib.Path
@@ -59,11 +59,11 @@ class TokenizerVocabulary:
 
     @functools.cached_property
     def definition(self) -> dict[str, Any]:
-        """The content of tokenizer.json as the library writes it today."""
+        """The content of tokenizer.json, as the installed library writes it."""
         return json.loads(self.backend.to_str())
 
     def row(self, token: str) -> int:
-        """Its row in the model's embedding; -1 where there is none (unknown, or an id past the embedding)."""
+        """The token's row in the model's embedding; -1 if it is unknown or its id lies past the embedding."""
         index = self.ids.get(token, -1)
         return index if index < self.rows else -1
 
@@ -73,7 +73,7 @@ def has_tokenizer(path: pathlib.Path, *, convert: bool = True) -> bool:
 
     Args:
       path: the folder.
-      convert: whether one counts that would have to be converted.
+      convert: whether a tokenizer counts that must be converted from older files.
     """
     return (path / TOKENIZER_FILE).is_file() or (convert and any((path / name).is_file() for name in OLDER_FILES))
 
@@ -86,20 +86,20 @@ def read_vocabulary(checkpoint: Checkpoint, field: str) -> TokenizerVocabulary:
       field: the config field that gave it, for messages.
 
     Raises:
-      BadInput: there is no tokenizer, it does not load or not convert, or embedding and head differ in rows.
+      BadInput: there is no tokenizer, it cannot be loaded or converted, or embedding and head differ in rows.
     """
     return read_tokenizer(checkpoint.path, field, vocabulary_rows(checkpoint))
 
 
 def read_again(one: TokenizerVocabulary, checkpoint: Checkpoint) -> TokenizerVocabulary | None:
-    """The tokenizer of a Checkpoint, not parsed again (which takes a second) where it is the same as another's.
+    """Reuses a parsed tokenizer for a Checkpoint that has the same one, because parsing takes a second.
 
     Args:
       one: a tokenizer that was read before.
       checkpoint: a model.
 
     Returns:
-      The same with the Checkpoint's own path, label and rows; None where the Checkpoint has another tokenizer.
+      The same with the Checkpoint's own path, label and rows; None if the Checkpoint has another tokenizer.
 
     Raises:
       BadInput: a file that lists tokens is damaged, or embedding and head differ in rows.
@@ -117,10 +117,10 @@ def read_tokenizer(path: pathlib.Path, field: str, rows: int = 0) -> TokenizerVo
     Args:
       path: the folder.
       field: the config field that gave it, for messages.
-      rows: of the model's embedding; 0 where there is only a tokenizer.
+      rows: the rows of the model's embedding; 0 if there is only a tokenizer.
 
     Raises:
-      BadInput: there is no tokenizer, or it does not load or not convert.
+      BadInput: there is no tokenizer, or it cannot be loaded or converted.
     """
     file = path / TOKENIZER_FILE
     if file.is_file():
@@ -151,7 +151,7 @@ def read_tokenizer(path: pathlib.Path, field: str, rows: int = 0) -> TokenizerVo
 
 
 def _add_listed_tokens(path: pathlib.Path, backend: tokenizers.Tokenizer) -> None:
-    """Adds the tokens that only other files than tokenizer.json list, as transformers does when it loads the folder."""
+    """Adds the tokens that only files beside tokenizer.json list, as transformers does when it loads the folder."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     for content, flags in _listed_beside(path):
         if content not in known:
@@ -159,7 +159,7 @@ def _add_listed_tokens(path: pathlib.Path, backend: tokenizers.Tokenizer) -> Non
 
 
 def _listed_beside(path: pathlib.Path) -> list[tuple[str, dict[str, bool]]]:
-    """The added tokens that tokenizer_config.json lists, or else added_tokens.json: text and flags, in order of ids."""
+    """The added tokens of tokenizer_config.json, else of added_tokens.json: text and flags, in order of ids."""
     settings = settings_of(path)
     if "added_tokens_decoder" in settings:
         listed = settings["added_tokens_decoder"]
@@ -187,7 +187,7 @@ def _listed_beside(path: pathlib.Path) -> list[tuple[str, dict[str, bool]]]:
 
 
 def _named_special(path: pathlib.Path, settings: Mapping[str, Any]) -> set[str]:
-    """The tokens that tokenizer_config.json or special_tokens_map.json give a part, such as that of the pad token."""
+    """The tokens to which tokenizer_config.json or special_tokens_map.json assign a role, such as the padding token."""
     file = path / "special_tokens_map.json"
     mapped = parse_json(file.read_bytes(), file) if file.is_file() else {}
     named = set()
@@ -199,16 +199,16 @@ def _named_special(path: pathlib.Path, settings: Mapping[str, Any]) -> set[str]:
 
 
 def read_token_ids(path: pathlib.Path) -> tuple[dict[str, int], set[str]] | None:
-    """What tokenizer.json itself says of ids, read without the library, which may know less or more of its format.
+    """Reads the token ids of tokenizer.json without the library, which may support less or more of its format.
 
     Args:
       path: the folder.
 
     Returns:
-      Id by token, and which tokens were added to the model's own (special ones among them); None without the file.
+      Id by token, and the tokens added to the model's own (including special ones); None without the file.
 
     Raises:
-      BadInput: the file is no tokenizer.
+      BadInput: the file is not a tokenizer.
     """
     file = path / TOKENIZER_FILE
     if not file.is_file():
@@ -229,12 +229,12 @@ def read_token_ids(path: pathlib.Path) -> tuple[dict[str, int], set[str]] | None
 
 
 def check_token_ids(checkpoint: Checkpoint, rows: int = 0, *, refuse: bool = False) -> None:
-    """Looks for tokens that have no row in the embedding; a model breaks where such a token occurs.
+    """Refuses or warns of tokens without a row in the embedding; a text with such a token gives wrong results.
 
     Args:
       checkpoint: a model with its tokenizer, if it has one.
-      rows: of the embedding, if they are to be others than the model's own.
-      refuse: whether such tokens are refused, or warned of, once.
+      rows: the rows of the embedding; 0 takes the model's own.
+      refuse: whether such tokens are refused; otherwise a warning is logged once.
 
     Raises:
       BadInput: there are such tokens and they are refused; or a tokenizer file is damaged.
@@ -263,23 +263,23 @@ def _warn_once(message: str) -> None:
 
 
 def short(error: BaseException) -> str:
-    """What an exception says, in one line of a message: libraries may quote a whole file."""
+    """The first line of an exception's text, shortened: libraries may quote a whole file."""
     lines = str(error).splitlines()
     return cut(lines[0] if lines else type(error).__name__)
 
 
 def cut(text: str, most: int = 200) -> str:
-    """The beginning of a text that may be long."""
+    """A text shortened to at most so many characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def load_tokenizer(folder: pathlib.Path, field: str):
-    """The tokenizer of a checkpoint folder, as transformers loads it, without looking at a hub.
+    """Loads the tokenizer of a checkpoint folder with transformers, without contacting a hub.
 
     Raises:
-      BadInput: the folder has none, or its chat template breaks the limits of `chat_template`.
+      BadInput: the folder has no usable tokenizer, or its chat template exceeds the limits of `chat_template`.
     """
-    # Its advice to install PyTorch for models does not concern tokenizers.
+    # The library's advice to install PyTorch for models does not concern tokenizers.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers  # takes seconds to import, and a merge without evaluation does not need it
 
@@ -298,10 +298,10 @@ def load_tokenizer(folder: pathlib.Path, field: str):
 
 
 def settings_of(path: pathlib.Path) -> dict[str, Any]:
-    """tokenizer_config.json of a folder; empty where there is none.
+    """The content of a folder's tokenizer_config.json; empty if there is none.
 
     Raises:
-      BadInput: it is no JSON.
+      BadInput: it is not JSON.
     """
     file = path / SETTINGS_FILE
     content = parse_json(file.read_bytes(), file) if file.is_file() else {}
@@ -309,19 +309,19 @@ def settings_of(path: pathlib.Path) -> dict[str, Any]:
 
 
 def tokenizer_files(path: pathlib.Path) -> dict[str, bytes | pathlib.Path]:
-    """The tokenizer files of a folder by name, the chat template among them."""
+    """The tokenizer files of a folder by name, including the chat template."""
     patterns = [one for one in CARRIED_FILES if one not in LICENCE_FILES and one != GENERATION_FILE]
     found = {file.name: file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
     return dict(sorted(found.items()))
 
 
 def json_bytes(content: Any) -> bytes:
-    """The content of a JSON file among a tokenizer's."""
+    """The bytes of one of a tokenizer's JSON files."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def listed_tokens(tokens: Sequence[str], kind: str = "token") -> str:
-    """So many tokens, the first of them by name, for messages."""
+    """The number of tokens and the first few by name, for messages."""
     shown = ", ".join(repr(token) for token in tokens[:_SHOWN])
     more = f" and {len(tokens) - _SHOWN} more" if len(tokens) > _SHOWN else ""
     return f"{len(tokens)} {kind}{'s' * (len(tokens) != 1)} ({shown}{more})"

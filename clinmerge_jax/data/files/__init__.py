@@ -1,1 +1,1 @@
-"""Files of rows as users have them, and the map from their columns to fields."""
+"""Readers of users' files of rows, and the map from their columns to fields."""

@@ -1,4 +1,4 @@
-"""A map of fields: which columns of a row make its text, prompt, completion, conversation or id."""
+"""Map the columns of a row to its text, prompt, completion, conversation or id."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ class Fields:
     """A parsed map of fields.
 
     Attributes:
-      templates: of each field that is mapped.
+      templates: the template of each mapped field.
       option: the config field that holds the map, for messages.
     """
 
@@ -30,13 +30,13 @@ class Fields:
         """Parses a map such as "prompt={dialogue}; completion={note}; id={note_id}".
 
         Args:
-          spec: fields and their templates, separated by semicolons. A template is text with columns in braces; braces
-            that are meant as such are written twice. A conversation is one column alone.
-          option: the config field that holds it, for messages.
-          forms: the sets of fields that make a row, one of which the map must have; `id` may be added to each.
+          spec: fields and their templates, separated by semicolons. A template is text with column names in braces;
+            literal braces are doubled. The template of a conversation is exactly one column.
+          option: the config field that holds the map, for messages.
+          forms: the accepted sets of fields; the map must have exactly one of them, plus optionally `id`.
 
         Raises:
-          BadInput: it is not spelled so, or has none of the forms.
+          BadInput: the syntax is wrong, or the fields match none of the forms.
         """
         usage = "; ".join(f"{key}={{COLUMN}}" for key in next(iter(forms)))
         templates: dict[str, str] = {}
@@ -56,10 +56,10 @@ class Fields:
         return cls(templates, option)
 
     def apply(self, row: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """The fields of a row by their names, made of its columns. A row keeps its own `id` if none is mapped.
+        """Makes the mapped fields of a row from its columns. The row keeps its own `id` if none is mapped.
 
         Raises:
-          BadInput: naming the row; a column is missing, or in this row empty.
+          BadInput: a column is missing, empty in this row, or not text or a number; the message names the row.
         """
         made = {key: self._field(key, template, row, name) for key, template in self.templates.items()}
         return {"id": row.get("id"), **made}
@@ -85,14 +85,14 @@ class Fields:
 
 
 def places(template: str, option: str) -> list[str]:
-    """The columns that a template names in braces, in order.
+    """The column names in a template's braces, in order.
 
     Args:
-      template: such as "Text: {input}"; braces that are meant as such are written twice.
-      option: the config field that holds it, for messages.
+      template: such as "Text: {input}"; literal braces are doubled.
+      option: the config field that holds the template, for messages.
 
     Raises:
-      BadInput: braces do not match, or hold more than a column's name.
+      BadInput: braces do not match, or contain anything but a column name.
     """
     try:
         parts = list(string.Formatter().parse(template))
@@ -105,19 +105,19 @@ def places(template: str, option: str) -> list[str]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is text or a number, which becomes text as Python prints it."""
+    """Whether a value is text or a number; numbers are formatted as Python prints them."""
     return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def shown(columns: Iterable[str]) -> str:
-    """Column names for a message. What does not look like a name is not quoted: without a header it may be a note."""
+    """Column names for a message. A text that is not name-like is not quoted: without a header it may be a note."""
     names = [f"'{name}'" if _NAME.fullmatch(name) else "(no plain name)" for name in columns]
     more = [f"{len(names) - _MOST_SHOWN} more"] if len(names) > _MOST_SHOWN else []
     return ", ".join(names[:_MOST_SHOWN] + more) or "none"
 
 
 def suggestion(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    """A map of fields that fits a row: its longest texts, the longest first, as these fields."""
+    """Suggests a map of fields for a row: its longest text columns, longest first, assigned to these fields."""
     texts = [column for column, value in row.items() if isinstance(value, str) and value and column != "id"]
     plain = [column for column in texts if _NAME.fullmatch(column) and not re.search(r"[.:]", column)]
     longest = sorted(plain, key=lambda column: -len(row[column]))

@@ -1,4 +1,4 @@
-"""Fields of a row as the forms in which people write documents and prompts."""
+"""Convert fields of a row to conversations, text and ids."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from clinmerge_jax.data.files.fields import is_plain, shown
 from clinmerge_jax.errors import BadInput
 
-_ROLES = {  # of ShareGPT, https://huggingface.co/docs/trl/dataset_formats, as the chat templates name them
+_ROLES = {  # from ShareGPT, https://huggingface.co/docs/trl/dataset_formats, to the names in chat templates
     "system": "system",
     "human": "user",
     "user": "user",
@@ -22,10 +22,10 @@ def conversation(row: Mapping[str, Any], key: str, name: str) -> list[dict[str, 
     Args:
       row: the fields.
       key: `messages` (OpenAI: `role` and `content`) or `conversations` (ShareGPT: `from` and `value`).
-      name: of the row, for messages.
+      name: the name of the row, for messages.
 
     Raises:
-      BadInput: it is no such list, or a role of `conversations` is unknown.
+      BadInput: the field is not a list of such messages, or a role of `conversations` is unknown.
     """
     who, what = ("role", "content") if key == "messages" else ("from", "value")
     messages = row[key]
@@ -35,7 +35,7 @@ def conversation(row: Mapping[str, Any], key: str, name: str) -> list[dict[str, 
         if not isinstance(message, dict) or not all(isinstance(message.get(part), str) for part in (who, what)):
             raise BadInput(f"{name}: a message lacks the text {who!r} or {what!r}; give both to each message")
     if key == "messages":
-        # Parquet gives every message each key that one of them has.
+        # Parquet gives every message the keys of all messages, with None for those it lacks.
         return [{part: value for part, value in message.items() if value is not None} for message in messages]
     unknown = [message[who] for message in messages if message[who] not in _ROLES]
     if unknown:
@@ -44,10 +44,10 @@ def conversation(row: Mapping[str, Any], key: str, name: str) -> list[dict[str, 
 
 
 def filled(row: Mapping[str, Any], key: str, name: str) -> str:
-    """The text of a field that must have some.
+    """The text of a field that must not be blank.
 
     Raises:
-      BadInput: it has none.
+      BadInput: the field is missing, blank or not text.
     """
     if not isinstance(row.get(key), str) or not row[key].strip():
         raise BadInput(f"{name}: {key!r} is no text or empty; give some")
@@ -58,7 +58,7 @@ def identifier(row: Mapping[str, Any], name: str) -> str | None:
     """The row's `id` as text; None if it has none.
 
     Raises:
-      BadInput: it is neither text nor a whole number.
+      BadInput: the id is neither text nor a whole number.
     """
     value = row.get("id")
     if value is None or value == "":

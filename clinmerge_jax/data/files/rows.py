@@ -1,4 +1,4 @@
-"""One reader for every file of rows that a person gives: JSON lines, JSON arrays, CSV, TSV, Parquet, each also .gz."""
+"""Read users' files of rows: JSON lines, JSON arrays, CSV, TSV, Parquet and text, each also as .gz."""
 
 import gzip
 import io
@@ -27,8 +27,8 @@ _KINDS = {
     ".txt": "text",
 }
 _BOM = b"\xef\xbb\xbf"
-_HEAD = 4096  # bytes that are looked at to tell what a file is
-_SIGNATURES = {  # of what is not text
+_HEAD = 4096  # bytes inspected to detect the file type
+_SIGNATURES = {  # first bytes of files that are not text
     b"PAR1": "is a Parquet file; end its name in .parquet",
     b"\x1f\x8b": "is a gzip file; end its name in .gz, once for each time that it was compressed",
     b"PK\x03\x04": "is a workbook or a zip file; save its rows as CSV",
@@ -41,9 +41,9 @@ class Row(NamedTuple):
     """One row of a file.
 
     Attributes:
-      name: what stands for it in messages, as its words never do.
-      number: of its line or row, from 1.
-      values: by column. Nulls and NaN are None; all values of CSV and TSV are text.
+      name: identifies the row in error messages, which never quote its text.
+      number: the line or row number, from 1.
+      values: the values by column. Nulls and NaN are None; all values of CSV and TSV are text.
     """
 
     name: str
@@ -54,24 +54,24 @@ class Row(NamedTuple):
 def read_rows(
     path: str, field: str, mend: str, *, text: Literal["", "document", "lines"] = "", data_dir: str | None = None
 ) -> Iterator[Row]:
-    """Yields the rows of a file, a folder or a prepared data set, one after the other.
+    """Yields the rows of a file, a folder or a prepared data set in order.
 
-    The suffix tells what a file holds: `.jsonl` or `.ndjson`, an object a line; `.json`, an array of objects or JSON
-    lines; `.csv`; `.tsv` or `.tab`; `.parquet` or `.pq`; `.txt`; each of them may be followed by `.gz`. Of a file with
-    another name the content decides. All but JSON arrays are read row by row.
+    The suffix determines the format: `.jsonl` or `.ndjson` (one object per line); `.json` (an array of objects, or JSON
+    lines); `.csv`; `.tsv` or `.tab`; `.parquet` or `.pq`; `.txt`; each optionally followed by `.gz`. For any other
+    suffix the content decides. Everything except JSON arrays, text and compressed Parquet is read row by row.
 
     Args:
-      path: a file; a folder that Hugging Face's `datasets.save_to_disk` wrote; a folder of `.txt` files; `tfds:NAME` or
+      path: a file; a folder written by Hugging Face's `datasets.save_to_disk`; a folder of `.txt` files; `tfds:NAME` or
         `tfds:NAME:SPLIT`.
-      field: the config field that gave it, for messages.
+      field: the config field that holds the path, for messages.
       mend: what to give instead, for messages.
-      text: what a `.txt` file is: one row of the column `text` ("document", which folders of them need), rows of the
-        column `prompt`, one for each line that is not blank ("lines"), or refused ("").
-      data_dir: where the data sets of `tfds:` lie; None for that library's own folder.
+      text: how a `.txt` file is read. "document": one row with the column `text` (required for folders of them).
+        "lines": a row with the column `prompt` for each line that is not blank. "": refused.
+      data_dir: the folder of prepared data sets for `tfds:`; None for the default folder of TensorFlow Datasets.
 
     Raises:
-      BadInput: there is no such file, it has no rows, or it is not what its suffix says. Names the file, and the line
-        or row if it is known, and never quotes text.
+      BadInput: there is no such file, it has no rows, or its content contradicts its suffix. The message names the
+        file, and the line or row if known, and never quotes text.
     """
     if path.startswith(PREFIX):
         rows = (Row(name, number, values) for number, (name, values) in enumerate(read_tfds(path, field, data_dir), 1))
@@ -91,10 +91,10 @@ def read_rows(
 
 
 def check_unicode(row: Any, name: str) -> None:
-    """Refuses JSON with text that is none.
+    """Refuses JSON text that is not valid Unicode.
 
     Raises:
-      BadInput: naming the row.
+      BadInput: the row holds half of a surrogate pair; the message names the row.
     """
     if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
         raise BadInput(f"{name}: holds half of a surrogate pair, which is no Unicode text; write the file as UTF-8")
@@ -143,12 +143,12 @@ def _folder(place: pathlib.Path, path: str, field: str, mend: str, text: str) ->
 
 
 def _kind(path: str, suffix: str, head: bytes) -> str:
-    """What a file holds: by its suffix, which its first bytes must not contradict; else by them."""
+    """The format of a file by its suffix, which its first bytes must not contradict; without one, by these bytes."""
     named, start = _KINDS.get(suffix, ""), head.removeprefix(_BOM).lstrip()
     if not named and head.startswith(b"PAR1"):
         return "Parquet"
     if named == "Parquet":
-        return named  # its reader refuses what is none
+        return named  # its reader refuses other files
     for signature, problem in _SIGNATURES.items():
         if head.startswith(signature):
             raise BadInput(f"{path}: {problem}")
@@ -197,7 +197,7 @@ def _json_row(row: Any, suspect: bool, name: str) -> dict[str, Any]:
 
 
 def _may_hold_surrogates(content: str) -> bool:
-    """Whether JSON that was UTF-8 may hold half of a surrogate pair: only as an escape. Cheap enough for every row."""
+    """Whether UTF-8 JSON may hold half of a surrogate pair, possible only as an escape. A cheap check for every row."""
     return "\\ud" in content or "\\uD" in content
 
 
@@ -208,7 +208,7 @@ def _text(file: BinaryIO, path: str, field: str, mend: str, text: str) -> Iterat
     if text == "document":
         yield Row(path, 1, {"text": content})
         return
-    for number, line in enumerate(content.split("\n"), start=1):  # not splitlines: U+2028 ends no line
+    for number, line in enumerate(content.split("\n"), start=1):  # not splitlines, which also splits at U+2028
         if line.strip():
             yield Row(f"{path}:{number}", number, {"prompt": line})
 
@@ -219,7 +219,7 @@ def _numbered(rows: Iterator[dict[str, Any]], path: str) -> Iterator[Row]:
 
 
 def _decoded(content: bytes, name: str) -> str:
-    """Text of UTF-8 bytes, without a byte-order mark, its line ends "\\n"."""
+    """Decodes UTF-8, drops a byte-order mark, and converts line ends to "\\n"."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

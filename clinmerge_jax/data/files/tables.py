@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files, of Parquet files and of folders that Hugging Face's `datasets` saved."""
+"""Read rows of CSV, TSV and Parquet files, and of folders saved by Hugging Face's `datasets`."""
 
 import contextlib
 import csv
@@ -13,22 +13,22 @@ from typing import Any, BinaryIO
 from clinmerge_jax.data.files.fields import shown
 from clinmerge_jax.errors import BadInput
 
-_LONGEST_CELL = 1 << 30  # characters; notes exceed the csv module's own limit
-_ROWS_AT_ONCE = 256  # of Parquet and Arrow
+_LONGEST_CELL = 1 << 30  # characters; clinical notes exceed the csv module's default limit
+_ROWS_AT_ONCE = 256  # batch size of Parquet and Arrow readers
 _SAVED, _SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # as `datasets.save_to_disk` writes them
 
 
 def delimited_rows(file: BinaryIO, path: str, delimiter: str) -> Iterator[dict[str, str]]:
-    """Yields the rows of a table whose first line names the columns. Every value is text; line ends in it become "\\n".
+    """Yields the rows of a table whose first line names the columns. Values are text; line ends in them become "\\n".
 
     Args:
       file: bytes in UTF-8, with or without a byte-order mark.
       path: for messages.
-      delimiter: between cells; a cell in double quotes may hold it, line ends and doubled quotes.
+      delimiter: separates cells; a cell in double quotes may contain it, line ends and doubled quotes.
 
     Raises:
-      BadInput: a column is named twice, a row has more or fewer cells than there are columns, a quote is not closed, or
-        the text is not UTF-8.
+      BadInput: a column name occurs twice, a row has more or fewer cells than there are columns, a quote is not closed,
+        or the text is not UTF-8.
     """
     csv.field_size_limit(_LONGEST_CELL)
     number = 0
@@ -63,11 +63,11 @@ def parquet_rows(source: str | io.BytesIO, path: str) -> Iterator[dict[str, Any]
     """Yields the rows of a Parquet file, a few hundred in memory at a time. Nulls and NaN become None.
 
     Args:
-      source: the file's place, or its bytes.
+      source: the file's path, or its bytes.
       path: for messages.
 
     Raises:
-      BadInput: it is no whole Parquet file, a column is named twice, or text in it is not UTF-8.
+      BadInput: it is not a complete Parquet file, a column name occurs twice, or text in it is not UTF-8.
     """
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
@@ -90,12 +90,12 @@ def is_saved(folder: pathlib.Path) -> bool:
 
 
 def saved_rows(folder: pathlib.Path, path: str, field: str) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a folder that `datasets.save_to_disk` wrote, a few hundred in memory at a time.
+    """Yields the rows of a folder written by `datasets.save_to_disk`, a few hundred in memory at a time.
 
     Args:
-      folder: of one split.
+      folder: the folder of one split.
       path: for messages.
-      field: the config field that gave it, for messages.
+      field: the config field that holds the path, for messages.
 
     Raises:
       BadInput: the library is not installed, the folder holds several splits, or it cannot be read.
@@ -143,7 +143,7 @@ def _arrow_rows(batches: Iterator[Any], path: str, broken: str) -> Iterator[dict
 
 
 def _plain(value: Any) -> Any:
-    """A value of Arrow as JSON would hold it. Bytes that are not UTF-8, as of images, stay bytes."""
+    """Converts an Arrow value to JSON types. Bytes that are not UTF-8, such as images, stay bytes."""
     match value:
         case float() if math.isnan(value):
             return None

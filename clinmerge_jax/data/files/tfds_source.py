@@ -1,4 +1,4 @@
-"""Rows of a data set that TensorFlow Datasets has prepared as array records; TensorFlow itself is not needed."""
+"""Read data sets that TensorFlow Datasets prepared as array records, without TensorFlow itself."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,19 +14,19 @@ _NAMED = re.compile(r"tfds:(?P<name>[\w./-]+(?::\d+\.\d+\.\d+)?)(?::(?P<split>.+
 
 
 def read_tfds(source: str, field: str, data_dir: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each row as JSON would hold it, with the name that stands for it in messages.
+    """Yields the name of each row for messages, and the row in JSON types.
 
-    Bytes become text, arrays lists, and a sequence of features, which that library gives as a dict of lists, a list of
-    dicts. Nothing is downloaded.
+    Bytes become text, and arrays become lists. A sequence of features, which the library gives as a dict of lists,
+    becomes a list of dicts. Nothing is downloaded.
 
     Args:
       source: `tfds:NAME` or `tfds:NAME:SPLIT`; the name may have a config and a version (`name/config:1.0.0`), the
         split a slice (`train[:10%]`).
-      field: the config field that gave it, for messages.
-      data_dir: where prepared data sets lie; None for the library's own folder.
+      field: the config field that holds the source, for messages.
+      data_dir: the folder of prepared data sets; None for the library's default folder.
 
     Raises:
-      BadInput: there is no such data set, no such split, or nothing prepared.
+      BadInput: there is no such data set or split, it has not been prepared, or a row has bytes that are not UTF-8.
     """
     named = _NAMED.fullmatch(source)
     if named is None:

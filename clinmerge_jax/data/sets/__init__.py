@@ -1,1 +1,1 @@
-"""Public and credentialed data sets, read from the files that their authors publish, kept as array records."""
+"""Public and credentialed data sets, read from their authors' files and kept as array records."""

@@ -1,4 +1,4 @@
-"""ACI-BENCH: transcripts of whole visits and their notes, whole or by division (Yim et al., Scientific Data 2023)."""
+"""ACI-BENCH: transcripts of visits with full notes or note divisions (Yim et al., Scientific Data 2023)."""
 
 import functools
 import pathlib
@@ -17,8 +17,8 @@ _FILES = {
     "test3": ("clef_taskC_test3", "d3c18362a42124ea2bd1b2b4b66ba76a11bb123dfdb416471ae3b5924d1428ec"),
 }
 
-# Of each division: headings that open it wherever they start a line, and those that must be all of the line, but for a
-# colon. Case does not matter.
+# For each division: headings that open it at the start of a line, and headings that must be the whole line. Matching
+# ignores case.
 _DIVISIONS = {
     "subjective": (
         "chief complaint|history of present illness|social history|past history|hpi|cc:|reason for visit:|history:"
@@ -36,11 +36,11 @@ _DIVISIONS = {
         "assessment|a|plan|plan of care|p|medical decision-making plan|ap|a/p|assessment & plan|disposition/plan",
     ),
 }
-_SUMMARY = re.compile(r"\s*IMPRESSION")  # in capitals alone: in small letters it is part of results
+_SUMMARY = re.compile(r"\s*IMPRESSION")  # only in capitals: in lower case it belongs to the results
 
 
 def _spaced(headings: str) -> str:
-    """A pattern for headings in which white space may be wider, absent, or before a colon or around a slash."""
+    """A pattern for headings with any or no white space for each space, before colons and around slashes."""
     return headings.replace(" ", r"\s*").replace(":", r"\s*:").replace("/", r"\s*/\s*")
 
 
@@ -51,12 +51,11 @@ _HEADINGS = {
 
 
 def divide(note: str) -> dict[str, str]:
-    """The four divisions of a note, as the authors' own experiments have them (their section tagger and its headings).
+    """Splits a note into the four divisions of the authors' experiments (their section tagger and its headings).
 
-    A line that opens with a heading of `_DIVISIONS` starts a section of that division, which goes on to the next such
-    line; headings that are not among them (VITALS, MEDICATIONS, INSTRUCTIONS) are part of the section before. The
-    sections of one division are joined in the note's order, headings included. What stands before the first heading is
-    of no division.
+    A line that starts with a heading of `_DIVISIONS` begins a section of that division, which extends to the next such
+    line. Other headings (VITALS, MEDICATIONS, INSTRUCTIONS) belong to the section before them. The sections of one
+    division are joined in the note's order, headings included. Text before the first heading belongs to no division.
 
     Returns:
       The text of each division, "" where the note has none.
@@ -72,14 +71,14 @@ def divide(note: str) -> dict[str, str]:
 
 
 def rows(path: pathlib.Path, division: str = "") -> Iterator[Row | None]:
-    """The rows of one file. The metadata about patient and doctor are in files of their own and stay there.
+    """Yields the rows of one file. Metadata about patient and doctor are in separate files and are not read.
 
     Args:
-      path: of the table.
-      division: of the note that is asked for; "" for the whole. A note without it is left out.
+      path: the table.
+      division: the note division to use as output; "" for the whole note. Notes without it are left out.
 
     Raises:
-      BadInput: the file is no such table, or a row lacks something.
+      BadInput: the file is not such a table, or a row is incomplete.
     """
     for name, row in csv_rows(path, ["encounter_id", "dialogue", "note"]):
         encounter = filled(row, "encounter_id", name)

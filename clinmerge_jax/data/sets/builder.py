@@ -1,6 +1,6 @@
-"""Data sets as builders of TensorFlow Datasets that write array records; TensorFlow itself is not needed.
+"""Write data sets as array records with TensorFlow Datasets; TensorFlow itself is not needed.
 
-Every set has the same features, so that one builder serves all, and the records of one read like those of another.
+Every set has the same features, so one builder serves all sets, and all records are read in the same way.
 """
 
 import contextlib
@@ -16,26 +16,26 @@ import tensorflow_datasets as tfds
 from clinmerge_jax.data.sets.data_set import DataSet, Part, Row
 from clinmerge_jax.errors import BadInput
 
-VERSION = "1.1.0"  # a change in how rows are read is a new one
+VERSION = "1.1.0"  # increase when the reading of rows changes
 
 _FEATURES = ("id", "input", "output", "label")
-_ABOUT = ("name", "input_name", "fields", "choices", "cluster", "shown")  # one text: each feature costs time
+_ABOUT = ("name", "input_name", "fields", "choices", "cluster", "shown")  # one text, because each feature costs time
 
 
 class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The builder of one data set.
 
-    `id`, `input`, `output` and `label` are what fine-tuning reads of records (`tfds:NAME:SPLIT`); `about` is JSON with
-    what else there is of a row. Rows keep their files' order.
+    Fine-tuning reads `id`, `input`, `output` and `label` of records (`tfds:NAME:SPLIT`). `about` is JSON with the other
+    attributes of a row. Rows keep the order of their files.
 
     Args:
-      data_set: its row of the table.
+      data_set: its entry in the table.
       located: the layout and the paths of each split.
-      folder: below which the folder NAME/VERSION is made.
+      folder: the parent of the folder NAME/VERSION that is created.
     """
 
     VERSION = tfds.core.Version(VERSION)
-    url_infos: Mapping[str, Any] = {}  # it downloads nothing; looking for a list of checksums needs importlib_resources
+    url_infos: Mapping[str, Any] = {}  # nothing is downloaded; searching for checksums would need importlib_resources
 
     def __init__(
         self, data_set: DataSet, located: Mapping[str, tuple[Part, tuple[pathlib.Path, ...]]], folder: pathlib.Path
@@ -50,7 +50,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Any]]]:
-        del dl_manager  # files are fetched where they are verified
+        del dl_manager  # `data.sets.files` downloads and verifies the files
         return {split: self._generate_examples(split) for split in self._located}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -68,7 +68,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise BadInput(f"{paths[0]}: has no row for the split {split} of {self.name}; get the file again")
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
-        """Writes each split as it is read: the library's own way keeps a gigabyte, and for more needs TensorFlow."""
+        """Streams each split to disk: the library's own writer buffers up to a gigabyte, then needs TensorFlow."""
         del download_config
         infos = []
         for split, examples in self._split_generators(dl_manager).items():
@@ -85,7 +85,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return infos
 
     def _serialized(self, examples: Iterator[tuple[int, Any]], counts: list[int]) -> Iterator[tuple[int, bytes]]:
-        """The records' bytes; `counts` become how many records and bytes there were."""
+        """Yields the records as bytes, and adds up the number of records and bytes in `counts`."""
         for key, example in examples:
             data = self.info.features.serialize_example(self.info.features.encode_example(example))
             counts[0] += 1
@@ -93,7 +93,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield key, data
 
     def write(self) -> None:
-        """Prepares all splits, without the library's talk."""
+        """Prepares all splits, with the library's output silenced."""
         tfds.disable_progress_bar()
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as unused:
@@ -101,12 +101,12 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def read_records(folder: pathlib.Path, split: str, limit: int = 0) -> list[Row]:
-    """The first rows of a prepared split.
+    """Reads the first rows of a prepared split.
 
     Args:
-      folder: NAME/VERSION, which a builder made.
-      split: of the set.
-      limit: how many at most; 0 for all.
+      folder: the folder NAME/VERSION that a builder made.
+      split: the name of the split.
+      limit: the maximum number of rows; 0 for all.
     """
     records = tfds.builder_from_directory(folder).as_data_source(split)
     number = min(limit, len(records)) if limit else len(records)

@@ -1,4 +1,4 @@
-"""What a data set is: its files, and how their rows become rows of one kind."""
+"""Define data sets: their files, and the functions that parse them into a common row type."""
 
 import dataclasses
 import posixpath
@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One example, whatever set it is of.
+    """One example of any data set.
 
     Attributes:
-      id: its own within the set, in every split.
-      name: file and row, which stand for it in messages.
-      input: the text that is to be summarized or answered.
-      output: the answer; of a choice its letter.
-      input_name: what prompts call the input.
-      fields: the further texts that prompts may name.
+      id: unique within the set, over all splits.
+      name: file and row number, for messages.
+      input: the text to summarize or answer.
+      output: the reference answer; for multiple choice its letter.
+      input_name: the name of the input in prompts.
+      fields: further texts that prompts may use.
       choices: the texts of the options, A first.
-      cluster: what it shares with rows that are no independent evidence, such as a patient; "" for its id.
-      label: its class; "" where there are none.
-      shown: the answer as a worked example shows it; "" for the output.
+      cluster: an identifier shared by rows that are not independent, such as those of one patient; "" for the id.
+      label: the class; "" if there are none.
+      shown: the answer as shown in a few-shot example; "" for the output.
     """
 
     id: str
@@ -37,12 +37,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file or folder that is published.
+    """A published file or folder.
 
     Attributes:
-      paths: where it may lie below the user's folder; a download goes to the first.
-      sha256: of its content; "" where the project has never seen it.
-      url: whence it may be fetched; "" where its terms or its host do not allow that.
+      paths: possible paths below the user's folder; a download goes to the first.
+      sha256: digest of the content; "" if this project has never seen the file.
+      url: where to download it; "" if its terms or its host do not allow that.
     """
 
     paths: tuple[str, ...]
@@ -55,8 +55,8 @@ class Part:
     """A split in one published layout.
 
     Attributes:
-      files: all of them are needed.
-      parse: from a path for each file to rows, in the files' order; None for a row that is left out.
+      files: the files, all required.
+      parse: takes one path per file and yields rows in file order; None for a row that is left out.
     """
 
     files: tuple[File, ...]
@@ -68,11 +68,11 @@ class DataSet:
     """A data set.
 
     Attributes:
-      name: as tasks and folders have it.
-      splits: the layouts of each split; the first whose files are there is read.
-      licence: under which it is published.
-      home: where its files are to be had.
-      left_out: which rows are not taken, for messages.
+      name: its name in tasks and folders.
+      splits: the layouts of each split; the first whose files exist is read.
+      licence: the licence of the published files.
+      home: where to get the files.
+      left_out: describes which rows are left out, for messages.
     """
 
     name: str
@@ -83,23 +83,23 @@ class DataSet:
 
     @property
     def credentialed(self) -> bool:
-        """Whether its rows are under a use agreement, which what is trained on them inherits."""
+        """Whether its rows are under a data use agreement; models trained on them inherit it."""
         return "Credentialed" in self.licence
 
 
 def github(folder: str, repository: str, commit: str, path: str, sha256: str, name: str = "") -> File:
-    """A file of a public repository.
+    """A file of a public GitHub repository.
 
-    It may lie in the set's own folder, bare or below its path in the repository; in a clone; or where the clone is the
-    user's folder itself.
+    Its possible places below the user's folder: directly in the set's folder; in that folder under its path in the
+    repository; in a clone of the repository; or the user's folder is itself the clone.
 
     Args:
-      folder: of the set.
+      folder: the set's folder.
       repository: owner/name.
-      commit: whose file has the digest.
-      path: in the repository.
-      sha256: of the content.
-      name: in the set's own folder; "" for its name in the repository.
+      commit: the commit at which the file has the digest.
+      path: the path in the repository.
+      sha256: digest of the content.
+      name: file name in the set's folder; "" for the name in the repository.
     """
     own = f"{folder}/{name or posixpath.basename(path)}"
     clone = f"{posixpath.basename(repository)}/{path}"

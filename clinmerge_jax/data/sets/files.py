@@ -1,4 +1,4 @@
-"""Where the files of a data set lie, what they are known by, and how those that may be fetched are fetched."""
+"""Locate, verify and download the published files of data sets."""
 
 import dataclasses
 import hashlib
@@ -20,12 +20,12 @@ _CHUNK = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where data sets are read from.
+    """The folders from which data sets are read.
 
     Attributes:
-      data_dir: the user's folder of published files; prepared records lie in its folder `prepared`.
-      cache: another folder for prepared records, where that one may not be written; "" for none.
-      offline: whether nothing is ever fetched.
+      data_dir: the user's folder of published files; prepared records go to its folder `prepared`.
+      cache: another folder for prepared records, for when data_dir is not writable; "" for none.
+      offline: whether downloads are forbidden.
     """
 
     data_dir: str
@@ -34,12 +34,12 @@ class Source:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Of the published files."""
+        """The folder of the published files."""
         return pathlib.Path(self.data_dir).expanduser()
 
 
 def locate(data_set: DataSet, source: Source) -> dict[str, tuple[Part, tuple[pathlib.Path, ...]]]:
-    """The layout and the paths of each split whose files are there, after fetching what may be fetched.
+    """Finds the layout and the paths of each split whose files exist, after downloading what may be downloaded.
 
     Raises:
       BadInput: there is no such folder, or a download fails.
@@ -64,8 +64,8 @@ def locate(data_set: DataSet, source: Source) -> dict[str, tuple[Part, tuple[pat
 
 
 def missing(data_set: DataSet, split: str, source: Source) -> BadInput:
-    """The line for a split whose files are not there: which they are, whence they come and under which licence."""
-    fewest = min(len(part.files) for part in data_set.splits[split])  # without files that are welcome but not needed
+    """The error for a split whose files are missing; it names the files, their source and their licence."""
+    fewest = min(len(part.files) for part in data_set.splits[split])  # leaves out layouts with optional files
     layouts = [
         " and ".join(file.paths[0] for file in part.files)
         for part in data_set.splits[split]
@@ -80,13 +80,13 @@ def missing(data_set: DataSet, split: str, source: Source) -> BadInput:
 
 
 def stamp(path: pathlib.Path) -> list[int]:
-    """What changes when a file or a file of a folder is written: bytes and time in ns; of a folder their sums."""
+    """A stamp that changes when files are written: number of files, total bytes, sum of modification times in ns."""
     stats = [one.stat() for one in _files(path)]
     return [len(stats), sum(one.st_size for one in stats), sum(one.st_mtime_ns for one in stats)]
 
 
 def digest(path: pathlib.Path) -> str:
-    """The SHA-256 of a file; of a folder, of its files' names and SHA-256s."""
+    """The SHA-256 of a file, or for a folder the SHA-256 of its files' names and SHA-256s."""
     if path.is_file():
         return sha256(path)
     lines = (f"{one.relative_to(path).as_posix()}\0{sha256(one)}\n" for one in _files(path))
@@ -94,10 +94,10 @@ def digest(path: pathlib.Path) -> str:
 
 
 def check(file: File, path: pathlib.Path, found: str, data_set: DataSet) -> None:
-    """Refuses a file that is not the known one.
+    """Refuses a file whose digest differs from the known one.
 
     Raises:
-      BadInput: its digest differs.
+      BadInput: the digest differs.
     """
     if file.sha256 and found != file.sha256:
         raise BadInput(

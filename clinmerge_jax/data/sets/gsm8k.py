@@ -1,4 +1,4 @@
-"""GSM8K: grade-school sums in words, with worked answers (Cobbe et al. 2021)."""
+"""GSM8K: grade-school math word problems with worked answers (Cobbe et al. 2021)."""
 
 import functools
 import pathlib
@@ -20,9 +20,9 @@ _ANY = re.compile(_NUMBER)
 
 
 def final_number(answer: str) -> str:
-    """The number that an answer comes to: the last after "####", else the last of all; "" where there is none.
+    """The final number of an answer: the last after "####", otherwise the last of all; "" if there is none.
 
-    Written plainly: without thousands separators, dollar sign and zeros behind the decimal point's last digit.
+    The number is normalised: no thousands separators, no dollar sign, no trailing zeros after the decimal point.
     """
     found = _MARKED.findall(answer) or _ANY.findall(answer)
     if not found:
@@ -32,10 +32,10 @@ def final_number(answer: str) -> str:
 
 
 def rows(path: pathlib.Path, split: str) -> Iterator[Row]:
-    """The rows of one file: the number is the answer, the working is shown in examples as it is published.
+    """Yields the rows of one file. The output is the final number; few-shot examples show the published working.
 
     Raises:
-      BadInput: a row lacks something, or its answer has no number after "####".
+      BadInput: a row is incomplete, or its answer has no number after "####".
     """
     for number, (name, row) in enumerate(json_lines(path)):
         worked = filled(row, "answer", name)

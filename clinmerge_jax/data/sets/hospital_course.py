@@ -1,6 +1,6 @@
 """MIMIC-IV-Ext-BHC: hospital notes and their brief hospital course (Aali et al. 2024); credentialed.
 
-The folder holds mimic-iv-bhc.csv as PhysioNet has it, with the columns note_id, input, target and two of token counts.
+Reads mimic-iv-bhc.csv as published on PhysioNet, with the columns note_id, input, target and two of token counts.
 """
 
 import functools
@@ -13,17 +13,18 @@ from clinmerge_jax.data.sets.reading import csv_rows, filled
 from clinmerge_jax.data.sets.splits import SHARES, by_hash
 
 _FILE = File(("mimic_bhc/mimic-iv-bhc.csv", "labelled-notes-hospital-course/mimic-iv-bhc.csv", "mimic-iv-bhc.csv"))
-_NOTE_ID = re.compile(r"(\d+)-DS-\d+", re.ASCII)  # of MIMIC-IV-Note: the patient comes first
+_NOTE_ID = re.compile(r"(\d+)-DS-\d+", re.ASCII)  # MIMIC-IV-Note ids start with the patient id
 
 
 def rows(path: pathlib.Path, split: str) -> Iterator[Row]:
-    """The rows of a split, one at a time; those of other splits are passed over.
+    """Yields the rows of a split one at a time, and skips those of other splits.
 
-    The authors publish no split. Here 80 % of patients are for training, 10 % for validation and 10 % for the test, by
-    a hash of the patient, so that no patient is in two; where a note's id does not name one, by a hash of the note.
+    The authors publish no split. Here a hash of the patient id assigns 80 % of patients to training, 10 % to validation
+    and 10 % to the test, so no patient is in two splits. If a note id does not contain a patient id, the hash is of the
+    note id.
 
     Raises:
-      BadInput: the file is no such table, or a row lacks something.
+      BadInput: the file is not such a table, or a row is incomplete.
     """
     for name, row in csv_rows(path, ["note_id", "input", "target"]):
         note = filled(row, "note_id", name)

@@ -1,4 +1,4 @@
-"""MTS-Dialog: short doctor-patient conversations and a section of the note for each (Ben Abacha et al., EACL 2023)."""
+"""MTS-Dialog: short doctor-patient conversations, each with a note section (Ben Abacha et al., EACL 2023)."""
 
 import functools
 import pathlib
@@ -17,10 +17,10 @@ _FILES = {
 
 
 def rows(path: pathlib.Path, split: str) -> Iterator[Row]:
-    """The rows of one file; a row's class is its section's header.
+    """Yields the rows of one file; a row's class is its section header.
 
     Raises:
-      BadInput: the file is no such table, or a row lacks something.
+      BadInput: the file is not such a table, or a row is incomplete.
     """
     for name, row in csv_rows(path, ["ID", "section_header", "section_text", "dialogue"]):
         header = filled(row, "section_header", name)

@@ -1,7 +1,7 @@
 """Medical questions with lettered options: MedQA, MedMCQA and six subjects of MMLU.
 
 MedQA: Jin et al., Applied Sciences 2021. MedMCQA: Pal et al., CHIL 2022. MMLU: Hendrycks et al., ICLR 2021. Each is
-read as its authors publish it, and as the test sets of MedAgentsBench (Tang et al. 2025) have it, which may be fetched.
+read in its authors' layout, or as the test sets of MedAgentsBench (Tang et al. 2025), which may be downloaded.
 """
 
 import functools
@@ -30,17 +30,17 @@ _MMLU = "d1ac8949044ccd412b883b90ba918933531f5eaefb40166673c4989fa1bbf1b9"
 
 
 def lettered_rows(path: pathlib.Path, split: str, options: int, subject: str = "", key: str = "") -> Iterator[Row]:
-    """Rows with `question`, `options` by letter and `answer_idx`: MedQA's own files, and MedAgentsBench's.
+    """Yields rows with `question`, `options` by letter and `answer_idx`: MedQA's own files, and MedAgentsBench's.
 
     Args:
       path: JSON lines.
-      split: of the ids.
-      options: of each question.
-      subject: which rows are taken; "" for all.
-      key: the field of the ids; "" for the split and the row's number from 0.
+      split: the split name, used in ids.
+      options: the number of options of each question.
+      subject: only rows of this subject are taken; "" for all.
+      key: the field that holds the id; "" makes ids of the split and the row number from 0.
 
     Raises:
-      BadInput: a row lacks something or has other options.
+      BadInput: a row is incomplete or has other options.
     """
     of_subject = ((name, row) for name, row in json_lines(path) if not subject or row.get("subject") == subject)
     for number, (name, row) in enumerate(of_subject):
@@ -53,13 +53,13 @@ def lettered_rows(path: pathlib.Path, split: str, options: int, subject: str = "
 
 
 def medmcqa_rows(path: pathlib.Path) -> Iterator[Row]:
-    """MedMCQA's rows: JSON lines with `id`, `question`, `opa` to `opd`, and in `cop` the right one's number from 1.
+    """Yields MedMCQA's rows: JSON lines with `id`, `question`, `opa` to `opd`, and `cop`, the correct option from 1.
 
-    Questions of both kinds (`choice_type` single and multi) are taken, as elsewhere; all have one right option.
+    Questions of both kinds (`choice_type` single and multi) are taken, as is common; all have one correct option.
     MedAgentsBench has the 2,816 single ones of the 4,183 in dev.json.
 
     Raises:
-      BadInput: a row lacks something.
+      BadInput: a row is incomplete.
     """
     for name, row in json_lines(path):
         choices = [filled(row, f"op{one}", name) for one in "abcd"]
@@ -69,10 +69,10 @@ def medmcqa_rows(path: pathlib.Path) -> Iterator[Row]:
 
 
 def mmlu_rows(path: pathlib.Path, split: str) -> Iterator[Row]:
-    """MMLU's rows: question, four options and a letter, without a header.
+    """Yields MMLU's rows: question, four options and a letter, in a table without a header.
 
     Raises:
-      BadInput: the file is no such table, or a row lacks something.
+      BadInput: the file is not such a table, or a row is incomplete.
     """
     columns = ["question", *LETTERS[:4], "answer"]
     for number, (name, row) in enumerate(csv_rows(path, columns, header=False)):
@@ -81,7 +81,7 @@ def mmlu_rows(path: pathlib.Path, split: str) -> Iterator[Row]:
 
 
 def _row(key: str, name: str, question: str, choices: Sequence[str], right: Any) -> Row:
-    """A row whose class is its answer, so that few-shot examples have every letter."""
+    """Makes a row whose class is its answer letter, so that few-shot examples are balanced over the letters."""
     output = letter(right, len(choices), name)
     return Row(key, name, question, output, "question", choices=tuple(choices), label=output)
 

@@ -1,4 +1,4 @@
-"""Prepared data sets: made from the published files once, made again when these or the way of reading them change."""
+"""Prepare data sets as records, once; prepare them again when the published files or `builder.VERSION` change."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,12 @@ _Located = Mapping[str, tuple[Part, tuple[pathlib.Path, ...]]]
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What is known of a prepared set.
+    """Description of a prepared set.
 
     Attributes:
-      folder: of the records.
-      sha256: of each published file, by its path in data_dir.
-      left_out: how many rows of each split were not taken.
+      folder: the folder of the records.
+      sha256: the digest of each published file, by its path in data_dir.
+      left_out: the number of rows left out, by split.
     """
 
     folder: pathlib.Path
@@ -44,13 +44,13 @@ def read(dataset: str, split: str, source: Source, limit: int = 0) -> list[Row]:
     """The rows of a split, in the order of the published file.
 
     Args:
-      dataset: a name of the table.
-      split: of it.
-      source: where it lies.
-      limit: how many at most, from the start; 0 for all. Without a limit all are held in memory.
+      dataset: the name of a set in the table.
+      split: the name of a split.
+      source: the folders to read from.
+      limit: the maximum number of rows, from the start; 0 for all. Without a limit all rows are held in memory.
 
     Raises:
-      BadInput: no such set or split, its files are not there or not the known ones, or a row is not as it should be.
+      BadInput: there is no such set or split, its files are missing or not the known ones, or a row is malformed.
     """
     data_set = known(dataset)
     if split not in data_set.splits:
@@ -71,7 +71,7 @@ def digests(dataset: str, source: Source) -> dict[str, str]:
 
 
 def known(dataset: str) -> DataSet:
-    """The row of the table.
+    """The set's entry in the table.
 
     Raises:
       BadInput: there is none.
@@ -82,9 +82,9 @@ def known(dataset: str) -> DataSet:
 
 
 def prepare(dataset: str, source: Source) -> Summary:
-    """Makes a set's records unless they are there, of all splits whose files are.
+    """Prepares the records of all splits whose files exist, unless they are up to date.
 
-    They lie in `prepared` below data_dir, or in the cache where one is given, readable by their owner alone.
+    The records are in `prepared` below data_dir, or in the cache if one is given. Only their owner can read them.
 
     Raises:
       BadInput: as `read` does, or the folder cannot be written.
@@ -123,7 +123,7 @@ def _make(
     stamps: Mapping[str, Any],
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Verifies the files, prepares the records if the files' content is new, and enters what they were made from."""
+    """Verifies the files, prepares the records if the files' content changed, and writes `sources.json`."""
     sha256 = {}
     for part, paths in located.values():
         for file, path in zip(part.files, paths):
@@ -164,7 +164,7 @@ def _name(path: pathlib.Path, source: Source) -> str:
 
 @contextlib.contextmanager
 def _locked(root: pathlib.Path, dataset: str) -> Iterator[None]:
-    """The set's folder, made for its owner alone, while no other process prepares it."""
+    """Creates the set's folder, accessible to its owner only, and holds an exclusive lock on it."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = root / dataset
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""PubMedQA: yes, no or maybe to an abstract's question (Jin et al., EMNLP 2019); the 1,000 that experts answered."""
+"""PubMedQA: yes/no/maybe questions on abstracts (Jin et al., EMNLP 2019), the 1,000 labelled by experts."""
 
 import functools
 import pathlib
@@ -24,15 +24,15 @@ _FILES = (
 
 
 def rows(path: pathlib.Path, truth: pathlib.Path, split: str) -> Iterator[Row]:
-    """The rows of a split, with the abstract without its conclusion as input.
+    """Yields the rows of a split; the input is the abstract without its conclusion.
 
     Args:
       path: all labelled questions by PubMed id.
-      truth: the answers to those of the official test set; the others are the training set.
+      truth: the answers to the official test set; the other questions are the training set.
       split: train or test.
 
     Raises:
-      BadInput: a file is no such object, a row lacks something, or the two files differ in an answer.
+      BadInput: a file is not such an object, a row is incomplete, or the two files differ in an answer.
     """
     questions, tested = json_object(path), json_object(truth)
     unknown = [key for key in tested if key not in questions]

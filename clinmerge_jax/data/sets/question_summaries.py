@@ -1,4 +1,4 @@
-"""Consumers' health questions and their summaries: MeQSum (Ben Abacha and Demner-Fushman, ACL 2019) and MEDIQA 2021."""
+"""Consumer health questions and summaries: MeQSum (Ben Abacha and Demner-Fushman, ACL 2019) and MEDIQA 2021."""
 
 import functools
 import pathlib
@@ -31,15 +31,15 @@ _MEDIQA_COLUMNS = ("q_id", "NLM Question", "Summary")
 
 
 def rows(path: pathlib.Path, columns: tuple[str, str, str], prefix: str) -> Iterator[Row]:
-    """The rows of a workbook.
+    """Yields the rows of a workbook.
 
     Args:
-      path: of the workbook.
-      columns: of id, question and summary.
-      prefix: of the ids.
+      path: the workbook.
+      columns: the columns of id, question and summary.
+      prefix: the prefix of the ids.
 
     Raises:
-      BadInput: the file is no such workbook, or a row lacks something.
+      BadInput: the file is not such a workbook, or a row is incomplete.
     """
     key, question, summary = columns
     for name, row in xlsx_rows(path, columns):
@@ -51,7 +51,8 @@ def rows(path: pathlib.Path, columns: tuple[str, str, str], prefix: str) -> Iter
 def meqsum_rows(path: pathlib.Path, split: str) -> Iterator[Row]:
     """The half of MeQSum that is one split.
 
-    Its paper trains on 500 questions and tests on 500, and does not say which; here the hash of a file's name does.
+    The paper trains on 500 questions and tests on 500 but does not say which; here a hash of the row id,
+    which contains the file name, decides.
     """
     found = list(rows(path, _MEQSUM_COLUMNS, "meqsum"))
     splits = by_rank([row.id for row in found], {"train": 0.5, "test": 0.5})
@@ -66,7 +67,7 @@ SETS = (
         home="https://github.com/abachaa/MeQSum",
     ),
     DataSet(
-        name="mediqa_qs",  # its organizers name MeQSum as what to train on
+        name="mediqa_qs",  # its organizers recommend MeQSum for training
         splits={
             "train": (Part((_MEQSUM,), functools.partial(rows, columns=_MEQSUM_COLUMNS, prefix="meqsum")),),
             "valid": (Part((_VALID,), functools.partial(rows, columns=_MEDIQA_COLUMNS, prefix="valid")),),

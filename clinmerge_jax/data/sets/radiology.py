@@ -1,4 +1,4 @@
-"""Findings of chest radiographs and their impressions.
+"""Chest radiograph reports: findings and impressions.
 
 Open-i: Demner-Fushman et al., JAMIA 2016. MIMIC-CXR: Johnson et al., Scientific Data 2019; credentialed.
 """
@@ -15,23 +15,23 @@ from clinmerge_jax.data.sets.splits import SHARES, by_rank
 from clinmerge_jax.errors import BadInput
 
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z ,/()&-]*):", re.MULTILINE)
-_SPLITS = {"train": "train", "valid": "validate", "test": "test"}  # as MIMIC-CXR spells them
+_SPLITS = {"train": "train", "valid": "validate", "test": "test"}  # to the names in MIMIC-CXR
 
 
 def open_i_rows(reports: pathlib.Path, given: pathlib.Path | None = None, *, split: str) -> Iterator[Row | None]:
-    """Open-i's reports of one split. Those without findings or without an impression are left out, in the
-    count of every split.
+    """Yields Open-i's reports of one split.
 
-    Without a file of splits, the reports that are not left out are cut into 80 %, 10 % and the rest by the rank of
-    their ids' hashes: the sizes 2,735, 341 and 343 of Van Veen et al. (2024), if as many reports are usable as there.
+    Reports without findings or without an impression are left out; they are counted as left out in every split. Without
+    a file of splits, the usable reports are divided into 80 %, 10 % and the rest by the rank of their ids' hashes. This
+    gives the sizes 2,735, 341 and 343 of Van Veen et al. (2024) if the number of usable reports is the same.
 
     Args:
       reports: the folder of XML files, or the table with the columns uid, findings and impression.
-      given: a table with the columns uid and split, for the reports that are to be used; None for the rule above.
+      given: a table with the columns uid and split for the reports to use; None for the rule above.
       split: train, valid or test.
 
     Raises:
-      BadInput: a file is not what it should be.
+      BadInput: a file is malformed.
     """
     read = _xml_reports(reports) if reports.is_dir() else _table_reports(reports)
     found = {uid: (name, findings, impression) for uid, name, findings, impression in read}
@@ -53,7 +53,7 @@ def open_i_rows(reports: pathlib.Path, given: pathlib.Path | None = None, *, spl
 
 
 def _xml_reports(folder: pathlib.Path) -> Iterator[tuple[str, str, str, str]]:
-    """Id, name, findings and impression of each `*.xml`, in the order of their numbers."""
+    """Yields id, name, findings and impression of each `*.xml`, in numerical order."""
     for path in sorted(folder.glob("*.xml"), key=lambda path: (len(path.stem), path.stem)):
         try:
             tree = ElementTree.parse(path)
@@ -69,9 +69,9 @@ def _table_reports(path: pathlib.Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def sections(report: str) -> dict[str, str]:
-    """The sections of a MIMIC-CXR report by their headings: capitals and a colon at the start of a line.
+    """The sections of a MIMIC-CXR report by heading; a heading is capitals and a colon at the start of a line.
 
-    Of sections with the same heading the first that is not empty is taken. White space is joined.
+    Of sections with the same heading, the first that is not empty is taken. White space is collapsed.
     """
     found: dict[str, str] = {}
     headings = list(_HEADING.finditer(report))
@@ -82,15 +82,15 @@ def sections(report: str) -> dict[str, str]:
 
 
 def mimic_cxr_rows(reports: pathlib.Path, given: pathlib.Path, split: str) -> Iterator[Row | None]:
-    """MIMIC-CXR's reports of one official split; those without FINDINGS or without IMPRESSION are left out.
+    """Yields MIMIC-CXR's reports of one official split; those without FINDINGS or IMPRESSION are left out.
 
     Args:
       reports: the folder `files` of mimic-cxr-reports, with p10/p10000032/s50414267.txt and so on.
-      given: mimic-cxr-2.0.0-split.csv, bare or gzipped: a row for each image.
+      given: mimic-cxr-2.0.0-split.csv, plain or gzipped, with one row per image.
       split: train, valid or test.
 
     Raises:
-      BadInput: a file is missing or not what it should be.
+      BadInput: a file is missing or malformed.
     """
     seen = set()
     for name, row in csv_rows(given, ["study_id", "subject_id", "split"]):

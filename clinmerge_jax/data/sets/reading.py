@@ -1,4 +1,4 @@
-"""Tables and JSON as their authors publish them, row by row. Messages name rows and never quote them."""
+"""Read published tables and JSON files row by row. Error messages name rows and never quote their text."""
 
 import csv
 import gzip
@@ -19,15 +19,15 @@ from clinmerge_jax.errors import BadInput
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _AGAIN = "get the file again from its authors"
-_LONGEST_FIELD = 1 << 30  # characters; notes exceed the library's own limit
+_LONGEST_FIELD = 1 << 30  # characters; clinical notes exceed the csv module's default limit
 
 
 def csv_rows(path: pathlib.Path, columns: Sequence[str], header: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields each row of a table with the name that stands for it. Line ends within a field become "\\n".
+    """Yields the name of each row of a table for messages, and the row. Line ends within a field become "\\n".
 
     Args:
-      path: in UTF-8, with or without a byte order mark; `.gz` is unpacked.
-      columns: those that there must be.
+      path: a file in UTF-8, with or without a byte order mark; `.gz` is unpacked.
+      columns: the required columns.
       header: whether the first line names the columns; otherwise they are `columns`.
 
     Raises:
@@ -56,10 +56,10 @@ def csv_rows(path: pathlib.Path, columns: Sequence[str], header: bool = True) ->
 
 
 def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each object of a file of JSON lines with the name that stands for it.
+    """Yields the name of each line of a JSON lines file for messages, and its object.
 
     Raises:
-      BadInput: a line is no JSON object, or the text is not UTF-8.
+      BadInput: a line is not a JSON object, or the text is not UTF-8.
     """
     number = 0
     with path.open(encoding="utf-8-sig", newline="\n") as file:
@@ -77,10 +77,10 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def json_object(path: pathlib.Path) -> dict[str, Any]:
-    """The object that a whole file is.
+    """Reads a file that is one JSON object.
 
     Raises:
-      BadInput: it is none, or not UTF-8.
+      BadInput: the file is not a JSON object, or not UTF-8.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -95,16 +95,16 @@ def json_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def xlsx_rows(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields these columns of a workbook's first sheet, with the name that stands for each row; empty rows are skipped.
+    """Yields name and values of each row of a workbook's first sheet, in these columns; empty rows are skipped.
 
     Raises:
-      BadInput: it is no workbook, or a column is missing.
+      BadInput: the file is not a workbook, or a column is missing.
     """
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (InvalidFileException, zipfile.BadZipFile, KeyError, OSError) as error:
         raise BadInput(f"{path}: is no .xlsx workbook; {_AGAIN}") from error
-    cells = book.worksheets[0].iter_rows(values_only=True, max_col=16)  # sheets claim thousands of empty columns
+    cells = book.worksheets[0].iter_rows(values_only=True, max_col=16)  # some sheets declare thousands of empty columns
     try:
         header = [str(value) for value in next(cells, ())]
         missing = [column for column in columns if column not in header]
@@ -124,7 +124,7 @@ def filled(row: Mapping[str, Any], key: str, name: str) -> str:
     """The text of a row's field, which must not be blank; its line ends become "\\n".
 
     Raises:
-      BadInput: naming the row and the field.
+      BadInput: the field is missing, blank or not text; the message names the row and the field.
     """
     if key not in row:
         raise BadInput(f"{name}: has no {key!r}; {_AGAIN}")
@@ -134,12 +134,12 @@ def filled(row: Mapping[str, Any], key: str, name: str) -> str:
 
 
 def letter(value: Any, options: int, name: str) -> str:
-    """The letter of an option, checked.
+    """Validates an answer and returns its letter.
 
     Args:
-      value: the letter, or its place from 0.
-      options: how many there are.
-      name: of the row.
+      value: the letter, or its index from 0.
+      options: the number of options.
+      name: the name of the row, for messages.
 
     Raises:
       BadInput: there is no such option.

@@ -1,4 +1,4 @@
-"""Splits of sets whose authors publish none: fixed rules that depend on ids alone."""
+"""Split sets whose authors publish no splits, by fixed rules that depend on ids only."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ _SALT = "clinmerge_jax"
 
 
 def by_hash(key: str) -> str:
-    """The split of a patient in `SHARES`, whatever other patients there are: for sets that are not held in memory."""
+    """The split of a patient by `SHARES`, independent of other patients; for sets that are not held in memory."""
     place = int.from_bytes(_digest(key)[:8]) / 2**64
     if place < SHARES["train"]:
         return "train"
@@ -16,11 +16,12 @@ def by_hash(key: str) -> str:
 
 
 def by_rank(keys: Iterable[str], shares: Mapping[str, float]) -> dict[str, str]:
-    """The split of each key: all are put into the order of their hashes, and cut into whole numbers by the shares.
+    """The split of each key: keys are sorted by hash and divided by the shares.
 
     Args:
-      keys: of the rows, in any order.
-      shares: of the splits, rounded down; the last one takes the rest. 3,419 rows in `SHARES` are 2,735, 341 and 343.
+      keys: the row ids, in any order.
+      shares: the share of each split. Counts are rounded down; the last split takes the rest. 3,419 rows in `SHARES`
+        give 2,735, 341 and 343.
     """
     order = sorted(set(keys), key=_digest)
     names = [split for split, share in shares.items() for _ in range(int(share * len(order)))]

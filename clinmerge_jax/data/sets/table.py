@@ -1,4 +1,4 @@
-"""The table of data sets: one line for each family."""
+"""The table of data sets, with one line for each family."""
 
 from clinmerge_jax.data.sets import (
     aci_bench,

@@ -1,1 +1,1 @@
-"""The decode engine as a model of lm-eval (Biderman et al. 2024, arXiv 2405.14782), so that any of its tasks runs."""
+"""The decode engine as an lm-eval model (Biderman et al. 2024, arXiv 2405.14782), to run any lm-eval task."""

@@ -1,8 +1,9 @@
-"""lm-eval's own command with this package's engine among its models.
+"""lm-eval's command line, with this package's engine among its models.
 
 python -m clinmerge_jax.evaluation.harness run --model clinmerge_jax --model_args model=DIR,slots=32 --tasks TASKS
 
-Everything else is lm-eval's: `--help`, `ls tasks`, --include_path, --num_fewshot, --apply_chat_template, --gen_kwargs.
+All other options are lm-eval's: `--help`, `ls tasks`, --include_path, --num_fewshot, --apply_chat_template,
+--gen_kwargs.
 """
 
 import importlib
@@ -15,15 +16,15 @@ from clinmerge_jax.evaluation.harness.tasks import require_lm_eval
 
 
 def main() -> None:
-    """Adds the engine and hands over; bad input ends as everywhere, with one line and status 2."""
-    # lm-eval bootstraps and draws its table in processes of their own; to fork after JAX has started may hang.
+    """Registers the engine and runs lm-eval's command; bad input ends with one line and status 2."""
+    # lm-eval starts processes for its bootstrap and its table; forking after JAX has started may hang.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     multiprocessing.set_start_method("forkserver")
     try:
         require_lm_eval()
         from lm_eval.__main__ import cli_evaluate
 
-        importlib.import_module("clinmerge_jax.evaluation.harness.model")  # which registers the engine
+        importlib.import_module("clinmerge_jax.evaluation.harness.model")  # registers the engine
         cli_evaluate()
     except BadInput as error:
         refuse(str(error))

@@ -1,7 +1,7 @@
 """The decode engine behind lm-eval's model interface.
 
-Requests become tokens as in lm-eval's own adapter for transformers; how they are batched, cached and cut over the
-mesh is the engine's business. One process is the whole world to lm-eval, whatever the mesh.
+Requests are tokenized as in lm-eval's adapter for transformers. The engine batches and caches them and shards them over
+the mesh. lm-eval sees one process, whatever the mesh.
 """
 
 import functools
@@ -25,7 +25,7 @@ from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.generation.reading import CHUNKS
 from clinmerge_jax.generation.sampling import Sampling
 
-NAME = "clinmerge_jax"  # as --model of lm-eval's command has it
+NAME = "clinmerge_jax"  # the value of --model in lm-eval's command
 _PIECE = CHUNKS[-1]  # tokens of a continuation whose logits are held at once
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _GENERATION = ("until", "max_gen_toks", "do_sample", "num_beams", *_SAMPLING)
@@ -33,21 +33,22 @@ _GENERATION = ("until", "max_gen_toks", "do_sample", "num_beams", *_SAMPLING)
 
 @register_model(NAME)
 class ClinmergeLM(TemplateLM):
-    """One model for lm-eval's tasks.
+    """An lm-eval model on the decode engine.
 
-    Two things differ from lm-eval's adapter for transformers, on purpose. A text of `loglikelihood_rolling` has one
-    BOS, as with that adapter's add_bos_token=False; by default it scores a second BOS after the first where the
-    tokenizer adds one itself. And a request that does not fit is refused in one line, not by an assertion.
+    Two intended differences from lm-eval's adapter for transformers:
+      * A text of `loglikelihood_rolling` has one BOS token, as with that adapter's add_bos_token=False. By default that
+        adapter scores a second BOS token after the first if the tokenizer adds one itself.
+      * A request that does not fit is refused with a one-line error instead of an assertion.
 
     Args:
-      engine: its `length` is lm-eval's max_length: longer contexts lose their beginning. Its stop ids end answers.
-      tokenizer: of transformers.
-      name: stands for the model where lm-eval caches requests.
-      max_gen_toks: the most tokens of an answer where a task does not say; lm-eval's default.
-      seed: of sampled answers; each request has one of its own, which follows from this and its place.
+      engine: its `length` is lm-eval's max_length: longer contexts are truncated on the left. Its stop ids end answers.
+      tokenizer: a transformers tokenizer.
+      name: stands for the model in lm-eval's request caches.
+      max_gen_toks: the maximum number of tokens of an answer where a task sets none; the default is lm-eval's.
+      seed: seed of sampled answers; each request's own seed is derived from it and the request's position.
 
     Attributes:
-      truncated: how many contexts have lost their beginning so far.
+      truncated: the number of contexts truncated so far.
     """
 
     def __init__(self, engine: Engine, tokenizer, name: str = NAME, *, max_gen_toks: int = 256, seed: int = 0):
@@ -65,15 +66,15 @@ class ClinmergeLM(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> "ClinmergeLM":
-        """From --model_args as lm-eval has read them.
+        """Builds the model from --model_args as parsed by lm-eval.
 
         Args:
-          arg_dict: those of `open_engine`, and max_gen_toks and seed of this class.
-          additional_config: batch_size, max_batch_size and device as lm-eval's command gives them. The device is not
-            looked at, as that command always names a GPU: JAX's devices are taken.
+          arg_dict: the arguments of `open_engine`, and max_gen_toks and seed of this class.
+          additional_config: batch_size, max_batch_size and device as lm-eval's command gives them. The device is
+            ignored, because that command always names a GPU: JAX's devices are used.
 
         Raises:
-          BadInput: as `open_engine`; or there is a batch size.
+          BadInput: as `open_engine`, or a batch size is given.
         """
         for field in ("batch_size", "max_batch_size"):
             value = (additional_config or {}).get(field)
@@ -87,39 +88,39 @@ class ClinmergeLM(TemplateLM):
     def create_from_arg_string(
         cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
     ) -> "ClinmergeLM":
-        """From text such as "model=DIR,slots=32"; see `create_from_arg_obj`."""
+        """Builds the model from text such as "model=DIR,slots=32"; see `create_from_arg_obj`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property
     def max_length(self) -> int:
-        """The most tokens that are read for one answer or likelihood."""
+        """The maximum number of tokens read for one answer or likelihood."""
         return self.engine.length
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """The end-of-sequence token."""
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context: the BOS, or without one what ends texts."""
+        """The token before a text without context: the BOS token, or the end-of-sequence token if there is no BOS."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
-        """For the names of lm-eval's request caches."""
+        """The tokenizer's name in lm-eval's request caches."""
         return self._name.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids, with one BOS at most.
+        """Encodes text to token ids, with at most one BOS token.
 
         Args:
-          string: any text, with a BOS of its own or without.
+          string: any text, with or without a BOS token of its own.
           add_special_tokens: None leaves it to the tokenizer.
 
         Raises:
-          BadInput: the model has no row for a token.
+          BadInput: a token id exceeds the model's vocabulary.
         """
         given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         ids = without_second_bos(self.tokenizer(string, **given)["input_ids"], self.tokenizer).tolist()
@@ -132,10 +133,12 @@ class ClinmergeLM(TemplateLM):
         return ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as text; a template that takes no system message gets none, which is said once, as in lm-eval.
+        """Renders a conversation as text.
+
+        If the template rejects a system message, the message is left out, with one warning, as in lm-eval.
 
         Raises:
-          BadInput: there is no template, or it refuses the conversation.
+          BadInput: there is no template, or it rejects the conversation.
         """
         if not self.tokenizer.chat_template:
             raise BadInput(f"config.model: {self._name} has no chat template; add one to its tokenizer, or ask without")
@@ -149,7 +152,7 @@ class ClinmergeLM(TemplateLM):
         try:
             return render(chat_history)
         except jinja2.TemplateError as error:
-            # The template's own words are left out: they may quote the conversation.
+            # The template's message is left out: it may quote the conversation.
             if len(others) == len(chat_history):
                 raise BadInput("config.model: the chat template refuses a task's conversation; mend it") from error
         if not self._without_system:
@@ -195,12 +198,12 @@ class ClinmergeLM(TemplateLM):
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts in nats.
 
-        They are read in windows of `max_length` tokens that do not overlap, each with the token before it as context.
+        Texts are read in windows of `max_length` tokens that do not overlap, each with the preceding token as context.
         """
         windows, owners = [], []
         for index, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
-            ids = ids[1:] if ids[:1] == [self.prefix_token_id] else ids  # the windows bring the BOS
+            ids = ids[1:] if ids[:1] == [self.prefix_token_id] else ids  # the windows add the BOS token
             rolling = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
             found = [(None, *make_disjoint_window(window)) for window in rolling]
             windows += found
@@ -213,7 +216,7 @@ class ClinmergeLM(TemplateLM):
         return totals.tolist()
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers up to the first text that ends them, or a stop id, or the limit; greedy if a task does not say.
+        """Generates answers up to a stop text, a stop id or the token limit; greedy unless the task says otherwise.
 
         Raises:
           BadInput: a generation argument is unknown or out of range, or leaves no room for a prompt.
@@ -252,12 +255,14 @@ class ClinmergeLM(TemplateLM):
 
 
 class _Ends:
-    """The texts that end one answer; a special token among them is told by its id, as answers are read without those.
+    """The stop texts of one answer.
+
+    A special token among them is matched by its id, because answers are decoded without special tokens.
 
     Args:
-      texts: none of them empty.
-      special: id by special token.
-      tokenizer: of transformers.
+      texts: the stop texts, none of them empty.
+      special: token id by special token.
+      tokenizer: a transformers tokenizer.
     """
 
     def __init__(self, texts: Sequence[str], special: Mapping[str, int], tokenizer):
@@ -266,11 +271,11 @@ class _Ends:
         self._tokenizer = tokenizer
 
     def watch(self) -> Callable[[np.ndarray], bool] | None:
-        """Whether generated tokens hold one of them; None where there is nothing to look for."""
+        """A check whether generated tokens contain a stop text; None if there is no stop text."""
         return self._found if self._texts or self._ids else None
 
     def text(self, tokens: np.ndarray) -> str:
-        """The answer up to the first of them."""
+        """The answer up to the first stop text."""
         places = np.flatnonzero(np.isin(tokens, self._ids))
         answer = self._tokenizer.decode(tokens[: places[0]] if places.size else tokens, skip_special_tokens=True)
         for text in self._texts:  # one after the other, as lm-eval does
@@ -283,7 +288,7 @@ class _Ends:
 
 
 def _sampling(settings: Mapping[str, Any], seed: int, index: int) -> Sampling:
-    """What lm-eval's generation arguments ask for, with the seed of one request."""
+    """The sampling that lm-eval's generation arguments ask for, with the seed of one request."""
     unknown = sorted(set(settings) - set(_GENERATION))
     if unknown:
         raise BadInput(f"gen_kwargs: {', '.join(unknown)} unknown; there are {', '.join(_GENERATION)}")

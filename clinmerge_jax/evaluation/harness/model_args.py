@@ -1,4 +1,4 @@
-"""What --model_args of lm-eval's command may say, and the engine that follows from it."""
+"""The arguments in --model_args of lm-eval's command, and the engine built from them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,24 +16,24 @@ from clinmerge_jax.generation.stopping import stop_ids
 from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
 
-MAX_LENGTH = 4096  # the whole context of a Llama-3.1-8B, 131,072, would be 17 GB of cache for each slot in bfloat16
+MAX_LENGTH = 4096  # a Llama-3.1-8B's full context, 131,072 tokens, takes 17 GB of cache per slot in bfloat16
 _DTYPES = {"": None, "auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _KINDS = {str: "text", int: "a whole number", bool: "True or False"}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelArgs:
-    """One field for each argument.
+    """The arguments in --model_args, one field for each.
 
     Attributes:
       model: a folder, a hub id, a bucket's URL or miniature:NAME.
-      dtype: of the computation: float32 or bfloat16; "" and "auto" are the checkpoint's.
-      slots: requests at a time.
-      max_length: tokens of a prompt and its answer; 0 is the model's context, or `MAX_LENGTH` if that is less.
-      int8_weights: as of `Engine`.
-      int8_cache: as of `Engine`.
-      attention: as of `Engine`.
-      data: devices along this axis of the mesh; 0 has it picked.
+      dtype: dtype of the computation: float32 or bfloat16; "" and "auto" are the checkpoint's.
+      slots: number of requests at a time.
+      max_length: tokens of a prompt and its answer; 0 is the model's context length, or `MAX_LENGTH` if that is less.
+      int8_weights: as in `Engine`.
+      int8_cache: as in `Engine`.
+      attention: as in `Engine`.
+      data: devices along this axis of the mesh; 0 chooses the number automatically.
       fsdp: likewise.
       tensor: likewise.
     """
@@ -51,7 +51,7 @@ class ModelArgs:
 
 
 def read_model_args(given: Mapping[str, Any]) -> ModelArgs:
-    """Checks names and types.
+    """Checks the names and types of the arguments.
 
     Raises:
       BadInput: naming the argument.
@@ -71,13 +71,13 @@ def read_model_args(given: Mapping[str, Any]) -> ModelArgs:
 
 
 def open_engine(given: Mapping[str, Any]) -> tuple[Engine, Any]:
-    """An engine with the weights of a model, and its tokenizer.
+    """Opens a model: an engine with its weights, and its tokenizer.
 
     Args:
-      given: argument by name, as of `ModelArgs`.
+      given: arguments by name, as in `ModelArgs`.
 
     Raises:
-      BadInput: in one line, the argument or file that is wrong; before weights are read, if it can be told then.
+      BadInput: an argument or a file is wrong; raised before weights are read where possible.
     """
     args = read_model_args(given)
     checkpoint = open_checkpoint(args.model, "--model_args model")

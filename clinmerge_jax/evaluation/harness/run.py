@@ -1,4 +1,4 @@
-"""Runs lm-eval's tasks with an engine, and keeps of its results what may be kept."""
+"""Runs lm-eval's tasks with an engine, and keeps the parts of its results that may be stored."""
 
 import importlib.metadata
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from clinmerge_jax import provenance
 from clinmerge_jax.generation.engine import Engine
 
-# Of lm-eval's results: scores and what they rest on. Left out are what names this machine and its paths.
+# Kept keys of lm-eval's results: scores and their settings. Keys that hold the machine's name or paths are left out.
 _RESULTS = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 _CONFIGS = (
     "dataset_path", "dataset_name", "training_split", "validation_split", "test_split", "fewshot_split", "num_fewshot",
@@ -35,26 +35,26 @@ def run_harness(
     """Scores one model on lm-eval's tasks.
 
     Args:
-      engine: as of `ClinmergeLM`.
-      tokenizer: of transformers.
+      engine: as in `ClinmergeLM`.
+      tokenizer: a transformers tokenizer.
       tasks: from `load_tasks`.
-      name: of the model.
-      limit: questions of each task, from the first on; 0 for all.
-      num_fewshot: examples before each question; None leaves it to the task.
-      chat_template: whether prompts become conversations, of several turns where there are examples.
-      system_instruction: the system message of these.
-      gen_kwargs: what is set over the tasks' own generation arguments.
-      seed: of few-shot examples and sampled answers.
+      name: the model's name.
+      limit: number of questions of each task, from the first on; 0 for all.
+      num_fewshot: number of few-shot examples; None leaves it to the task.
+      chat_template: whether prompts become conversations, with few-shot examples as earlier turns.
+      system_instruction: the system message of the conversations.
+      gen_kwargs: generation arguments that override the tasks' own.
+      seed: seed of few-shot examples and sampled answers.
       samples: whether prompts and answers are part of the results. They hold the data's text.
 
     Returns:
-      Plain JSON: lm-eval's scores by task and group, the tasks' configs, "truncated" (how many contexts lost their
-      beginning), "max_length" and "environment".
+      Plain JSON: lm-eval's scores by task and group, the tasks' configs, "truncated" (the number of contexts truncated
+      on the left), "max_length" and "environment".
 
     Raises:
-      BadInput: as `ClinmergeLM`.
+      BadInput: as in `ClinmergeLM`.
     """
-    # lm-eval would fork for its bootstrap after JAX has started.
+    # Otherwise lm-eval forks for its bootstrap after JAX has started.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     import lm_eval
     from lm_eval.tasks import TaskManager

@@ -1,4 +1,4 @@
-"""lm-eval's tasks by name: its own, YAML files, and two of its own on local files of the data."""
+"""Loads lm-eval tasks by name: its own, YAML files, and two of its own on local data files."""
 
 import importlib.util
 import pathlib
@@ -15,7 +15,7 @@ _LETTERS = ("A", "B", "C", "D")
 
 
 def require_lm_eval() -> None:
-    """Refuses to go on without the extra.
+    """Checks that lm-eval (the extra `harness`) is installed.
 
     Raises:
       BadInput: lm-eval is not installed.
@@ -25,10 +25,11 @@ def require_lm_eval() -> None:
 
 
 def load_tasks(names: Sequence[str], *, include_path: str = "", data_dir: str = "") -> list[Any]:
-    """lm-eval's Task and Group objects, with their data read.
+    """Loads lm-eval's Task and Group objects, with their data.
 
-    A name is a `.yaml` file, one of `LOCAL_TASKS` where its file lies in `data_dir`, a task, group or pattern of the
-    YAML files in `include_path`, or else one of lm-eval's own, whose index takes it some 6 s and more to read.
+    A name is a `.yaml` file; one of `LOCAL_TASKS` if its file is in `data_dir`; a task, group or pattern of the YAML
+    files in `include_path`; or else a task of lm-eval itself. Only the last needs lm-eval's own index, which takes 6 s
+    or more to read.
 
     Args:
       names: at least one.
@@ -36,7 +37,7 @@ def load_tasks(names: Sequence[str], *, include_path: str = "", data_dir: str = 
       data_dir: the folder of local data; "" for none.
 
     Raises:
-      BadInput: lm-eval is not installed, a name is unknown, lm-eval refuses a task, or a data set cannot be had.
+      BadInput: lm-eval is not installed, a name is unknown, lm-eval refuses a task, or a data set is not available.
     """
     require_lm_eval()
     from lm_eval.tasks import TaskManager
@@ -68,10 +69,10 @@ def load_tasks(names: Sequence[str], *, include_path: str = "", data_dir: str = 
             specs += found
     try:
         loaded = manager.load(specs)
-    except ValueError as error:  # a task twice, or what a YAML file must not say
+    except ValueError as error:  # a duplicate task, or an invalid YAML file
         reason = " ".join(str(error).splitlines()[:1])
         raise BadInput(f"{_FIELD}: lm-eval refuses the tasks ({reason}); mend the list or the YAML file") from error
-    except OSError as error:  # what the datasets library raises without a network, a file or access
+    except OSError as error:  # raised by the datasets library without a network, a file or access
         reason = " ".join(str(error).splitlines()[:1])
         raise BadInput(
             f"{_FIELD}: a data set cannot be had ({reason}); mend the task's data_files, or fetch the data set where"
@@ -84,16 +85,16 @@ def load_tasks(names: Sequence[str], *, include_path: str = "", data_dir: str = 
 
 
 def local_task(name: str, data_dir: str) -> dict[str, Any]:
-    """The config of one of lm-eval's own tasks, with its prompts and scores, on a local file of the data.
+    """The config of one of lm-eval's own tasks, with its prompts and scores, on a local data file.
 
-    The rows stay in memory: nothing of them is copied into a cache of the datasets library.
+    The rows stay in memory; none are copied into a cache of the datasets library.
 
     Args:
-      name: of `LOCAL_TASKS`.
+      name: a key of `LOCAL_TASKS`.
       data_dir: the folder of local data.
 
     Raises:
-      BadInput: there is no such task or file, or what its checker needs is missing.
+      BadInput: there is no such task or file, or data that its checker needs are missing.
     """
     import datasets  # comes with lm-eval
 
@@ -137,7 +138,7 @@ def _ifeval() -> dict[str, Any]:
 
     try:
         nltk.data.find("tokenizers/punkt_tab")
-    except LookupError as error:  # lm-eval would try to download it, and fail in the middle of the scoring
+    except LookupError as error:  # otherwise lm-eval tries to download it and fails during scoring
         raise BadInput(
             f"{_FIELD}: ifeval of lm-eval counts sentences with NLTK's punkt_tab, which is missing; python -m"
             " nltk.downloader punkt_tab"
@@ -159,7 +160,7 @@ def _ifeval() -> dict[str, Any]:
     }
 
 
-# By lm-eval's name: the file in the folder of local data, and what a task's YAML has beside the data.
+# By lm-eval's name: the file in the folder of local data, and the rest of the task's config.
 LOCAL_TASKS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "medqa_4options": ("medqa/test.jsonl", _medqa),
     "ifeval": ("ifeval/input_data.jsonl", _ifeval),

@@ -1,8 +1,8 @@
-"""IFBench (arXiv 2507.02833): its prompts are read, and those of its 58 kinds checked that data and wording define.
+"""Checkers for the 30 of IFBench's 58 kinds (arXiv 2507.02833) whose rule is defined by its data and wording.
 
 The verdicts were not compared with the authors' program. Where a prompt's wording leaves the rule open (which words are
-stop words, what a section is), there is no checker, and prompts with such a kind are left out and counted: a score over
-the others is no IFBench score and must not be called one.
+stop words, what a section is), there is no checker, and prompts with such a kind are left out and counted. A score over
+the remaining prompts is not an IFBench score and must not be called one.
 """
 
 from clinmerge_jax.instructions.checkers import Checker
@@ -43,7 +43,7 @@ IFBENCH: dict[str, Checker] = {
     "words:words_position": ifbench_words.words_position,
 }
 
-# Not implemented: the definition is not stated. What the data and the wording leave open.
+# Kinds without a checker, and what their data and wording leave undefined.
 UNDEFINED: dict[str, str] = {
     "count:numbers": "whether 3.5, 1,000 and words such as two are one number",
     "count:person_names": "the list of names is in the prompt alone",

@@ -1,1 +1,1 @@
-"""What carries a planned merge out: streaming from disk, or on the device mesh."""
+"""The engines that run a planned merge: streaming from disk, or on the device mesh."""

@@ -1,15 +1,15 @@
-"""How often each code occurs: the answer to reductions with `bins`, for every kind of device."""
+"""Counts how often each code occurs (the answer to reductions with `bins`), on the host or on a device."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_AT_ONCE = 1 << 16  # entries; as many as stay in a cache
+_AT_ONCE = 1 << 16  # entries counted at once; few enough to stay in a CPU cache
 _LOW = 256
 
 
 def count_on_host(codes: np.ndarray, bins: int) -> np.ndarray:
-    """Counts of the codes from 0 to bins - 1, int64 [bins], on a CPU."""
+    """Counts the codes from 0 to bins - 1 with NumPy, int64 [bins]."""
     codes = codes.reshape(-1)
     counts = np.zeros(np.iinfo(codes.dtype).max + 1, np.int64)
     for start in range(0, len(codes), _AT_ONCE):
@@ -18,10 +18,10 @@ def count_on_host(codes: np.ndarray, bins: int) -> np.ndarray:
 
 
 def count_on_device(codes: jax.Array, bins: int, platform: str) -> jax.Array:
-    """The same under jit, int32 [bins], for at most 2^31 - 1 entries; `platform` says what it will run on.
+    """Counts the codes from 0 to bins - 1 under jit, int32 [bins], for at most 2^31 - 1 entries.
 
-    Accelerators count by products of one-hot rows, upper times lower bits, since additions at random places are slow
-    there: the sums are of at most 2^16 ones, which float32 holds exactly.
+    On accelerators it multiplies one-hot rows (upper bits by lower bits), because scatter-adds at random positions are
+    slow there. Each product sums at most 2^16 ones, which float32 holds exactly. `platform` is that of the device.
     """
     codes = codes.reshape(-1).astype(jnp.int32)
     if platform == "cpu":

@@ -1,9 +1,10 @@
-"""The on-device engine: merges Params that lie cut over a mesh, as one jitted map over the tree.
+"""The on-device engine: merges Params that are sharded over a mesh, as one jitted map over the tree.
 
 Coefficients are traced, so another t compiles nothing and costs one pass over memory: each leaf is one fused
-elementwise kernel without temporaries or communication. Statistics do not depend on t and are taken once, row block by
-row block, each block a call of its own (in a loop within one program a CPU would use one thread). Both halves give the
-streaming engine's bits, whatever the mesh.
+elementwise kernel without temporaries or communication. Statistics do not depend on t and are computed once, with one
+call per block of rows (a loop within one program would run on a single thread on CPUs). On any mesh, statistics and
+result have the same bits as in the streaming engine.
+
 N sources, L layers, R rows, C columns.
 """
 
@@ -28,18 +29,18 @@ from clinmerge_jax.merging.recipes.recipe import Recipe
 from clinmerge_jax.merging.recipes.schedule import depth_of, layer_of
 from clinmerge_jax.parallel.layout import Layout
 
-_BLOCK_BYTES = 32 << 20  # of one source in float32; the statistics' temporaries are a few times as much
+_BLOCK_BYTES = 32 << 20  # of one source in float32; temporaries of the statistics are a few times larger
 
 
 class OnDeviceMerge:
     """Merges a fixed set of sources by one recipe after another.
 
-    Peak device memory: the sources, one result, and while statistics are taken a few blocks of rows.
+    Peak device memory: the sources, one result, and a few blocks of rows while statistics are computed.
 
     Args:
-      layout: how every source lies.
+      layout: the layout of every source.
       sources: Params of equal shapes, in the order of the recipes' `models`.
-      origins: what messages call each source.
+      origins: the name of each source in messages.
     """
 
     def __init__(self, layout: Layout, sources: Sequence[Params], origins: Sequence[str]):
@@ -55,20 +56,20 @@ class OnDeviceMerge:
         }
 
     def merge(self, recipe: Recipe, *, into: Params | None = None) -> Params:
-        """The merged Params, cut as the sources are; does not wait for the devices.
+        """The merged Params, sharded as the sources are; does not wait for the devices.
 
         Args:
-          recipe: what to do with the sources; of whole models.
-          into: an earlier result of the same dtype that is no longer needed: its memory is taken over, so that a
-            sweep allocates nothing after its first point.
+          recipe: the merge, of whole models.
+          into: an earlier result of the same dtype that is no longer needed; its memory is reused, so that a sweep
+            allocates nothing after its first point.
 
         Raises:
-          BadInput: a source holds values that are not finite and the method looks at them, the recipe has no
+          BadInput: a source holds values that are not finite and the method needs statistics, the recipe has no
             coefficients for a tensor, or the layers of a parameter need coefficients of different kinds.
         """
         plan = self._plan(recipe)
         order = self._order(recipe)
-        coefficients = {name: self._factors(tensor, order) for name, tensor in plan.items()}
+        coefficients = {name: self._coefficients(tensor, order) for name, tensor in plan.items()}
 
         def leaf(row: Parameter) -> dict[str, dict[str, np.ndarray]]:
             return _stack([coefficients[name] for name in row.names(self.layout.config)], row, self.layout)
@@ -82,34 +83,36 @@ class OnDeviceMerge:
         return apply(sources, [leaf(row) for row in parameters(self.layout.config)], into)
 
     def differences(self, recipe: Recipe) -> dict[str, TensorDifference]:
-        """By tensor, how the first two inputs differ and the recipe's coefficients.
+        """How the first two inputs differ and the recipe's coefficients, by tensor.
 
         Raises:
           BadInput: a source holds values that are not finite.
         """
         order = self._order(recipe)
         return {
-            name: tensor.difference(tensor.pair(self._answer(tensor, DIFFERENCES, order)), self._factors(tensor, order))
+            name: tensor.difference(
+                tensor.pair(self._answer(tensor, DIFFERENCES, order)), self._coefficients(tensor, order)
+            )
             for name, tensor in self._plan(recipe).items()
         }
 
     def _order(self, recipe: Recipe) -> tuple[int, ...]:
-        """Which sources the method takes, in its order."""
+        """Indices of the sources that the method takes, in its order."""
         (part,) = recipe.parts
         return tuple(recipe.models.index(source.model) for source in recipe.all_inputs(part))
 
-    def _factors(self, tensor: PlannedTensor, order: tuple[int, ...]) -> Coefficients:
+    def _coefficients(self, tensor: PlannedTensor, order: tuple[int, ...]) -> Coefficients:
         host_half = tensor.reductions()
         try:
             step = next(host_half)
-            tensor.pair(self._answer(tensor, DIFFERENCES, order))  # refuses what is not finite
+            tensor.pair(self._answer(tensor, DIFFERENCES, order))  # refuses values that are not finite
             while True:
                 step = host_half.send(self._answer(tensor, step, order))
         except StopIteration as done:
             return done.value
 
     def _answer(self, tensor: PlannedTensor, step: Reduction, order: tuple[int, ...]) -> np.ndarray:
-        """One pass over one tensor; those without arguments are taken once for all recipes."""
+        """Answers one reduction of one tensor; reductions without arguments are computed once for all recipes."""
         method = tensor.method
         key = (tensor.name, step.reduce, order)
         if not step.args and key in self._answers:
@@ -142,7 +145,7 @@ class OnDeviceMerge:
 
 
 def refuse_overflow(merged: Params, layout: Layout) -> None:
-    """Refuses a result with values that its dtype cannot hold.
+    """Refuses a result with values that float16 cannot hold.
 
     Raises:
       BadInput: naming the parameter.
@@ -158,7 +161,7 @@ def _finite(leaf: jax.Array) -> jax.Array:
 
 
 def _stack(coefficients: Sequence[Coefficients], row: Parameter, layout: Layout) -> dict[str, dict[str, np.ndarray]]:
-    """The coefficients of one leaf: those of its layers stacked, rows padded as the leaf is."""
+    """The coefficients of one leaf: its layers' coefficients stacked, with rows padded as the leaf is."""
     kinds = {(tuple(one.args), tuple(one.row_args)) for one in coefficients}
     if len(kinds) > 1:
         raise BadInput(
@@ -179,11 +182,11 @@ def _stack(coefficients: Sequence[Coefficients], row: Parameter, layout: Layout)
 
 @functools.lru_cache(maxsize=64)
 def apply_program(layout: Layout, method: Method, dtypes: tuple[np.dtype, ...]) -> Callable:
-    """The jitted second half: (sources, coefficients by leaf, Params to overwrite or None) -> merged Params.
+    """The jitted device half: (sources, coefficients by leaf, Params to overwrite or None) -> merged Params.
 
     Args:
       layout: of sources and result.
-      method: what merges them.
+      method: the merge method.
       dtypes: of the result's leaves, in the order of the parameter table.
     """
 
@@ -194,13 +197,13 @@ def apply_program(layout: Layout, method: Method, dtypes: tuple[np.dtype, ...]) 
         return merged.reshape(pieces[0].shape)
 
     def apply(sources: Sequence[Params], coefficients: Sequence, into: Params | None) -> Params:
-        del into  # donated: only its memory counts
+        del into  # donated: only its memory is used
         rows = [iterate_params(tree, layout.config) for tree in sources]
         merged = {}
-        for dtype, its_factors, aligned in zip(dtypes, coefficients, zip(*rows)):
+        for dtype, its_coefficients, aligned in zip(dtypes, coefficients, zip(*rows)):
             row, leaves = aligned[0][0], [leaf for _, leaf in aligned]
             one = functools.partial(tensor, dtype)
-            merged[row.path] = (jax.vmap(one) if row.stacked else one)(leaves, its_factors)
+            merged[row.path] = (jax.vmap(one) if row.stacked else one)(leaves, its_coefficients)
         return build_params(layout.config, lambda row: merged[row.path])
 
     return jax.jit(apply, out_shardings=layout.shardings(), donate_argnums=2, keep_unused=True)
@@ -214,17 +217,17 @@ def tensor_statistics(
     layer: int = 0,
     ranked: Callable | None = None,
 ) -> np.ndarray:
-    """The answer to one step for one tensor, the same on every process.
+    """Answers one reduction for one tensor, with the same answer on every process.
 
     Every device goes through the rows of its own shard, a block at a time.
 
     Args:
-      step: what is asked for.
-      row: of the parameter table.
-      layout: how the leaves are cut.
-      leaves: of every source, in the order of the method's inputs.
-      layer: of the tensor, where the leaves are stacked.
-      ranked: `Method.ranked`, if the step is the method's.
+      step: the reduction.
+      row: the parameter's row in the parameter table.
+      layout: the layout of the leaves.
+      leaves: one per source, in the order of the method's inputs.
+      layer: the tensor's layer, where the leaves are stacked.
+      ranked: `Method.ranked`, if the reduction is one of the method's own.
     """
     sharding = layout.sharding(row)
     *outer, columns = sharding.shard_shape(leaves[0].shape)[row.stacked :]
@@ -283,21 +286,21 @@ def block_statistics(
     size: int,
     sharding: NamedSharding,
 ) -> jax.Array:
-    """What `reduce` says of `size` rows of every device's shard, from one row on: [parts size, K], or [K, bins].
+    """Applies `reduce` to `size` consecutive rows of every device's shard: [parts size, K], or counts [K, bins].
 
     Args:
-      leaves: one of each input.
-      layer: of a stacked leaf; traced.
-      start: the row, counted within a shard of one layer flattened to a matrix; traced.
-      fresh: the first of the rows whose codes are to be counted; traced.
-      args: of `reduce`.
+      leaves: one per input.
+      layer: the layer of a stacked leaf; traced.
+      start: the first row, counted within a shard of one layer flattened to a matrix; traced.
+      fresh: the first row whose codes are counted, as blocks may overlap; traced.
+      args: arguments of `reduce`.
       reduce: a `Reduction.reduce`; static.
-      ranked: what of the pieces is ranked for it; static.
-      tiled: whether it sums tiles of rows and joins them by itself; static.
-      bins: of the codes that it gives, 0 where it gives rows; static.
-      whole: rows of the tensor, beyond which a shard is padded; static.
+      ranked: gives the arrays whose ranks `reduce` takes (`Method.ranked`); static.
+      tiled: `Reduction.tiled`; static.
+      bins: `Reduction.bins`; static.
+      whole: rows of the tensor without padding; static.
       stacked: whether the leaves' first axis is the layer; static.
-      size: how many rows; static.
+      size: number of rows; static.
       sharding: of the leaves; static.
     """
     *outer_axes, column_axis = sharding.spec[stacked:]
@@ -334,7 +337,7 @@ def block_statistics(
         mesh=sharding.mesh,
         in_specs=(jax.P(), jax.P(), jax.P(), jax.P(), *[sharding.spec] * len(leaves)),
         out_specs=jax.P(None if bins else row_axis, None),
-        check_vma=False,  # answers are the same on all devices that share the rows: the checker cannot see it
+        check_vma=False,  # answers are equal on all devices that share the rows, which the checker cannot infer
     )
     return jax.lax.with_sharding_constraint(
         mapped(layer, start, fresh, args, *leaves), NamedSharding(sharding.mesh, jax.P())

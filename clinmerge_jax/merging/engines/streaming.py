@@ -1,8 +1,8 @@
-"""The streaming engine: merges Checkpoints piece by piece, in bounded memory, whatever their size.
+"""The streaming engine: merges checkpoints of any size piece by piece, in bounded memory.
 
-One thread per input reads pieces (whole rows) and digests them; this thread computes on JAX's
-default device; one thread writes. A tensor whose method needs to know all of it first is kept on
-the device between the passes if it fits, and read again for each if it does not.
+One thread per input reads pieces (whole rows) and digests them; the calling thread computes on JAX's
+default device; one thread writes. A tensor whose method needs several passes stays on the device
+between the passes if it fits, and is read again for each pass if not.
 """
 
 import concurrent.futures
@@ -27,18 +27,18 @@ from clinmerge_jax.merging.methods import DIFFERENCES, Coefficients, Method, Red
 from clinmerge_jax.merging.plan import MergePlan, PlannedTensor, overflow
 from clinmerge_jax.merging.row_source import Files, RowSource
 
-PIECE_BYTES = 16 << 20  # of one source; small enough for caches and bounded memory, large enough for the disk
-HELD_BYTES = 256 << 20  # of all sources of one tensor that waits for its totals on the device
+PIECE_BYTES = 16 << 20  # of one source; small enough for caches and bounded memory, large enough for fast reads
+HELD_BYTES = 256 << 20  # of all sources of one tensor that is kept on the device between passes
 _QUEUED_PIECES = 2
-_SYNC_BYTES = 256 << 20  # written data is pushed to the disk this often, so that it does not all wait for the end
+_SYNC_BYTES = 256 << 20  # bytes between flushes to the disk, so that not all data waits for the last one
 
 
 class _Stopped(Exception):
-    """Another thread of the engine failed; this one has nothing to report."""
+    """Raised in a thread when another thread of the engine has failed."""
 
 
 class _Channel:
-    """A bounded queue between two threads that wakes up when the engine stops."""
+    """A bounded queue between two threads whose waits end when the engine stops."""
 
     def __init__(self, stop: threading.Event, size: int):
         self._stop = stop
@@ -62,7 +62,7 @@ class _Channel:
 
 
 class _Worker(threading.Thread):
-    """A thread whose failure stops the engine and is raised again where it is joined."""
+    """A thread whose failure stops the engine; the thread that joins it raises the error again."""
 
     def __init__(self, work: Callable[[], None], stop: threading.Event, name: str):
         super().__init__(name=name, daemon=True)
@@ -75,16 +75,16 @@ class _Worker(threading.Thread):
             self._work()
         except _Stopped:
             pass
-        except BaseException as error:  # raised again in the thread that joins
+        except BaseException as error:  # raised again by the thread that joins
             self.error = error
             self._stop_event.set()
 
 
 def _read_source(steps: Iterator[tuple[RowSource, int, int]], files: Files, channel: _Channel) -> None:
-    """Reads pieces (from, first row, rows) in order and sends them as device arrays."""
+    """Reads pieces, given as (row source, first row, rows), in order and sends them as device arrays."""
     try:
         for source, first_row, rows in steps:
-            # A buffer of its own for each piece: on CPUs the device array may be this very memory.
+            # Each piece has its own buffer, because on CPUs the device array may share that memory.
             channel.put(jax.device_put(source.read(files, first_row, rows)))
     finally:
         files.close()
@@ -124,20 +124,20 @@ def _write_shards(
                     unsynced = 0
             os.fsync(file.fileno())
         temporary.rename(output.path(file_name))
-        sync(output.partial)  # the journal must not name a file that a power cut could take back
+        sync(output.partial)  # the journal must not name a file that a power cut could undo
         journal[file_name] = [difference.to_json() for difference in item.differences]
         output.write_journal(journal)
 
 
 class _Computation:
-    """What happens to the pieces of one tensor on the device.
+    """Merges one tensor after another from the pieces that the readers send.
 
     Args:
       plan: the merge.
       channels: pieces of each tensor's first, second, ... input.
-      again: one for each of them; says whether a tensor that is not held is wanted once more.
+      again: one per input; tells its reader whether to read a tensor that is not held once more.
       piece_bytes: as in `run_merge`.
-      held_bytes: likewise.
+      held_bytes: as in `run_merge`.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class _Computation:
         self.pool = concurrent.futures.ThreadPoolExecutor()
 
     def pieces(self, tensor: PlannedTensor) -> list[tuple[int, int]]:
-        """(first row, rows) of each piece; at least one row, however long."""
+        """(first row, rows) of each piece; a piece has at least one row, however long that is."""
         columns, rows = tensor.spec.columns, tensor.spec.rows
         widest = max(one.rows.dtype.itemsize for one in tensor.inputs)
         step = max(1, self.piece_bytes // (columns * widest))
@@ -169,14 +169,14 @@ class _Computation:
         return tensor.size * (values + ranks) <= self.held_bytes
 
     def ranks(self, method: Method, piece: Sequence[jax.Array]) -> list[jax.Array]:
-        """What the method wants ranked within the rows, ranked."""
+        """The ranks within rows that the method asks for (`Method.ranked`)."""
         arrays = _ranked_program(method, piece)
         if not arrays or not _on_cpu(arrays[0]):
             return _rank_program(arrays) if arrays else []
         return [jax.device_put(order.ranks_on_host(np.asarray(one), self.pool)) for one in arrays]
 
     def steps(self, tensor: PlannedTensor, position: int) -> Iterator[tuple[RowSource, int, int]]:
-        """The reads of one input for this tensor, in the order `merge` takes them; runs in the reader's thread."""
+        """The reads of one input for this tensor, in the order `merge` needs them; runs in the reader's thread."""
         if position >= len(tensor.inputs):
             return
         source = tensor.inputs[position].rows
@@ -190,12 +190,12 @@ class _Computation:
         """Merges one tensor and sends its pieces in order.
 
         Returns:
-          A function that waits for the totals and gives the tensor's record.
+          A function that waits for the totals and returns the tensor's record.
         """
         host_half = tensor.reductions()
         try:
             step = next(host_half)
-        except StopIteration as done:  # nothing needs to be known: one pass does everything
+        except StopIteration as done:  # no statistics needed: one pass does everything
             sums, passes = [], _Passes(self, tensor, keep=False)
             for (first_row, rows), piece, ranks in passes:
                 sums.append(_reduce(DIFFERENCES, piece, first_row))
@@ -231,7 +231,7 @@ class _Computation:
 
 
 class _Answers:
-    """The answer to one step, from those of the pieces in turn."""
+    """Collects the answer to one reduction, piece by piece."""
 
     def __init__(self, step: Reduction, columns: int):
         self._step = step
@@ -241,7 +241,7 @@ class _Answers:
         self._pieces: list = []
 
     def add(self, piece: Any) -> None:
-        """Takes a piece's rows, or its codes: those are counted while the device is at the next piece."""
+        """Adds a piece's rows or codes; codes are counted while the device computes the next piece."""
         if self._step.column_scales:
             self._counts = self._counts + self._step.column_sums(np.asarray(piece), self._columns)
             return
@@ -250,7 +250,7 @@ class _Answers:
         self._pieces.append(piece)
 
     def whole(self) -> np.ndarray:
-        """[R, K], with bins [K, bins], of column sums [K, C]."""
+        """The whole answer: [R, K], with bins [K, bins], of column sums [K, C]."""
         if self._step.column_scales:
             return self._step.from_column_sums(self._counts)
         if not self._bins:
@@ -317,7 +317,7 @@ def _rows(answers: Sequence[jax.Array]) -> np.ndarray:
 
 
 class _Passes:
-    """Iterates over the pieces of one tensor, as often as asked: ((first row, rows), a piece of every input, ranks)."""
+    """Iterates over one tensor any number of times: ((first row, rows), a piece of every input, ranks)."""
 
     def __init__(self, computation: _Computation, tensor: PlannedTensor, *, keep: bool):
         self._channels = computation.channels[: len(tensor.inputs)]
@@ -345,7 +345,7 @@ class _Passes:
             yield where, piece, ranks
 
     def end(self) -> None:
-        """Lets the readers go on to the next tensor."""
+        """Tells the readers to go on to the next tensor."""
         for channel in self._again:
             channel.put(False)
 
@@ -367,15 +367,15 @@ def run_merge(
       plan: from `plan_merge`.
       output: an open folder; the caller commits it.
       progress: called with the bytes written since the last call.
-      piece_bytes: of one source in one piece.
-      held_bytes: the most that one tensor of all sources may take on the device between the halves.
+      piece_bytes: bytes of one source in one piece.
+      held_bytes: maximum bytes that one tensor of all sources may take on the device between passes.
 
     Returns:
       Per tensor how the first two sources differ and the coefficients used; and the SHA-256 of every
       input weight file by its path.
 
     Raises:
-      BadInput: a tensor holds values that are not finite.
+      BadInput: a tensor holds values that are not finite, or float16 cannot hold the result.
       OSError: reading or writing failed; a rerun goes on from the last finished file.
     """
     journal = {name: records for name, records in output.read_journal().items() if output.path(name).is_file()}
@@ -405,11 +405,11 @@ def run_merge(
         worker.start()
     try:
         for file_name in todo:
-            # Totals of one tensor are waited for while the next is under way.
+            # Records are asked for last, so that waiting for totals does not delay the next tensor.
             pending = [computation.merge(plan.tensors[name], writing.put) for name in plan.files[file_name]]
             writing.put(_EndOfShard([record() for record in pending]))
     except _Stopped:
-        pass  # the worker that failed is found below
+        pass  # the failed worker is found below
     except BaseException:
         stop.set()
         raise

@@ -1,1 +1,1 @@
-"""What models have in common: distances, angles, signs, lineage, low-rank differences."""
+"""Comparison of models: distances, angles, signs, lineage, low-rank differences."""

@@ -1,4 +1,4 @@
-"""The difference of two Checkpoints of one architecture, tensor by tensor."""
+"""The difference of two checkpoints of one architecture, tensor by tensor."""
 
 import math
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ _PIECE_ENTRIES = 1 << 24
 
 
 class Difference:
-    """model - base in float32, read in pieces; a context that holds the files open and digests them in passing.
+    """model - base in float32, read in pieces; a context manager that holds the files open and digests what it reads.
 
     Args:
-      model: a Checkpoint.
-      base: another one with tensors of the same names and shapes.
+      model: a checkpoint.
+      base: another checkpoint, with tensors of the same names and shapes.
     """
 
     def __init__(self, model: Checkpoint, base: Checkpoint):
@@ -61,7 +61,7 @@ class Difference:
         Raises:
           BadInput: it holds values that are not finite.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # it is refused below
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
             square = math.fsum(float(np.sum(np.square(piece, dtype=np.float64))) for piece in self.pieces(name))
         if not math.isfinite(square):
             model, base = self.model, self.base
@@ -72,5 +72,5 @@ class Difference:
         return square
 
     def sha256(self) -> dict[str, str]:
-        """The SHA-256 of every weight file by its path; what was not read in order is read now."""
+        """The SHA-256 of every weight file by its path; reads now what was not read in order."""
         return finish_all(self._digests.values())

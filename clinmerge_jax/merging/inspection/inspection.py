@@ -1,7 +1,7 @@
-"""Measures what two parents, and a base if there is one, have in common.
+"""Measures how two parents, and their base if there is one, differ.
 
-Reads Checkpoints piece by piece on the host. Everything is summed in float64 over blocks of a fixed number of entries,
-and the blocks are added with one rounding (`math.fsum`), so a figure does not depend on how the files are cut up.
+Reads checkpoints piece by piece on the host. Sums are taken in float64 over blocks of a fixed number of entries, and
+the blocks are added with one rounding (`math.fsum`), so a figure does not depend on how the files are sharded.
 """
 
 import collections
@@ -22,20 +22,20 @@ from clinmerge_jax.merging.methods import PairTotals
 from clinmerge_jax.merging.recipes.schedule import layer_of
 from clinmerge_jax.merging.row_source import Files
 
-BLOCK = 1 << 17  # entries that are summed at once; no figure depends on larger pieces
+BLOCK = 1 << 17  # entries summed at once; pieces are multiples of it, so that no figure depends on them
 PIECE_BYTES = 16 << 20  # of one model, read at once
-HELD_BYTES = 256 << 20  # of all models of one tensor that is kept for the second pass instead of being read again
+HELD_BYTES = 256 << 20  # of all models of one tensor that is kept for the second pass, not read again
 _WORKERS = 2  # beside the thread that reads and digests; each has one piece of every model
 
 
 def common_tensors(models: Mapping[str, Checkpoint]) -> tuple[list[str], list[str]]:
-    """What can be compared.
+    """Finds the tensors that can be compared.
 
     Args:
-      models: by role.
+      models: checkpoints by role.
 
     Returns:
-      The tensors that all models have in the same shape, in the order of the first; and a line for each other one.
+      The tensors that all models have in the same shape, in the order of the first; and a line about each other tensor.
 
     Raises:
       BadInput: the models share no matrix of a layer.
@@ -61,12 +61,12 @@ def common_tensors(models: Mapping[str, Checkpoint]) -> tuple[list[str], list[st
     return common, others
 
 
-_HALF_BITS = 16  # of a float32's bits, found by each of the two passes
+_HALF_BITS = 16  # bits of a float32 that each of the two passes determines
 _HALF = 1 << _HALF_BITS
 
 
 def _magnitude_bits(difference: np.ndarray) -> np.ndarray:
-    """float64 differences rounded to float32 magnitudes, as uint32 that order like them."""
+    """float64 differences rounded to float32 magnitudes, as uint32 in the same order."""
     return np.abs(difference.astype(np.float32)).view(np.uint32)
 
 
@@ -82,7 +82,7 @@ def _first_pass(
     """Sums of squares [blocks, models + pairs], counts [pairs + 2], and a histogram of each pair's magnitudes."""
     sums, counts = [], np.zeros(len(pairs) + 2, np.int64)
     histograms = np.zeros((len(pairs), _HALF), np.int64)
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite shows in the sums, and is refused there
+    with np.errstate(invalid="ignore", over="ignore"):  # not finite: shows in the sums, refused there
         for values in _blocks(piece):
             row = [np.sum(x * x) for x in values]
             differences = [values[b] - values[a] for b, a in pairs]
@@ -92,7 +92,7 @@ def _first_pass(
                 high = _magnitude_bits(difference) >> np.uint32(_HALF_BITS)
                 histograms[index] += np.bincount(high, minlength=_HALF)
             one, two = differences[1:] if len(pairs) > 1 else values
-            product = one * two  # of two float32 differences it cannot vanish or overflow
+            product = one * two  # in float64 it cannot underflow or overflow
             counts[-2] += np.count_nonzero(product)
             counts[-1] += np.count_nonzero(product > 0)
             sums.append(row)
@@ -102,7 +102,7 @@ def _first_pass(
 def _second_pass(
     piece: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]], bins: Sequence[int | None]
 ) -> tuple[list[list[float]], np.ndarray]:
-    """Per pair, the squares above a bin of the histogram by block, and the counts within the bin."""
+    """Per pair, the sums of squares above a histogram bin by block, and the counts within the bin."""
     above: list[list[float]] = [[] for _ in pairs]
     within = np.zeros((len(pairs), _HALF), np.int64)
     for values in _blocks(piece):
@@ -118,14 +118,14 @@ def _second_pass(
 
 
 def _from_top(counts: np.ndarray, k: int) -> tuple[int, int]:
-    """The bin that holds the k-th entry counted from the last bin down, and its place within the bin from 1."""
+    """The bin of the k-th largest entry, and its place within the bin, 1 for the bin's largest."""
     reached = np.cumsum(counts[::-1])
     place = int(np.searchsorted(reached, k))
     return len(counts) - 1 - place, k - (int(reached[place - 1]) if place else 0)
 
 
 def _top_squared(chosen: int, above: Sequence[float], within: np.ndarray, wanted: int) -> float:
-    """The squares above a bin and of the `wanted` largest in it, whose values its counts give exactly."""
+    """The sum of squares above a bin and of the `wanted` largest in it, whose values follow from the counts."""
     bits = np.uint32(chosen << _HALF_BITS) + np.arange(_HALF, dtype=np.uint32)
     last, at_last = _from_top(within, wanted)
     taken = np.where(np.arange(_HALF) > last, within, 0)
@@ -136,7 +136,7 @@ def _top_squared(chosen: int, above: Sequence[float], within: np.ndarray, wanted
 
 
 def _in_order(pool: concurrent.futures.Executor, function: Callable, items: Iterable) -> Iterator:
-    """Like `pool.map`, but takes an item only when there is a worker for it."""
+    """Like `pool.map`, but takes an item only when a worker is free for it."""
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
     for item in items:
         pending.append(pool.submit(function, item))
@@ -160,16 +160,16 @@ def inspect_tensors(
     The figures do not depend on `piece_bytes` and `held_bytes`.
 
     Args:
-      models: "clinical", "instruct" and perhaps "base".
-      names: of tensors that all of them have in one shape.
-      top: percent of a tensor's entries, over 0 to 100, whose share of the squared change is wanted: rounded, at least
-        one entry. Entries are ranked by the magnitude of their change in float32.
+      models: "clinical", "instruct" and optionally "base".
+      names: names of tensors that all models have in one shape.
+      top: percent of a tensor's entries (over 0, up to 100) whose share of the squared change is measured; rounded to
+        at least one entry. Entries are ranked by the magnitude of their change in float32.
       progress: called with the bytes of tensors measured since the last call.
-      piece_bytes: of one model in one piece.
-      held_bytes: the most that one tensor of all models may take in memory between the passes.
+      piece_bytes: bytes of one model in one piece.
+      held_bytes: maximum bytes that one tensor of all models may take in memory between the passes.
 
     Returns:
-      Per tensor the figures; and the SHA-256 of every weight file by its path.
+      The figures of each tensor; and the SHA-256 of every weight file by its path.
 
     Raises:
       BadInput: a tensor holds values that are not finite.
@@ -230,7 +230,7 @@ def _inspect(
     changes = dict(zip(pairs, sums[len(roles) :]))
     k = min(size, max(1, round(size * top / 100)))
     wanted = {pair: _from_top(histograms[index], k) for index, pair in enumerate(pairs) if changes[pair] and k < size}
-    tops = {pair: changes[pair] for pair in pairs}  # of all entries, or of none that changed
+    tops = {pair: changes[pair] for pair in pairs}  # where k covers all entries, or nothing changed
     if wanted:
         bins = [wanted[pair][0] if pair in wanted else None for pair in pairs]
         second = functools.partial(_second_pass, pairs=places, bins=bins)

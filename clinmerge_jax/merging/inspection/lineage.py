@@ -1,4 +1,4 @@
-"""Whether models descend from one another, told from the cosines and distances of their layers' matrices."""
+"""Whether models descend from one another, judged by the cosines and distances of their layers' matrices."""
 
 import dataclasses
 import math
@@ -16,26 +16,26 @@ from clinmerge_jax.merging.inspection.measures import (
     pair_name,
 )
 
-# The cosine of two weight matrices of one training run and its descendants stays near 1; that of matrices from two
-# random starts is near 0, with a standard deviation of 1 / sqrt(entries) (as is that of a model and a copy with its
-# neurons in another order). Norm weights say nothing: all lie near 1.
+# The cosine of two weight matrices of one training run and its descendants stays near 1. That of matrices from two
+# random starts is near 0, with a standard deviation of 1 / sqrt(entries); so is that of a model and a copy with
+# permuted neurons. Norm weights are not informative, because all are near 1.
 FAMILY_COSINE = 0.5  # median over the layers' matrices from which two models count as one family
-UNRELATED_COSINE = 0.1  # below it they count as unrelated; between the two it is doubtful
+UNRELATED_COSINE = 0.1  # below it they count as unrelated; between the two, as doubtful
 _MARGIN = 1.05  # distances within 5 % of each other count as equal
 # The part of instruct's change that clinical has too. It is near 1 if clinical was trained from instruct, however far
-# it went from there, and near 0 if it was trained from the base, as training on other data adds what is nearly
-# orthogonal to that change. The distances tell less: they are close where clinical went much further than instruct.
+# it moved from there, and near 0 if it was trained from the base, because training on other data adds a change that is
+# nearly orthogonal. Distances are less informative: they are close where clinical moved much further than instruct.
 _CARRIED = 0.75
 _NOT_CARRIED = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Lineage:
-    """Whether the models descend from one another, by the matrices of their layers.
+    """Whether the models descend from one another, judged by the matrices of their layers.
 
     Attributes:
-      matrices: the figures of all of them laid end to end.
-      medians: by pair, the median cosine of one matrix.
+      matrices: the figures of all these matrices as one concatenated tensor.
+      medians: the median of the matrices' cosines, by pair.
     """
 
     matrices: Measures
@@ -50,12 +50,12 @@ class Lineage:
 
     @property
     def has_base(self) -> bool:
-        """Whether there is a third model."""
+        """Whether a base was given."""
         return len(self.medians) > 1
 
     @property
     def nearer(self) -> str | None:
-        """`base`, `instruct` or `neither`: what clinical is nearer to; None without a base of the same family."""
+        """Which of `base` and `instruct` clinical is nearer to, or `neither`; None if not all three are one family."""
         if not self.has_base or any(self.verdict(pair) != "one family" for pair in self.medians):
             return None
         to_base, to_instruct = self._distances
@@ -65,7 +65,7 @@ class Lineage:
 
     @property
     def _distances(self) -> tuple[float, float]:
-        """How far clinical is from base and from instruct, both in norms of the base, so that they compare."""
+        """Distances of clinical from base and from instruct, both relative to the base's norm, to be comparable."""
         to_base, to_instruct = (self.matrices.pairs[pair].totals for pair in (FROM_BASE[0], PARENTS))
         norm = math.sqrt(to_base.a_squared)
         return math.sqrt(to_base.difference_squared) / norm, math.sqrt(to_instruct.difference_squared) / norm
@@ -134,7 +134,7 @@ class Lineage:
 
 
 def lineage(inspections: Iterable[TensorInspection]) -> Lineage:
-    """The verdict on tensors of which at least one is a matrix of a layer."""
+    """The lineage verdict; at least one of the tensors must be a matrix of a layer."""
     matrices = [one.measures for one in inspections if one.is_layer_matrix]
     medians = {pair: statistics.median(one.pairs[pair].cosine for one in matrices) for pair in matrices[0].pairs}
     return Lineage(combine(matrices), medians)

@@ -1,6 +1,6 @@
-"""The low-rank matrix nearest to a matrix, as two factors.
+"""The best low-rank approximation of a matrix, as two factors.
 
-Of a matrix D, the product B A of a rank nearest to it in the sum of squares (Eckart and Young 1936,
+For a matrix D and a rank: the product B A that minimises the sum of squares |D - B A|^2 (Eckart and Young 1936,
 doi 10.1007/BF02288367).
 
 Legend: O out, I in, R rank.
@@ -11,25 +11,25 @@ import math
 import numpy as np
 
 _SEED = 0  # of the random start of the Krylov space
-_BLOCKS = 10  # of that space
-_MORE_COLUMNS = 8  # of each block than the rank asks for
+_BLOCKS = 10  # number of blocks of that space
+_MORE_COLUMNS = 8  # columns of each block beyond the rank
 _PIECE_ENTRIES = 1 << 24
 
 
 def factor(d_OI: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two factors of a given rank whose product is nearest to a matrix in the sum of squares.
+    """Two factors of a given rank whose product approximates a matrix with the least sum of squared errors.
 
-    Where the rank is small beside the shorter side, the leading singular vectors are sought in a block Krylov space
-    from a random start with a fixed seed (Musco and Musco 2015, arXiv 1504.05477, algorithm 2), which takes a fraction
-    of the time; of random noise, whose singular values hardly fall, it keeps all but some ten-thousandths of what the
-    best factors keep. Otherwise the factors are cut from the whole singular value decomposition.
+    If the rank is small compared with the shorter side, the leading singular vectors are computed in a block Krylov
+    space from a random start with a fixed seed (Musco and Musco 2015, arXiv 1504.05477, algorithm 2), in a fraction of
+    the time. Even of random noise, whose singular values hardly decay, this keeps all but some ten-thousandths of what
+    the optimal factors keep. Otherwise the full singular value decomposition is truncated.
 
     Args:
       d_OI: float32.
       rank: from 1 to the shorter side.
 
     Returns:
-      A (R, I) and B (O, R) in float32; each takes the root of the singular values.
+      A (R, I) and B (O, R) in float32; each is scaled by the square roots of the singular values.
     """
     width = rank + _MORE_COLUMNS
     if 2 * _BLOCKS * width > min(d_OI.shape):
@@ -42,7 +42,7 @@ def factor(d_OI: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
             block -= basis @ (basis.T @ block)
             basis = np.concatenate([basis, np.linalg.qr(block).Q], axis=1)
             block = basis[:, -width:]
-        basis = np.linalg.qr(basis).Q  # blocks that hold rounding alone are not at right angles to the others
+        basis = np.linalg.qr(basis).Q  # blocks of rounding errors are not orthogonal to the others
         u_OR, s_R, v_RI = np.linalg.svd(basis.T @ d_OI, full_matrices=False)
         u_OR = basis @ u_OR[:, :rank]
     root_R = np.sqrt(s_R[:rank])
@@ -50,13 +50,13 @@ def factor(d_OI: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def squared_remainder(d_OI: np.ndarray, a_RI: np.ndarray, b_OR: np.ndarray, scaling: float = 1.0) -> float:
-    """The sum of the squares that factors leave of a matrix, |D - scaling B A|^2, added in float64.
+    """The sum of squared errors of the factors, |D - scaling B A|^2, in float64.
 
     Args:
       d_OI: float32.
       a_RI: float32.
       b_OR: float32.
-      scaling: of the product.
+      scaling: factor of the product.
     """
     step = max(1, _PIECE_ENTRIES // d_OI.shape[1])
     squares = []

@@ -1,6 +1,6 @@
-"""What two models, or two parents and their base, have in common: distances, angles, signs, by tensor and by group.
+"""Figures that compare two parents, and their base if there is one: distances, angles, signs, by tensor and by group.
 
-The figures alone; `inspection` measures them. Groups are tensors laid end to end, and their sums are added with one
+`inspection` measures them. A group's tensors count as one concatenated tensor, and their sums are added with one
 rounding (`math.fsum`).
 """
 
@@ -24,9 +24,9 @@ _SHORT_MODULES = {
     "input_layernorm": "norms",
     "post_attention_layernorm": "norms",
 }
-_OUTSIDE = ("embed_tokens", "norm", "lm_head")  # of the layers
+_OUTSIDE = ("embed_tokens", "norm", "lm_head")  # modules outside the layers
 
-Pair = tuple[str, str]  # (B, A): B as seen from A
+Pair = tuple[str, str]  # (B, A): how B differs from A
 PARENTS: Pair = ("clinical", "instruct")
 FROM_BASE: tuple[Pair, Pair] = (("clinical", "base"), ("instruct", "base"))
 
@@ -37,19 +37,19 @@ def pairs_of(roles: Iterable[str]) -> tuple[Pair, ...]:
 
 
 def pair_name(pair: Pair) -> str:
-    """`clinical vs instruct`."""
+    """The name of a pair, such as `clinical vs instruct`."""
     return f"{pair[0]} vs {pair[1]}"
 
 
 @dataclasses.dataclass(frozen=True)
 class PairMeasures:
-    """How B differs from A, over one tensor or several laid end to end.
+    """How B differs from A, over one tensor or several concatenated ones.
 
     Attributes:
       totals: |A|^2, |B|^2 and |A - B|^2.
-      entries: of the tensors.
-      changed: entries that differ.
-      top_squared: what of |A - B|^2 lies in the entries that differ most, a fixed share of each tensor's.
+      entries: number of entries of the tensors.
+      changed: number of entries that differ.
+      top_squared: the part of |A - B|^2 in the entries that differ most, a fixed share of each tensor's entries.
     """
 
     totals: PairTotals
@@ -64,12 +64,12 @@ class PairMeasures:
 
     @property
     def cosine(self) -> float:
-        """Of A and B."""
+        """The cosine of A and B."""
         return self.totals.cosine
 
     @property
     def degrees(self) -> float:
-        """The angle between A and B, to full precision where it is small."""
+        """The angle between A and B in degrees, to full precision where it is small."""
         a, b = math.sqrt(self.totals.a_squared), math.sqrt(self.totals.b_squared)
         if a * b == 0.0:
             return math.degrees(math.acos(self.cosine))
@@ -78,7 +78,7 @@ class PairMeasures:
 
     @property
     def z(self) -> float:
-        """The cosine in standard deviations of what chance gives: 1 / sqrt(entries) for random directions."""
+        """The cosine divided by its standard deviation for random directions, 1 / sqrt(entries)."""
         return self.cosine * math.sqrt(self.entries)
 
     @property
@@ -91,12 +91,12 @@ class PairMeasures:
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """All figures of one tensor, or of several laid end to end.
+    """All figures of one tensor, or of several concatenated ones.
 
     Attributes:
-      pairs: by pair, the parents first.
-      tensors: how many.
-      collinear: how many of them slerp merges along the straight line, as linear does.
+      pairs: figures by pair, the parents first.
+      tensors: number of tensors.
+      collinear: number of tensors that slerp merges along the straight line, as linear does.
       signs_compared: with a base, entries that both parents changed; without, entries in which both are not zero.
       signs_agree: those of them in which the two changes, or the two weights, have the same sign.
     """
@@ -109,7 +109,7 @@ class Measures:
 
     @property
     def entries(self) -> int:
-        """Entries."""
+        """Number of entries."""
         return self.pairs[PARENTS].entries
 
     @property
@@ -119,7 +119,7 @@ class Measures:
 
     @property
     def _changes(self) -> PairTotals | None:
-        """Of the two changes from the base: they differ by clinical - instruct."""
+        """Totals of the two changes from the base, whose difference is clinical - instruct."""
         if len(self.pairs) == 1:
             return None
         squared = [self.pairs[pair].totals.difference_squared for pair in (*FROM_BASE, PARENTS)]
@@ -127,17 +127,17 @@ class Measures:
 
     @property
     def change_cosine(self) -> float | None:
-        """Of clinical - base and instruct - base; None without a base or where one of them is zero."""
+        """The cosine of clinical - base and instruct - base; None without a base or where one of them is zero."""
         return self._changes.cosine if self._changes else None
 
     @property
     def carried(self) -> float | None:
-        """The part of instruct's change that clinical has too: <C, I> / |I|^2 for changes C, I; None as above."""
+        """The part of instruct's change that clinical has too: <C, I> / |I|^2 of changes C, I; None as above."""
         changes = self._changes
         return changes.cosine * math.sqrt(changes.a_squared / changes.b_squared) if changes else None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable record; what is not defined or infinite is None."""
+        """A JSON-serialisable record; undefined and infinite values are None."""
         record: dict[str, Any] = {
             "entries": self.entries,
             "pairs": {
@@ -160,7 +160,7 @@ class Measures:
 
 
 def combine(measures: Iterable[Measures]) -> Measures:
-    """The figures of tensors laid end to end.
+    """The figures of several tensors as one concatenated tensor.
 
     Args:
       measures: at least one, all of the same models.
@@ -195,7 +195,7 @@ class TensorInspection:
 
     @property
     def layer(self) -> int | None:
-        """Its layer; None for embeddings, the final norm and the head."""
+        """The tensor's layer; None for embeddings, the final norm and the head."""
         return layer_of(self.name)
 
     @property
@@ -206,7 +206,7 @@ class TensorInspection:
 
     @property
     def is_layer_matrix(self) -> bool:
-        """Whether it takes part in the verdict: norms, biases and embeddings do not."""
+        """Whether it counts in the lineage verdict: norms, biases and embeddings do not."""
         return self.layer is not None and len(self.shape) == 2
 
     def to_json(self) -> dict[str, Any]:
@@ -216,7 +216,7 @@ class TensorInspection:
 
 
 def in_display_order(inspections: Iterable[TensorInspection]) -> list[TensorInspection]:
-    """q, k, v, o, gate, up, down, norms, what else layers hold; then embeddings, final norm, head, and the rest."""
+    """Sorts: q, k, v, o, gate, up, down, norms, others of layers; then embeddings, final norm, head, and the rest."""
     order = [*dict.fromkeys(_SHORT_MODULES.values()), *_OUTSIDE]
 
     def key(one: TensorInspection) -> tuple[bool, int]:

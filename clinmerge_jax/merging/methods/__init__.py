@@ -1,4 +1,4 @@
-"""Merge methods as pure functions on arrays; they know nothing of files or meshes. One small file for each family."""
+"""Merge methods as pure functions on arrays, independent of files and meshes; one small file per family."""
 
 from clinmerge_jax.merging.methods.arcee_fusion import ARCEE_FUSION
 from clinmerge_jax.merging.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES

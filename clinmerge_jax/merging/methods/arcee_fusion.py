@@ -1,9 +1,9 @@
-"""Arcee Fusion (Arcee AI 2024, mergekit): the second model's change where it is important.
+"""Arcee Fusion (Arcee AI 2024, mergekit): keeps the second model's change where it is important.
 
 Importance is |W_1 - W_0| times its row's Kullback-Leibler divergence of softmax(W_1) from softmax(W_0); the change is
 kept where importance reaches its median plus 1.5 times its interquartile range. Two nearly equal softmaxes have a
-divergence far below float32's rounding of either, so it is summed from terms that are small themselves:
-sum Q f(P / Q) with f(r) = r log r - r + 1. All entries give the quantiles, whatever the size.
+divergence far below float32's rounding error of either, so it is summed from terms that are small themselves:
+sum Q f(P / Q) with f(r) = r log r - r + 1. Quantiles are exact over all entries, whatever the size.
 """
 
 import jax
@@ -44,7 +44,7 @@ def _divergence(pieces, first_row, args) -> jax.Array:
 
 
 def _importance(pieces, first_row, args) -> list[jax.Array]:
-    """|W_1 - W_0| times the row's divergence, [R, C], from those of all rows."""
+    """|W_1 - W_0| times the row's divergence, [R, C]; `args` has the divergences of all rows."""
     rows = first_row + jax.lax.broadcasted_iota(jnp.int32, (pieces[0].shape[0], 1), 0).astype(first_row.dtype)
     known = args["divergence"]
     return [_weigh(pieces, known[jnp.minimum(rows[:, 0], known.shape[0] - 1)])]  # a shard may be padded with rows

@@ -1,7 +1,7 @@
 """Model Breadcrumbs (Davari and Belilovsky 2023, arXiv 2312.06795): drop the largest and the smallest changes.
 
-The int(gamma n) largest entries of each change go, then the smallest, so that int(density n) remain; fewer of the
-largest go where otherwise too few would remain.
+Drops the int(gamma n) largest entries of each change, then the smallest, so that int(density n) remain. Drops fewer of
+the largest where otherwise too few would remain.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from clinmerge_jax.merging.methods.ties import magnitudes
 
 @dataclasses.dataclass(frozen=True)
 class WithoutOutliers(Sparsifier):
-    """What lies between the largest and the smallest."""
+    """Keeps the entries between the largest and the smallest."""
 
     def check(self, spec: TensorSpec) -> None:
         """See `Sparsifier.check`."""

@@ -1,4 +1,4 @@
-"""What a merge method is: a host half that asks for statistics and gives coefficients, and an elementwise device half.
+"""The merge method interface: a host half turns statistics into coefficients, an elementwise device half applies them.
 
 R rows, C columns of one tensor (a vector is one row); N models beside the base.
 """
@@ -15,31 +15,31 @@ import numpy as np
 
 from clinmerge_jax.merging import exact
 
-_FIXED_BITS = 61  # of column sums in int64, which leaves room for rounding
-COLLINEAR_COSINE = 0.9995  # above this |cos|, slerp is numerically linear and taken as linear
+_FIXED_BITS = 61  # of fixed-point column sums in int64; leaves room for rounding
+COLLINEAR_COSINE = 0.9995  # above this |cos|, slerp is numerically linear and computed as linear
 
 
 class Base(enum.Enum):
-    """What a method does with the recipe's base model."""
+    """How a method uses the recipe's base model."""
 
-    NONE = "none"  # there is no such thing: a base must be one of the models
-    FIRST = "first"  # it is one of the models, and the first of them
-    OPTIONAL = "optional"  # changes are counted from it if it is given, from zero otherwise
-    REQUIRED = "required"  # changes are counted from it
+    NONE = "none"  # not at all: a base must be one of the models
+    FIRST = "first"  # as the first of the models
+    OPTIONAL = "optional"  # changes are relative to it if it is given, otherwise to zero
+    REQUIRED = "required"  # changes are relative to it
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One tensor to be merged, as the host half sees it.
+    """The description of one tensor to be merged, as the host half gets it.
 
     Attributes:
       name: of the tensor; random masks depend on it.
       rows: R, 1 for a vector.
       columns: C.
-      values: the method's parameters here.
-      source_values: each model's, without the base.
+      values: the method's parameters for this tensor.
+      source_values: each model's parameters for this tensor, without the base.
       from_base: whether the first piece is the base.
-      seed: of random masks.
+      seed: seed of random masks.
     """
 
     name: str
@@ -52,16 +52,16 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
-        """Entries."""
+        """Number of entries."""
         return self.rows * self.columns
 
     @property
     def models(self) -> int:
-        """N."""
+        """N, the number of models beside the base."""
         return len(self.source_values)
 
     def each(self, parameter: str) -> list[float]:
-        """A parameter of every model."""
+        """The value of one parameter for every model."""
         return [source[parameter] for source in self.source_values]
 
 
@@ -73,12 +73,12 @@ class Reduction:
       reduce: (pieces, first_row, args) -> [R, K]; pieces are whole rows of every source, base first, then the ranks
         that the method asks for (`Method.ranked`). Hashable, so that equal reductions compile once.
       args: arrays, traced.
-      row: only this row is wanted, and the answer is [1, K]; None for all.
-      tiled: `reduce` takes `gather` too (`exact.row_sums`) and then does not need whole rows.
+      row: if given, only this row is reduced, and the answer is [1, K]; None for all rows.
+      tiled: whether `reduce` also takes `gather` (`exact.row_sums`), and then does not need whole rows.
       bins: if not 0, `reduce` gives K arrays of codes [R, C] instead, and the answer is how often each code from 0 to
         bins - 1 occurs in the whole tensor, int64 [K, bins]; other codes are not counted.
       column_scales: if not empty, `reduce` gives terms [R, K C] that are not negative, and the answer is their sums
-        over all rows, float64 [K, C]. Of each of the K, all terms together are at most 2 ** scale: they are added as
+        over all rows, float64 [K, C]. For each of the K, the sum of all terms is at most 2 ** scale. They are added as
         fixed-point numbers, so that the bits do not depend on the order.
     """
 
@@ -90,7 +90,7 @@ class Reduction:
     column_scales: tuple[int, ...] = ()
 
     def column_sums(self, terms: np.ndarray, columns: int) -> np.ndarray:
-        """The share of some rows in an answer of column sums, int64 [K, C]: integers add up exactly in any order.
+        """Fixed-point column sums of some rows, int64 [K, C]; integers add up exactly in any order.
 
         Args:
           terms: what `reduce` gave, [R, K C].
@@ -101,18 +101,18 @@ class Reduction:
         return np.rint(fixed).astype(np.int64).sum(axis=0)
 
     def from_column_sums(self, sums: np.ndarray) -> np.ndarray:
-        """The answer, float64 [K, C], from the sum of all shares."""
+        """The answer, float64 [K, C], from the fixed-point sums over all rows."""
         return np.ldexp(sums.astype(np.float64), np.asarray(self.column_scales)[:, None] - _FIXED_BITS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
-    """What `Method.apply` needs to know of one tensor.
+    """What `Method.apply` needs for one tensor.
 
     Attributes:
       args: small arrays, traced.
-      row_args: arrays [R, ...], traced and cut like the rows.
-      shown: for people: the factor of each source, if that is all there is to say.
+      row_args: arrays [R, ...], traced and sliced like the rows.
+      shown: for reports, the factor of each source, where these factors describe the whole merge.
     """
 
     args: Mapping[str, np.ndarray]
@@ -128,13 +128,13 @@ class Method:
     """A merge method; each is one instance in the registry.
 
     Attributes:
-      name: mergekit's.
-      base: what it does with a base model.
-      models: the fewest and the most models (beside the base, if changes are counted from one); None: no limit.
+      name: mergekit's name.
+      base: how it uses a base model.
+      models: the fewest and the most models (beside the base, if changes are relative to it); None: no limit.
       parameters: of the method, with defaults; None where a recipe must give a number. A default of True or False
         marks a switch, an int a whole number.
-      source_parameters: of each model, likewise.
-      random: whether the recipe's seed counts.
+      source_parameters: likewise, of each model.
+      random: whether the result depends on the recipe's seed.
     """
 
     name: str
@@ -145,21 +145,21 @@ class Method:
     random: bool = False
 
     def check(self, spec: TensorSpec) -> None:
-        """Looks at the parameters of one tensor before any weight is read.
+        """Checks the parameters of one tensor before any weight is read.
 
         Raises:
-          ValueError: they cannot be used.
+          ValueError: the parameters cannot be used.
         """
 
     def ranked(self, pieces: Sequence[jax.Array]) -> list[jax.Array]:
-        """Arrays [R, C]; `reductions` and `apply` get their ranks within each row after the pieces (uint16/32, from 0).
+        """Arrays [R, C] whose ranks within each row (uint16/32, from 0) reductions and `apply` get after the pieces.
 
-        Ranks cost a sort, so that an engine computes them once a piece and not in every pass.
+        Ranks cost a sort, so the streaming engine keeps those of pieces that it holds between passes.
         """
         return []
 
     def reductions(self, spec: TensorSpec) -> Reductions:
-        """The host half: yields the passes it needs, is sent their answers, and returns the coefficients."""
+        """The host half: yields the reductions it needs, is sent their answers, and returns the coefficients."""
         raise NotImplementedError
 
     def apply(
@@ -170,26 +170,26 @@ class Method:
         row_args: Mapping[str, jax.Array],
         dtype: Any,
     ) -> jax.Array:
-        """The device half: merges some rows [R, C], elementwise but for what it does within a row.
+        """The device half: merges some rows [R, C], elementwise except for operations within a row.
 
         Args:
           pieces: the same rows of every source, the base first where there is one, then the ranks of `ranked`.
-          first_row: the row of the tensor that the pieces begin with.
+          first_row: the index in the tensor of the pieces' first row.
           args: `Coefficients.args`.
           row_args: the rows of `Coefficients.row_args` that belong to the pieces.
-          dtype: of the result, rounded to once.
+          dtype: of the result; values are rounded to it once.
         """
         raise NotImplementedError
 
 
 def differences(pieces: Sequence[jax.Array], first_row, args, gather: exact.Gather = exact.alone) -> jax.Array:
-    """Per row `exact.pair_sums` of the first input with each other one (a single one with itself), [R, 3 (N - 1)]."""
+    """Per row `exact.pair_sums` of the first input with each other input, [R, 3 (N - 1)]; a single one with itself."""
     if len(pieces) == 1:
         return exact.pair_sums(pieces[0], pieces[0], gather)
     return jnp.concatenate([exact.pair_sums(pieces[0], other, gather) for other in pieces[1:]], axis=-1)
 
 
-DIFFERENCES = Reduction(differences, tiled=True)  # every merge takes it first
+DIFFERENCES = Reduction(differences, tiled=True)  # every merge computes it first
 
 
 def deltas(pieces: Sequence[jax.Array]) -> list[jax.Array]:
@@ -200,7 +200,7 @@ def deltas(pieces: Sequence[jax.Array]) -> list[jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class PairTotals:
-    """What is known of two whole tensors a and b."""
+    """|a|^2, |b|^2 and |a - b|^2 of two whole tensors a and b."""
 
     a_squared: float
     b_squared: float
@@ -208,7 +208,7 @@ class PairTotals:
 
     @classmethod
     def from_array(cls, totals: np.ndarray) -> "PairTotals":
-        """From `exact.total` over `exact.pair_sums`."""
+        """Builds it from `exact.total` over `exact.pair_sums`."""
         return cls(*map(float, totals))
 
     @property
@@ -222,7 +222,7 @@ class PairTotals:
 
     @property
     def collinear(self) -> bool:
-        """Whether slerp takes the straight line between the two."""
+        """Whether slerp interpolates linearly between the two."""
         return abs(self.cosine) > COLLINEAR_COSINE
 
     @property

@@ -1,7 +1,7 @@
-"""DARE (Yu et al. 2024, arXiv 2311.03099): drop entries of the changes at random and scale up the rest.
+"""DARE (Yu et al. 2024, arXiv 2311.03099): drops entries of the changes at random and scales up the rest.
 
-The paper scales by 1/density (inverse_density: true, ours). mergekit's rescale, the default, restores the L1 norm
-of each change instead. Masks are a hash of seed, tensor name, model, row and column: they do not depend on pieces,
+The paper scales by 1/density (our option inverse_density: true). mergekit's rescale, the default, restores the L1 norm
+of each change instead. Masks are a hash of seed, tensor name, model, row and column, so they do not depend on pieces,
 order, devices or restarts.
 """
 
@@ -19,7 +19,7 @@ _RANGE = 2**32
 
 
 def mask_keys(spec: TensorSpec) -> np.ndarray:
-    """Two words for every model, uint32 [N, 2]."""
+    """The hash key of each model's mask, uint32 [N, 2]."""
     texts = [f"{spec.seed}/{spec.name}/{index}" for index in range(spec.models)]
     return np.stack([np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], "<u4") for text in texts])
 
@@ -41,7 +41,7 @@ def uniform_bits(shape: tuple[int, int], first_row: jax.Array, key_2: jax.Array)
 
 @dataclasses.dataclass(frozen=True)
 class Bernoulli(Sparsifier):
-    """Each entry is kept with probability density."""
+    """Keeps each entry with probability density."""
 
     def check(self, spec: TensorSpec) -> None:
         """See `Sparsifier.check`."""

@@ -1,4 +1,4 @@
-"""DELLA (Deep et al. 2024, arXiv 2406.11617): as DARE, but larger entries of a row are kept more likely.
+"""DELLA (Deep et al. 2024, arXiv 2406.11617): as DARE, but larger entries of a row are more likely kept.
 
 The keep probability rises linearly with an entry's rank by magnitude within its row, from density - epsilon to
 density + epsilon. Of equal magnitudes the one with the lower column ranks lower.
@@ -18,7 +18,7 @@ _RANGE = 2**32
 
 @dataclasses.dataclass(frozen=True)
 class MagnitudeRanks(Sparsifier):
-    """Kept with a probability that rises with the rank."""
+    """Keeps entries with a probability that rises with their rank."""
 
     ranked = True
 

@@ -1,5 +1,6 @@
-"""Karcher mean: the Riemannian centre of mass on the sphere (Karcher 1977, "Riemannian center of mass and mollifier
-smoothing"), of whole tensors as unit vectors, times their mean norm.
+"""Karcher mean: the Riemannian centre of mass of whole tensors as unit vectors on the sphere, times their mean norm.
+
+Karcher 1977, "Riemannian center of mass and mollifier smoothing".
 """
 
 import math
@@ -18,7 +19,7 @@ class Karcher(WeightedSum):
         gram = yield from whole_gram(spec)
         norms = np.sqrt(np.diagonal(gram))
         tolerance = spec.values["tol"]
-        there = norms > tolerance  # a vector of zeros has no direction; it counts in the mean norm
+        there = norms > tolerance  # a zero vector has no direction, but counts in the mean norm
         count = int(there.sum())
         if count == 0:
             return np.zeros(spec.models)

@@ -15,7 +15,7 @@ class Linear(WeightedSum):
             raise ValueError("the weights add up to 0; give weights with another sum, or normalize: false")
 
     def coefficients(self, spec: TensorSpec):
-        """w_i, over their sum."""
+        """w_i, divided by their sum if normalized."""
         yield from ()
         weights = spec.each("weight")
         scale = math.fsum(weights) if spec.values["normalize"] else 1.0

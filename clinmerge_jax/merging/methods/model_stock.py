@@ -1,5 +1,6 @@
-"""Model Stock (Jang et al. 2024, arXiv 2403.19522): from the mean of the models towards the base, as far as the angle
-between their changes says.
+"""Model Stock (Jang et al. 2024, arXiv 2403.19522): interpolates between the models' mean and the base.
+
+The angle between the models' changes determines the ratio.
 """
 
 import numpy as np

@@ -1,5 +1,7 @@
-"""Multi-SLERP (Goddard 2025, mergekit): a weighted mean of N models on the sphere, in the tangent space at the
-direction of their weighted mean; with a base, of their changes from it.
+"""Multi-SLERP (Goddard 2025, mergekit): a weighted mean of N models on the sphere.
+
+The mean is taken in the tangent space at the direction of the weighted mean. With a base, it is that of the models'
+changes from the base.
 """
 
 import math

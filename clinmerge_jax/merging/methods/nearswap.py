@@ -18,7 +18,7 @@ class NearSwap(Method):
             raise ValueError(f"t is {spec.values['t']}; it is a distance, give 0 or more")
 
     def reductions(self, spec: TensorSpec) -> Reductions:
-        """See `Method.reductions`; nothing needs to be known."""
+        """See `Method.reductions`; no statistics are needed."""
         yield from ()
         return Coefficients({"t": np.float32(spec.values["t"])})
 

@@ -1,7 +1,7 @@
 """NuSLERP (mergekit): slerp between two models or, with a base, between their changes from it.
 
-t = w_2 / (w_1 + w_2). Each tensor is one vector, or with nuslerp_flatten: false each of its rows is one, and with
-nuslerp_row_wise: true beside it each of its columns (mergekit's name notwithstanding).
+t = w_2 / (w_1 + w_2). Each tensor is one vector. With nuslerp_flatten: false each of its rows is one, and with
+nuslerp_row_wise: true in addition each of its columns (despite mergekit's name).
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ import numpy as np
 from clinmerge_jax.merging.methods.common import Base, TensorSpec
 from clinmerge_jax.merging.methods.weighted_sum import WeightedSum, column_gram, cosine, row_gram, whole_gram
 
-_NO_WEIGHT = 1e-6  # a smaller sum of the weights means halves
-_STRAIGHT = 1e-8  # the straight line below this |sin theta|
+_NO_WEIGHT = 1e-6  # a smaller sum of the weights means t = 0.5
+_STRAIGHT = 1e-8  # linear interpolation below this |sin theta|
 
 
 class NuSlerp(WeightedSum):

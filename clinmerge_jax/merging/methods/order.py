@@ -1,8 +1,8 @@
-"""The k-th largest magnitude of a tensor, exactly and without sorting it: counts of the float bits; ranks within rows.
+"""The exact k-th largest magnitude of a tensor without a sort, by counting float bits; and ranks within rows.
 
 Non-negative floats compare like their bits as integers. One pass counts the upper 16 bits of all entries, a second one
-the lower 15 bits of those that share the upper bits of the k-th. Counts are integers: they do not depend on the order,
-the pieces or the mesh. Of equal magnitudes at the threshold those with the lowest row-major index come first.
+the lower 15 bits of those that share the upper bits of the k-th. Counts are integers, so they do not depend on the
+order, the pieces or the mesh. Of equal magnitudes at the threshold those with the lowest row-major index come first.
 """
 
 import collections
@@ -19,20 +19,20 @@ from clinmerge_jax.merging.methods.common import Reduction
 
 _LOWER = 15  # bits that the second pass counts; the sign bit is 0, so 16 are left for the first
 _HIGH_BINS, _LOW_BINS = 1 << 16, 1 << _LOWER
-_CACHED_ENTRIES = 1 << 17  # that are ranked at once
-_NOTHING = np.uint32(0xFFFFFFFF)  # no float's bits
+_CACHED_ENTRIES = 1 << 17  # ranked at once; few enough to stay in a CPU cache
+_NOTHING = np.uint32(0xFFFFFFFF)  # above the bits of any magnitude
 
 Magnitudes = Callable[..., Sequence[jax.Array]]  # (pieces, first_row, args) -> arrays [R, C], non-negative; hashable
 
 
 def bits(magnitude: jax.Array) -> jax.Array:
-    """float32 magnitudes as uint32 that order like them."""
+    """float32 magnitudes as uint32 in the same order."""
     return jax.lax.bitcast_convert_type(magnitude, jnp.uint32)
 
 
 @dataclasses.dataclass(frozen=True)
 class _High:
-    """The upper bits of some of the magnitudes as codes, M times [R, C]."""
+    """The upper bits of some of the magnitudes as codes, M arrays [R, C]."""
 
     magnitudes: Magnitudes
     of: tuple[int, ...]
@@ -44,7 +44,7 @@ class _High:
 
 @dataclasses.dataclass(frozen=True)
 class _Low:
-    """The lower bits where the upper ones are those that a selection looks for, M times [R, C]; elsewhere no code."""
+    """The lower bits of entries whose upper bits are a selection's, M arrays [R, C]; other entries get no code."""
 
     magnitudes: Magnitudes
     of: tuple[int, ...]
@@ -60,7 +60,7 @@ class _Low:
 
 @dataclasses.dataclass(frozen=True)
 class _EqualInRow:
-    """Per row, for each selection in turn, how many entries lie on its threshold, [R, M]."""
+    """Per row, the number of entries equal to the threshold of each selection, [R, M]."""
 
     magnitudes: Magnitudes
     of: tuple[int, ...]
@@ -73,7 +73,7 @@ class _EqualInRow:
 
 @dataclasses.dataclass(frozen=True)
 class _Equal:
-    """Of one row, the entries that lie on a selection's threshold, [1, C]."""
+    """Mask of the entries of one row that equal a selection's threshold, [1, C]."""
 
     magnitudes: Magnitudes
     which: int
@@ -88,7 +88,7 @@ class Selection:
 
     Attributes:
       threshold: uint32.
-      row: the row of the last entry on the threshold that is taken.
+      row: the row of the last selected entry that equals the threshold.
       column: its column.
     """
 
@@ -97,12 +97,12 @@ class Selection:
     column: int
 
     def as_array(self) -> np.ndarray:
-        """[3] in uint32, for `selected`."""
+        """As a uint32 array [3], for `selected`."""
         return np.array([self.threshold, self.row, self.column], np.uint32)
 
 
 def selected(magnitude: jax.Array, first_row: jax.Array, selection: jax.Array) -> jax.Array:
-    """Where entries [R, C] belong to a selection ([3], from `Selection.as_array`)."""
+    """Mask [R, C] of the entries that belong to a selection ([3], from `Selection.as_array`)."""
     threshold, last_row, last_column = selection
     row = first_row.astype(jnp.uint32) + jax.lax.broadcasted_iota(jnp.uint32, magnitude.shape, 0)
     column = jax.lax.broadcasted_iota(jnp.uint32, magnitude.shape, 1)
@@ -116,9 +116,9 @@ class Threshold:
     """The k-th largest magnitude.
 
     Attributes:
-      bits: of it, uint32.
-      wanted: how many of the k largest lie on it.
-      equal: how many entries lie on it.
+      bits: its float bits, uint32.
+      wanted: how many of the k largest entries equal it.
+      equal: how many entries equal it.
     """
 
     bits: np.uint32
@@ -127,20 +127,20 @@ class Threshold:
 
 
 def _place(counts: np.ndarray, k: int) -> tuple[int, int]:
-    """The code of the k-th largest of so many entries of each code, and how many of the k lie on it."""
+    """The code of the k-th largest entry, from counts by code, and how many of the k largest have that code."""
     reached = np.cumsum(counts[::-1])
     steps = int(np.searchsorted(reached, k))
     return len(counts) - 1 - steps, k - (int(reached[steps - 1]) if steps else 0)
 
 
 def kth_largest(magnitudes: Magnitudes, of: Sequence[int], ks: Sequence[int], args=None):
-    """Asks, in two passes, for the k-th largest magnitude of each selection.
+    """Finds the k-th largest magnitude of each selection in two passes; a generator like `Method.reductions`.
 
     Args:
       magnitudes: the arrays to choose from.
-      of: for each selection, which of these.
-      ks: for each, k from 1 to the number of entries.
-      args: for `magnitudes`.
+      of: for each selection, the index of its array.
+      ks: for each selection, k from 1 to the number of entries.
+      args: arguments of `magnitudes`.
 
     Returns:
       A `Threshold` for each.
@@ -159,17 +159,17 @@ def kth_largest(magnitudes: Magnitudes, of: Sequence[int], ks: Sequence[int], ar
 
 
 def largest(magnitudes: Magnitudes, of: Sequence[int], ks: Sequence[int], size: int, columns: int, args=None):
-    """Asks for the `Selection` of the k largest entries of each.
+    """Finds the `Selection` of the k largest entries for each k; a generator like `Method.reductions`.
 
-    It takes two passes, and where a k cuts equal entries one more and one over a single row for each such k.
+    This takes two passes; where a k divides equal entries, one more, and one over a single row for each such k.
 
     Args:
-      magnitudes: as in `kth_largest`, as are `of` and `args`.
-      of: for each selection, which of these.
-      ks: for each, how many; 0 and `size` cost no pass.
-      size: entries of the tensor.
-      columns: of the tensor.
-      args: for `magnitudes`.
+      magnitudes: the arrays to choose from.
+      of: for each selection, the index of its array.
+      ks: for each selection, the number of entries; 0 and `size` cost no pass.
+      size: number of entries of the tensor.
+      columns: number of columns of the tensor.
+      args: arguments of `magnitudes`.
     """
     args = dict(args or {})
     everything, nothing = Selection(np.uint32(0), size, columns), Selection(_NOTHING, 0, 0)
@@ -210,7 +210,7 @@ def _rank_dtype(columns: int) -> Any:
 
 
 def ranks_on_host(x_RC: np.ndarray, pool: concurrent.futures.Executor) -> np.ndarray:
-    """What `ranks` gives for non-negative float32, by NumPy's sort, which on CPUs is ten times as fast as XLA's."""
+    """Computes `ranks` of non-negative float32 by NumPy's sort, which is ten times as fast as XLA's on CPUs."""
     rows, columns = x_RC.shape
     result = np.empty(x_RC.shape, _rank_dtype(columns))
     column, places = np.arange(columns, dtype=np.uint64), np.arange(columns, dtype=result.dtype)

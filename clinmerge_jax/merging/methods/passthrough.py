@@ -1,4 +1,4 @@
-"""One model as it is, for layer stacking ("frankenmerging"; Kim et al. 2023, "SOLAR 10.7B", arXiv 2312.15166)."""
+"""One model, scaled, for layer stacking ("frankenmerging"; Kim et al. 2023, "SOLAR 10.7B", arXiv 2312.15166)."""
 
 from clinmerge_jax.merging.methods.common import Base, TensorSpec
 from clinmerge_jax.merging.methods.weighted_sum import WeightedSum

@@ -1,5 +1,6 @@
-"""Reinforced Agent Merging (arXiv 2601.13572): what one model alone changed is kept whole, what several changed is
-averaged. ramplus_tl raises a model's own part by how much of its change others share, tensor by tensor.
+"""Reinforced Agent Merging (arXiv 2601.13572): changes of one model alone are kept, shared changes are averaged.
+
+ramplus_tl scales up a model's own changes by how much of its change others share, tensor by tensor.
 """
 
 import dataclasses
@@ -21,14 +22,14 @@ from clinmerge_jax.merging.methods.common import (
 
 
 def _changed(pieces, epsilon) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
-    """Changes, where each is over epsilon, and by how many models an entry is changed."""
+    """Changes, masks of where each is over epsilon, and the number of models that change each entry."""
     changes = deltas(pieces)
     masks = [jnp.abs(change) > epsilon for change in changes]
     return changes, masks, sum(mask.astype(jnp.int32) for mask in masks)
 
 
 def _shared_and_unique(pieces, first_row, args) -> jax.Array:
-    """Per row the entries that each model changed together with others, then alone, [R, 2 N]."""
+    """Per row the counts of entries that each model changed together with others, then alone, [R, 2 N]."""
     _, masks, count = _changed(pieces, args["epsilon"])
     shared = [jnp.sum(mask & (count > 1), axis=1, dtype=jnp.int32) for mask in masks]
     unique = [jnp.sum(mask & (count == 1), axis=1, dtype=jnp.int32) for mask in masks]

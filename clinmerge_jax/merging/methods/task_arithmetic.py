@@ -8,7 +8,7 @@ from clinmerge_jax.merging.methods.task_vectors import Sparsifier, make
 
 @dataclasses.dataclass(frozen=True)
 class Everything(Sparsifier):
-    """Nothing is dropped, whatever the density (as mergekit has it)."""
+    """Drops nothing, whatever the density, as mergekit does."""
 
     def drops(self, spec: TensorSpec) -> bool:
         """See `Sparsifier.drops`."""

@@ -1,7 +1,7 @@
-"""Methods that add thinned changes to a base: B + lambda sum w_i m_i s_i d_i, with masks m and scales s.
+"""Task vector methods, which add sparsified changes to a base: B + lambda sum w_i m_i s_i d_i, masks m, scales s.
 
-What is kept of each change differs from method to method (`Sparsifier`); entries whose sign disagrees with the weighted
-majority may be dropped (the election of TIES, Yadav et al. 2023, arXiv 2306.01708).
+The methods differ in which entries of each change d_i they keep (`Sparsifier`). Entries whose sign disagrees with the
+weighted majority may be dropped (the sign election of TIES, Yadav et al. 2023, arXiv 2306.01708).
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from clinmerge_jax.merging.methods.common import (
     deltas,
 )
 
-_NO_WEIGHT = 1e-8  # a smaller sum of weights does not divide
+_NO_WEIGHT = 1e-8  # nothing is divided by a smaller sum of weights
 _NO_NORM = 1e-7  # a smaller L1 norm is not restored
 
 
 @dataclasses.dataclass(frozen=True)
 class Sparsifier:
-    """Which entries of each change are kept; this one keeps all.
+    """Selects the entries of each change that are kept; this base class keeps all.
 
     Attributes:
       ranked: whether `keep` needs the ranks of the magnitudes within their rows.
@@ -41,7 +41,7 @@ class Sparsifier:
         """Raises ValueError where the parameters cannot be used."""
 
     def drops(self, spec: TensorSpec) -> bool:
-        """Whether anything is dropped at all."""
+        """Whether any entries are dropped."""
         return any(density < 1.0 for density in spec.each("density"))
 
     def select(self, spec: TensorSpec):
@@ -57,7 +57,7 @@ class Sparsifier:
         args: Mapping[str, jax.Array],
         rank: jax.Array | None,
     ) -> jax.Array:
-        """Where the entries [R, C] of one model's change are kept."""
+        """Mask [R, C] of the entries of one model's change that are kept."""
         return jnp.ones(change.shape, bool)
 
 
@@ -69,13 +69,13 @@ def check_density(spec: TensorSpec) -> None:
 
 
 def changes_of(sparsifier: Sparsifier, pieces) -> tuple[list[jax.Array], list[jax.Array | None]]:
-    """The changes, and the ranks that came with them."""
+    """The changes, and the ranks of each; None where the sparsifier needs no ranks."""
     models = (len(pieces) - 1) // 2 if sparsifier.ranked else len(pieces) - 1
     return deltas(pieces[: 1 + models]), list(pieces[1 + models :]) or [None] * models
 
 
 def thinned(sparsifier: Sparsifier, pieces, first_row, args) -> list[jax.Array]:
-    """The changes with what is dropped set to zero."""
+    """The changes with dropped entries set to zero."""
     return [
         jnp.where(sparsifier.keep(index, change, first_row, args, rank), change, 0.0)
         for index, (change, rank) in enumerate(zip(*changes_of(sparsifier, pieces)))
@@ -84,7 +84,7 @@ def thinned(sparsifier: Sparsifier, pieces, first_row, args) -> list[jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class _NormSums:
-    """Per row the L1 norm of each change and of what is kept of it, [R, 2 N]."""
+    """Per row the L1 norms of each change, then those of its kept entries, [R, 2 N]."""
 
     sparsifier: Sparsifier
 
@@ -95,21 +95,21 @@ class _NormSums:
 
 
 def elected(changes: Sequence[jax.Array], signs_N3: jax.Array, flip: jax.Array) -> list[jax.Array]:
-    """Where each change has the sign of the weighted majority (a sum of zero counts as plus), times its weight's."""
+    """Masks of where each change times its `flip` has the sign of the weighted majority (0 counts as plus)."""
     total = exact.weighted_sum(changes, signs_N3, jnp.float32)
     plus = total >= 0.0
     return [jnp.where(plus, change * sign > 0.0, change * sign < 0.0) for change, sign in zip(changes, flip)]
 
 
 def consensus(pieces, changes: Sequence[jax.Array], args: Mapping[str, jax.Array], floor: bool, dtype) -> jax.Array:
-    """B + sum of the agreeing changes times their coefficients, over the sum of the agreeing weights.
+    """B + the sum of agreeing changes times their coefficients, divided by the sum of the agreeing weights.
 
     Args:
       pieces: the base first.
       changes: thinned, [R, C] each.
       args: `signs` and `coefficients` [N, 3], `flip` [N] (the signs of the weights in the election), `weights` [N],
         `normalize`.
-      floor: divisors are at least 1e-6; otherwise a divisor of 0 becomes 1.
+      floor: whether divisors are at least 1e-6; otherwise a divisor of 0 becomes 1.
       dtype: of the result.
     """
     agree = elected(changes, args["signs"], args["flip"])
@@ -123,7 +123,7 @@ def consensus(pieces, changes: Sequence[jax.Array], args: Mapping[str, jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class TaskVectors(Method):
-    """The common form; `consensus` elects signs."""
+    """The form shared by all task vector methods; with `consensus`, signs are elected."""
 
     sparsifier: Sparsifier = Sparsifier()
     consensus: bool = False
@@ -177,7 +177,7 @@ class TaskVectors(Method):
 def make(
     name: str, sparsifier: Sparsifier, consensus: bool, parameters, source_parameters=None, *, random: bool = False
 ) -> TaskVectors:
-    """A registry entry: mergekit's names and defaults, `parameters` replacing or adding to them."""
+    """Makes a registry entry with mergekit's names and defaults; `parameters` replaces or adds to them."""
     values = {"normalize": False, "lambda": 1.0, "rescale": False, "int8_mask": False, **parameters}
     sources = {"weight": None, "density": 1.0, **(source_parameters or {})}
     return TaskVectors(name, Base.REQUIRED, (1, None), values, sources, random, sparsifier, consensus)

@@ -1,4 +1,4 @@
-"""TIES (Yadav et al. 2023, arXiv 2306.01708): trim to the largest changes, elect signs, mean of those that agree.
+"""TIES (Yadav et al. 2023, arXiv 2306.01708): trims to the largest changes, elects signs, averages those that agree.
 
 With one model, dividing by the agreeing weights cancels its weight.
 """
@@ -20,7 +20,7 @@ def magnitudes(pieces, first_row, args):
 
 @dataclasses.dataclass(frozen=True)
 class Largest(Sparsifier):
-    """The int(density n) largest of each change, at least one for a density over 0."""
+    """Keeps the int(density n) largest entries of each change, at least one for a density over 0."""
 
     def check(self, spec: TensorSpec) -> None:
         """See `Sparsifier.check`."""

@@ -1,7 +1,7 @@
-"""Methods whose result is a sum of the sources times coefficients, of a whole tensor, of each row or of each column.
+"""Methods whose result is a weighted sum of the sources, with coefficients per tensor, per row or per column.
 
-The coefficients follow from norms and dot products (the Gram matrix) of the sources or of their changes, so whatever a
-method does on a sphere happens on the host in float64, in the coordinates that the sources span.
+The coefficients follow from norms and dot products (the Gram matrix) of the sources or of their changes. So spherical
+geometry is computed on the host in float64, in coordinates of the space that the sources span.
 """
 
 import dataclasses
@@ -52,13 +52,13 @@ def gram_matrix(sums: np.ndarray, count: int) -> np.ndarray:
 
 
 def whole_gram(spec: TensorSpec):
-    """Asks for the Gram matrix [N, N] of whole tensors."""
+    """Requests the Gram matrix [N, N] of whole tensors."""
     sums = yield Reduction(GramSums(spec.from_base), tiled=True)
     return gram_matrix(exact.total([sums]), spec.models)
 
 
 def row_gram(spec: TensorSpec):
-    """Asks for the Gram matrix of every row, [R, N, N]."""
+    """Requests the Gram matrix of every row, [R, N, N]."""
     sums = yield Reduction(GramSums(spec.from_base), tiled=True)
     return gram_matrix(sums, spec.models)
 
@@ -76,9 +76,9 @@ class ColumnSquares:
 
 
 def column_gram(spec: TensorSpec):
-    """Asks for the Gram matrix of every column, [C, N, N]."""
+    """Requests the Gram matrix of every column, [C, N, N]."""
     sums = yield Reduction(GramSums(spec.from_base), tiled=True)
-    # Of whole tensors, doubled: the terms of the columns are rounded one by one.
+    # Bounds: totals of whole tensors, doubled because the terms of the columns are rounded one by one.
     scales = tuple(int(np.frexp(2.0 * total)[1]) for total in exact.total([sums]))
     columns = yield Reduction(ColumnSquares(spec.from_base), column_scales=scales)
     return gram_matrix(columns.T, spec.models)
@@ -92,12 +92,12 @@ def cosine(gram: np.ndarray, i: int, j: int, floor: float = 0.0) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class WeightedSum(Method):
-    """The common device half; a method of this kind gives `coefficients`."""
+    """The device half shared by weighted sums; subclasses define `coefficients`."""
 
     def coefficients(self, spec: TensorSpec):
         """A generator like `Method.reductions` that returns the factor of each model: [N], or [R, N] for each row.
 
-        Where `by_column` says so it is [C, N] for each column.
+        Where `by_column` is true, it is [C, N] for each column.
         """
         raise NotImplementedError
 

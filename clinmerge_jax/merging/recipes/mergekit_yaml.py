@@ -1,8 +1,8 @@
-"""mergekit's recipe files: read into Recipes, and Recipes written as such files.
+"""Reads mergekit's recipe files into Recipes, and writes Recipes as such files.
 
-Semantics are those of mergekit 0.1.5 (`mergekit-yaml` for one document, `mergekit-multi` for several), but that the
-maths always runs in float32: `dtype` and `out_dtype` give the dtype of the result. What is not supported is refused by
-name; where mergekit would pass over a key that it does not know, so it is here.
+The semantics are those of mergekit 0.1.5 (`mergekit-yaml` for one document, `mergekit-multi` for several), except that
+the maths always runs in float32: `dtype` and `out_dtype` give the dtype of the result. Unsupported settings are refused
+by name. So are unknown keys, which mergekit ignores.
 """
 
 import dataclasses
@@ -55,8 +55,8 @@ class Stage:
     """One document of a recipe file.
 
     Attributes:
-      name: by which other documents use its result; "" for the final merge.
-      recipe: whose models are folders, hub ids, URLs, or the folders of earlier stages.
+      name: the name by which other documents use its result; "" for the final merge.
+      recipe: the merge; its models are folders, hub ids, URLs, or the folders of earlier stages.
       output: the folder of its result.
     """
 
@@ -66,7 +66,7 @@ class Stage:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses keys that are given twice, of which YAML would silently take the last."""
+    """A YAML loader that refuses duplicate keys, of which YAML would silently take the last."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
@@ -85,19 +85,20 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 def read_stages(path: str, output: str, seed: int = 0) -> list[Stage]:
     """Reads a recipe file.
 
-    A model that is a folder neither here nor in the file's own folder is left to be looked for on the hub. Several
-    documents, divided by `---`, may use one another's results by `name`; the one without a name is the final merge.
+    Relative model folders are looked up in the working directory, then in the recipe file's folder; other locations,
+    such as hub ids, stay as they are. Several documents, separated by `---`, may use one another's results by `name`;
+    the one without a name is the final merge.
 
     Args:
       path: the file.
-      output: folder of the final merge; those of named ones lie in the folder of that name with `.stages` after it.
-      seed: of random masks.
+      output: folder of the final merge; a named merge is written to `OUTPUT.stages/NAME`.
+      seed: seed of random masks.
 
     Returns:
-      The merges in an order in which each finds what it uses.
+      The merges, ordered so that each comes after those whose results it uses.
 
     Raises:
-      BadInput: in one line that names the place in the file, whatever is wrong or not supported.
+      BadInput: the file is wrong or not supported, in one line that names the place in the file.
     """
     file = pathlib.Path(path).expanduser()
     documents = _load(file)
@@ -125,13 +126,13 @@ def read_stages(path: str, output: str, seed: int = 0) -> list[Stage]:
 
 
 def _referenced(recipe: Recipe) -> list[str]:
-    """Models whose weights or tokenizers a recipe uses; of adapters, what they are applied to."""
+    """Models whose weights or tokenizers a recipe uses, without their adapters."""
     models = [*recipe.models, recipe.vocabulary.source, *(one.model for one in recipe.vocabulary.tokens.values())]
     return [model.split("+")[0] for model in models if model]
 
 
 def write(recipe: Recipe) -> str:
-    """A recipe as a file that `read_stages` and mergekit take."""
+    """The text of a recipe file that `read_stages` and mergekit read."""
     lines = "# A clinmerge_jax merge, as mergekit would have it; maths in float32.\n"
     if METHODS[recipe.method].random:
         lines += f"# Random masks: seed {recipe.seed}; mergekit draws others.\n"
@@ -139,7 +140,7 @@ def write(recipe: Recipe) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists of numbers in one line."""
+    """A YAML dumper that writes lists of numbers on one line."""
 
     def represent_sequence(self, tag: str, sequence: Sequence[Any], flow_style: bool | None = None) -> yaml.Node:
         in_line = all(isinstance(item, (int, float)) for item in sequence)
@@ -147,7 +148,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _load(file: pathlib.Path) -> list[tuple[str, dict]]:
-    """Place and content of every document."""
+    """The place, for messages, and content of every document."""
     try:
         content = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -193,7 +194,7 @@ class _Reader:
 
     Attributes:
       place: of the document, for messages.
-      folder: of the file, where its relative model folders may lie.
+      folder: the file's folder, in which relative model folders may be.
       stages: names of all documents.
     """
 
@@ -242,7 +243,7 @@ class _Reader:
         return recipe
 
     def _keys(self, mapping: Any, known: Sequence[str], where: str) -> None:
-        """Refuses what is no mapping, and keys that are not known."""
+        """Refuses values that are not mappings, and unknown keys."""
         if not isinstance(mapping, dict):
             raise BadInput(f"{self._at(where)}: is {_kind(mapping)}; give a mapping with {', '.join(known)}")
         for key in mapping:
@@ -304,7 +305,7 @@ class _Reader:
         return Slice(sources, read(item.get("parameters"), f"{where}.parameters"), base)
 
     def _model(self, value: Any, where: str) -> str:
-        """path, path@revision, path+adapter, or the mapping that mergekit writes for them."""
+        """Reads path, path@revision, path+adapter, or the mapping that mergekit writes for them."""
         if isinstance(value, str) and value:
             model, plus, adapter = value.partition("+")
             if plus and not (model and adapter):
@@ -323,7 +324,7 @@ class _Reader:
         raise BadInput(f"{self.place}: {where}: is {_kind(value)}; give a folder, a hub id or model+adapter")
 
     def _place(self, location: str) -> str:
-        """A relative folder that lies beside the recipe and not here is taken from there."""
+        """Takes a folder relative to the recipe file if it exists there and not in the working directory."""
         beside = self.folder / location
         if location in self.stages or os.path.isdir(os.path.expanduser(location)) or not beside.is_dir():
             return location
@@ -381,7 +382,7 @@ class _Reader:
 
 @dataclasses.dataclass(frozen=True)
 class _Parameters:
-    """Reads the parameters of any level.
+    """Reads the parameters at any level of the recipe.
 
     Attributes:
       reader: of the document.

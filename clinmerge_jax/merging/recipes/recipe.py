@@ -1,4 +1,4 @@
-"""What to merge and how: models, method, and coefficients over depth and module."""
+"""Merge recipes: models, method, and coefficients over depth and module."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +17,9 @@ class Source:
     """One model of a Recipe or a Slice.
 
     Attributes:
-      model: where it is.
-      parameters: its own.
-      layers: first and end of the layers that are taken; None for all.
+      model: its location.
+      parameters: its own parameters.
+      layers: first layer and end of the layers that are used; None for all.
     """
 
     model: str
@@ -32,9 +32,9 @@ class Slice:
     """Some layers of the result, and the layers of the sources that they are merged from.
 
     Attributes:
-      sources: with ranges of equal length.
-      parameters: of the method, before those of the recipe.
-      base: replaces the recipe's here; "" keeps it.
+      sources: the models, with layer ranges of equal length.
+      parameters: parameters of the method, which take precedence over the recipe's.
+      base: replaces the recipe's base in this slice; "" keeps it.
     """
 
     sources: tuple[Source, ...]
@@ -44,11 +44,11 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class TokenSource:
-    """Whose row one token of the result gets.
+    """Where the embedding row of one token of the result comes from.
 
     Attributes:
-      source: "" for the rule, "zero", a model (its row of the same token), or (model, token or id there).
-      force: whether models that have a row of their own take it too.
+      source: "" for the general rule, "zero", a model (its row of the same token), or (model, token or id there).
+      force: whether models that have a row of their own take this row too.
     """
 
     source: str | tuple[str, str | int] = ""
@@ -56,13 +56,13 @@ class TokenSource:
 
     @property
     def model(self) -> str:
-        """The model that it names; "" for none."""
+        """The model that `source` names; "" for none."""
         if isinstance(self.source, tuple):
             return self.source[0]
         return "" if self.source == "zero" else self.source
 
     def to_mergekit(self) -> dict[str, Any]:
-        """As a recipe has it."""
+        """The value in mergekit's format."""
         if isinstance(self.source, tuple):
             model, token = self.source
             key = "token" if isinstance(token, str) else "token_id"
@@ -72,7 +72,7 @@ class TokenSource:
         return {**({"source": source} if source else {}), **({"force": True} if self.force else {})}
 
     def renamed(self, names: Mapping[str, str]) -> "TokenSource":
-        """The same with another name for its model."""
+        """A copy with its model renamed."""
         if isinstance(self.source, tuple):
             model, token = self.source
             return dataclasses.replace(self, source=(names.get(model, model), token))
@@ -81,13 +81,13 @@ class TokenSource:
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyChoice:
-    """Which tokens the result has, and whose row each of them gets.
+    """Which tokens the result has, and which embedding row each of them gets.
 
     Attributes:
       source: "union", "base", a model or a folder with a tokenizer; "" where all models must agree.
-      tokens: tokens whose rows do not follow the rule.
-      pad_to_multiple_of: of the embedding's rows; 0 for no padding.
-      missing: the rule for a row that a model lacks; see `vocabulary.align`.
+      tokens: by token, the source of a row that does not follow the general rule.
+      pad_to_multiple_of: the number of embedding rows is padded to a multiple of it; 0 for no padding.
+      missing: the rule for a row that a model lacks; see `alignment.align`.
       cut_to_common: whether embeddings of different sizes may be cut to the smallest.
       special_rows: whether rows of special tokens that one model never trained are taken from the others.
     """
@@ -106,17 +106,17 @@ class Recipe:
 
     Attributes:
       method: a name in `METHODS`.
-      sources: the models; the first one is the reference of the statistics, for slerp t = 0. Empty with `slices`.
-      parameters: the method's own parameters, and such of each source that has none itself.
+      sources: the models. Statistics are relative to the first one; in slerp it is t = 0. Empty with `slices`.
+      parameters: the method's own parameters, and source parameters for sources that do not set them.
       dtype: of the result: "float32", "bfloat16", "float16", or "" for that of the first source.
       base: the base model, "" for none.
-      slices: the result's layers in order, where they are not simply the sources'.
-      seed: of random masks.
+      slices: the result's layers in order, where layers are stacked; empty for whole models.
+      seed: seed of random masks.
       leading: the model whose config.json, tokenizer and licence files the result takes; "" for the first.
       vocabulary: which tokens the result has.
       chat_template: "auto" for the one that most models have, the name of one in `chat_templates`, Jinja text, or ""
         for the leading model's.
-      file: where it was read from, for messages; "" for the config.
+      file: the file it was read from, for messages; "" for the config.
     """
 
     method: str
@@ -144,7 +144,7 @@ class Recipe:
         self._check_parameters()
 
     def place(self, key: str) -> str:
-        """How messages name a setting: as the config has it, or as the recipe's file has it."""
+        """The name of a setting in messages: as in the config, or as in the recipe file."""
         if self.file:
             return f"{self.file}: {'merge_method' if key == 'method' else key}"
         return f"config.{'lambda_' if key == 'lambda' else key}"
@@ -193,21 +193,21 @@ class Recipe:
 
     @property
     def parts(self) -> tuple[Slice, ...]:
-        """The slices; a recipe of whole models is one."""
+        """The slices; a recipe of whole models has one."""
         return self.slices or (Slice(self.sources),)
 
     @property
     def models(self) -> list[str]:
-        """Where every model is, each once, in the order in which the recipe names them."""
+        """The location of every model, each once: the sources in the recipe's order, then bases."""
         named = [source.model for part in self.parts for source in part.sources]
         bases = [self.base, *(part.base for part in self.parts)]
         return list(dict.fromkeys([*named, *(base for base in bases if base)]))
 
     def inputs(self, part: Slice) -> tuple[list[Source], Source | None]:
-        """The models of a slice as its method takes them, and the base that changes are counted from.
+        """The models of a slice in the order its method takes them, and the base that changes are relative to, or None.
 
         Raises:
-          BadInput: the method needs a base and has none, or has one and no use for it.
+          BadInput: the method needs a base and the recipe gives none, or the method cannot use the base.
         """
         base = part.base or self.base
         kind = METHODS[self.method].base
@@ -234,7 +234,7 @@ class Recipe:
         return others, base_source
 
     def all_inputs(self, part: Slice) -> list[Source]:
-        """The models of a slice as its method takes them, the base first where changes are counted from it."""
+        """The models of a slice in the order its method takes them; the base first where changes are relative to it."""
         sources, base = self.inputs(part)
         return sources if base is None else [base, *sources]
 
@@ -250,12 +250,12 @@ class Recipe:
 
         Args:
           part: the slice.
-          name: of the tensor in the result.
-          names: of the tensor in each of the inputs.
+          name: the tensor's name in the result.
+          names: the tensor's name in each of the inputs.
           depth: within the slice, 0 to 1.
 
         Raises:
-          BadInput: a parameter that must be given has no filter that fits.
+          BadInput: no filter of a required parameter matches the tensor.
         """
         method = METHODS[self.method]
 
@@ -280,7 +280,7 @@ class Recipe:
         return values, per_source
 
     def to_mergekit(self) -> dict[str, Any]:
-        """The recipe as mergekit has it, ready for YAML; what mergekit has no word for is left out."""
+        """The recipe in mergekit's format, ready for YAML; settings that mergekit does not have are left out."""
         method = METHODS[self.method]
         kinds = {key: kind_of(default) for key, default in {**method.source_parameters, **method.parameters}.items()}
 
@@ -333,7 +333,7 @@ class Recipe:
         return {**described, "seed": self.seed} if METHODS[self.method].random else described
 
     def renamed(self, names: Mapping[str, str]) -> "Recipe":
-        """The same with other names for its models."""
+        """A copy with its models renamed."""
 
         def name(model: str) -> str:
             return names.get(model, model)
@@ -358,7 +358,7 @@ class Recipe:
 
 
 def kind_of(default: Any) -> type:
-    """Of what kind a parameter with this default is, for `Schedule.parse`."""
+    """The kind (float, int or bool) of a parameter with this default, for `Schedule.parse`."""
     return float if default is None else type(default)
 
 
@@ -379,19 +379,19 @@ def two_parents(
     parameters: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Recipe:
-    """The Recipe of the paper's setting: one instruct model, one clinical one, and their base where the method has one.
+    """The recipe of the paper's setting: an instruct and a clinical model, and their base where the method needs one.
 
-    Methods with weights take 1 - t for the instruct model and t for the clinical one, unless `weight` is among the
-    parameters: then both take that.
+    In methods with weights the instruct model gets 1 - t and the clinical one t, unless `parameters` has `weight`,
+    which then holds for both.
 
     Args:
       method: a name in `METHODS`.
-      instruct: where the instruct model is; t = 0.
-      clinical: where the clinical model is; t = 1.
+      instruct: location of the instruct model, t = 0.
+      clinical: location of the clinical model, t = 1.
       t: the balance, as `Schedule.parse` reads it.
-      base: where the base model is; only used by methods that count changes from one.
-      parameters: other parameters of the method, as `Schedule.parse` reads them; of every model where they are such.
-      **fields: of `Recipe`.
+      base: location of the base model; only used by methods that need one.
+      parameters: other parameters, as `Schedule.parse` reads them; those of models hold for both models.
+      **fields: other fields of `Recipe`.
 
     Raises:
       BadInput: a parameter is malformed, missing or not one of the method's, or the method unknown.

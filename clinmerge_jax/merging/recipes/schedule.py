@@ -1,4 +1,4 @@
-"""A coefficient over depth and module: numbers, gradients over the layers, filters on tensor names."""
+"""Schedules of a coefficient over depth and module: numbers, gradients over layers, filters on tensor names."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ def with_layer(name: str, layer: int) -> str:
 
 
 def depth_of(layer: int | None, layers: int) -> float:
-    """Where a layer lies, from 0 to 1: 0 outside the layers, 1 for a single one (as mergekit has it)."""
+    """Relative depth of a layer, 0 to 1; 0 outside the layers, 1 for a single layer (as in mergekit)."""
     if layer is None:
         return 0.0
     return layer / (layers - 1) if layers > 1 else 1.0
@@ -39,9 +39,9 @@ class Schedule:
 
     Attributes:
       clauses: (filter, gradient) pairs. The first filter that is part of a tensor's name wins; "*"
-        fits every tensor. A gradient's values lie evenly over the depth p = layer / (layers - 1), with
-        straight lines between; tensors outside the layers take p = 0, the gradient's first value.
-      field: where it came from, for messages.
+        matches every tensor. A gradient's values are spaced evenly over the depth p = layer / (layers - 1),
+        with linear interpolation between; tensors outside the layers take p = 0, the gradient's first value.
+      field: the name of the setting, for messages.
     """
 
     clauses: tuple[tuple[str, tuple[float, ...]], ...]
@@ -53,7 +53,7 @@ class Schedule:
 
         Args:
           value: the number, list or text.
-          field: where it came from.
+          field: the name of the setting, for messages.
           kind: float, int for a whole number, bool for a switch (true or false, the same at every depth).
 
         Raises:
@@ -80,9 +80,9 @@ class Schedule:
 
     @classmethod
     def from_mergekit(cls, value: Any, field: str, kind: type = float) -> "Schedule":
-        """Reads what a mergekit recipe may give: a number or switch, a list over depth, or filters with such values.
+        """Reads a value of a mergekit recipe: a number or switch, a list over depth, or filters with such values.
 
-        Filters that can never win are kept: `check_filters` says so.
+        Filters that can never win are kept; `check_filters` reports them.
 
         Raises:
           BadInput: anything else.
@@ -106,7 +106,7 @@ class Schedule:
         return cls(tuple(clauses), field)
 
     def to_mergekit(self, kind: type = float) -> Any:
-        """What `from_mergekit` reads as this."""
+        """The value that `from_mergekit` reads as this schedule."""
 
         def plain(numbers: tuple[float, ...]) -> Any:
             listed = [kind(number) for number in numbers]
@@ -120,14 +120,14 @@ class Schedule:
         ]
 
     def before(self, other: "Schedule | None") -> "Schedule":
-        """This one, and the other where no filter of this one fits."""
+        """This schedule, and `other` where no filter of this one matches."""
         return self if other is None else Schedule(self.clauses + other.clauses, self.field)
 
     def at(self, name: str, layers: int) -> float:
-        """The value for one tensor of a model with that many layers.
+        """The value for one tensor of a model with `layers` layers.
 
         Raises:
-          BadInput: no filter fits the tensor.
+          BadInput: no filter matches the tensor.
         """
         value = self.value(name, depth_of(layer_of(name), layers))
         if value is None:
@@ -135,7 +135,7 @@ class Schedule:
         return value
 
     def value(self, name: str, depth: float) -> float | None:
-        """The value for a tensor at a depth from 0 to 1; None where no filter fits."""
+        """The value for a tensor at a depth from 0 to 1; None where no filter matches."""
         gradient = next((numbers for text, numbers in self.clauses if text == _FALLBACK or text in name), None)
         if gradient is None:
             return None
@@ -147,11 +147,11 @@ class Schedule:
         return gradient[lower] + share * (gradient[lower + 1] - gradient[lower])
 
     def check_filters(self, names: Iterable[str], *, refuse: bool = True) -> None:
-        """Refuses a filter that no tensor takes its value from, which would silently do nothing.
+        """Refuses a filter that would silently do nothing because no tensor takes its value from it.
 
         Args:
-          names: of all tensors.
-          refuse: False for a warning instead.
+          names: the names of all tensors.
+          refuse: False to warn instead.
 
         Raises:
           BadInput: naming the filter.
@@ -172,7 +172,7 @@ class Schedule:
             logging.warning("%s: filter %r %s, so it does nothing", self.field, text, problem)
 
     def complement(self) -> "Schedule":
-        """1 - value, everywhere."""
+        """The schedule of 1 - value."""
         return Schedule(tuple((text, tuple(1.0 - x for x in numbers)) for text, numbers in self.clauses), self.field)
 
     def __str__(self) -> str:

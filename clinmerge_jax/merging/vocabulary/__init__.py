@@ -1,1 +1,1 @@
-"""Models with different tokenizers: whose embedding row goes where, and the tokenizer of the result."""
+"""Merging models with different tokenizers: alignment of embedding rows, and the tokenizer of the result."""

@@ -1,6 +1,6 @@
-"""Whose embedding row goes where when models differ in tokenizer or in embedding rows.
+"""Aligns embedding rows of models that differ in tokenizer or in the number of rows.
 
-Only which rows go where is settled here; reading and merging them is not. V: rows of the result.
+This module only decides which rows go where; rows are read and merged elsewhere. V: rows of the result.
 """
 
 import dataclasses
@@ -33,15 +33,15 @@ class Vocabulary:
     """The rows of the result's embedding and head.
 
     Attributes:
-      size: V, rows.
-      tokens: their texts in order, None for ids without one; shorter than V where padding follows, empty where no
-        tokenizer is known.
-      rows: by model, int32 [V]: its own row for each of the result, -1 where it takes `fill`.
-      fill: by row of the result, the (model, row)s whose mean a model without that row takes; none stand for zeros.
+      size: V, the number of rows.
+      tokens: the tokens' texts in the order of the rows, None for ids without one; shorter than V where padding
+        follows, empty where no tokenizer is known.
+      rows: by model, int32 [V]: its own row for each row of the result, -1 where it takes `fill`.
+      fill: by row of the result, the (model, row) pairs whose mean a model without that row takes; empty for zeros.
       files: the tokenizer files of the result, by name; empty where the leading model's stay as they are.
-      notes: what was done, in lines for people.
+      notes: what was done, as lines of text for the report.
       config_updates: fields of config.json that change.
-      generation_config_updates: likewise of generation_config.json, whose new content is among `files`.
+      generation_config_updates: fields of generation_config.json that change; its new content is among `files`.
       summary: what was done, JSON-serialisable.
       same_ids: whether every token of the leading model has its id in all models and in the result.
     """
@@ -58,7 +58,7 @@ class Vocabulary:
     same_ids: bool
 
     def donors(self, model: str, row: int) -> Donors:
-        """The (model, row)s whose mean is this model's input for a row of the result; none stand for zeros."""
+        """The (model, row) pairs whose mean is this model's input for a row of the result; empty for zeros."""
         own = int(self.rows[model][row])
         return ((model, own),) if own >= 0 else self.fill.get(row, ())
 
@@ -77,37 +77,37 @@ def align(
     adapters: Mapping[str, Adapter] | None = None,
     field: str = "config.tokenizer",
 ) -> Vocabulary | None:
-    """Settles which token gets which row of which model.
+    """Decides which token gets which row of which model.
 
-    A row that a model lacks is, by `missing`,
+    A row that a model lacks is, depending on `missing`,
       "auto": mergekit's rule: the base's row if the base has the token, else the only owner's, else the owners' mean;
       "owner": the base's row, else that of the first source in order that has the token;
-      "mean": the mean of the rows of all that have it, the base too.
-    With `special_rows`, the row of an added token that one model never trained and another did counts as lacking: the
-    change of a chat model, counted from a base (Chat Vector, Huang et al. 2024, arXiv 2310.04799), then does not meet
-    rows of noise. Rows of the result that no token has are zeros, unless nothing but special rows and rows of single
-    tokens changes: then every other row stays at its place.
+      "mean": the mean of the rows of all models that have it, including the base.
+    With `special_rows`, the row of an added token that one model never trained and another did counts as lacking. A
+    chat model's change from a base (Chat Vector, Huang et al. 2024, arXiv 2310.04799) is then not added to rows of
+    noise. Rows of the result without a token are zeros, except where only special rows and rows of single tokens
+    change: then every other row stays at its place.
 
     Args:
       sources: the models by name, in the recipe's order.
       base: the base model's name, "" for none.
-      leading: the name of the model whose files the result takes otherwise.
-      tokenizer: "" where all models must agree in what an id means; "union": the base's ids (the leading model's
+      leading: the name of the model whose files the result takes, unless a tokenizer is asked for.
+      tokenizer: "" if all models must agree on what an id means; "union": the base's ids (the leading model's
         without one), then the other models' further tokens in order; "base": the base's tokenizer (the leading model's
         without one); or the name of a model, or a folder with a tokenizer.
-      token_sources: rows of single tokens that do not follow the rule.
+      token_sources: by token, the source of a row that does not follow the rule.
       missing: the rule, as above.
-      pad_to_multiple_of: of V; 0 for none.
-      cut_to_common: cut embeddings of different numbers of rows to the smallest, whatever their tokens are.
+      pad_to_multiple_of: V is padded to a multiple of it; 0 for no padding.
+      cut_to_common: whether to cut embeddings of different numbers of rows to the smallest, whatever their tokens are.
       special_rows: as above.
-      adapters: by name of the model, where it has one; rows that it trained count as trained.
-      field: where `tokenizer` comes from, for messages.
+      adapters: LoRA adapters by model name; rows that an adapter trained count as trained.
+      field: the setting that `tokenizer` comes from, for messages.
 
     Returns:
       The alignment; None where every row stays where it is.
 
     Raises:
-      BadInput: the models' tokens or rows do not fit together and nothing says how to mend that, a tokenizer does not
+      BadInput: the models' tokens or rows do not fit together and no argument resolves that, a tokenizer does not
         load, two tokenizers have no exact union, or a token has no row anywhere.
     """
     token_sources = dict(token_sources or {})
@@ -146,7 +146,7 @@ def _vocabulary(
     missing: str,
     token_sources: Sequence[str],
 ) -> Vocabulary:
-    """Describes a filled table."""
+    """Builds the `Vocabulary` of a filled table."""
     used = sources.sizes[sources.leading]  # rows of the leading model that have a token
     lead = sources.vocabulary(sources.leading, convert=False)
     if lead is not None:
@@ -185,7 +185,7 @@ def _notes(
     fill: Mapping[int, Donors],
     untrained: Mapping[str, Sequence[int]],
 ) -> list[str]:
-    """What each model takes from elsewhere, and how many of its rows move."""
+    """Lines on the rows that each model takes from elsewhere, and on how many of its rows move."""
     notes = []
     for name, own in table.rows.items():
         label = sources.checkpoints[name].label

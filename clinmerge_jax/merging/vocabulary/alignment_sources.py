@@ -1,4 +1,4 @@
-"""The models whose vocabularies are aligned, and their tokenizers, each read when it is first asked for."""
+"""The models whose vocabularies are aligned, and their tokenizers, each read on first use."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ class AlignmentSources:
       checkpoints: by name, in the recipe's order.
       base: the base model's name, "" for none.
       leading: the name of the model whose files the result takes, unless a tokenizer is asked for.
-      adapters: by name of the model, where it has one.
+      adapters: LoRA adapters by model name.
     """
 
     checkpoints: Mapping[str, Checkpoint]
@@ -35,10 +35,10 @@ class AlignmentSources:
     _read: dict[str, TokenizerVocabulary] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def check_roles(self) -> None:
-        """Refuses a base or a leading model that is none of the models.
+        """Refuses a base or a leading model that is not one of the models.
 
         Raises:
-          BadInput: naming the role.
+          BadInput: it is not one of them; the message names the role.
         """
         for role, name in (("base", self.base), ("leading", self.leading)):
             if name not in self.checkpoints and (name or role == "leading"):
@@ -46,7 +46,7 @@ class AlignmentSources:
 
     @functools.cached_property
     def sizes(self) -> dict[str, int]:
-        """Rows of each one's embedding.
+        """Number of embedding rows by model.
 
         Raises:
           BadInput: one has no embedding, or its embedding and head differ in rows.
@@ -55,12 +55,12 @@ class AlignmentSources:
 
     @property
     def same_size(self) -> bool:
-        """Whether all embeddings have as many rows."""
+        """Whether all embeddings have the same number of rows."""
         return len(set(self.sizes.values())) == 1
 
     @property
     def described_sizes(self) -> str:
-        """The rows of each, for messages."""
+        """The number of rows of each model, for messages."""
         return ", ".join(f"{self.checkpoints[name].label} {rows}" for name, rows in self.sizes.items())
 
     @property
@@ -73,13 +73,13 @@ class AlignmentSources:
 
         Args:
           name: of the model.
-          convert: whether a tokenizer is looked at that would have to be converted.
+          convert: whether to read a tokenizer that has to be converted first.
 
         Returns:
-          Its tokens; None where the folder has no tokenizer (to look at).
+          Its tokens; None where the folder has no tokenizer that may be read.
 
         Raises:
-          BadInput: the tokenizer does not load or not convert.
+          BadInput: the tokenizer cannot be loaded or converted.
         """
         if name not in self._read:
             checkpoint = self.checkpoints[name]
@@ -91,10 +91,10 @@ class AlignmentSources:
         return self._read[name]
 
     def must_have(self, name: str) -> TokenizerVocabulary:
-        """One model's tokens, without which it cannot be aligned.
+        """One model's tokens, which alignment requires.
 
         Raises:
-          BadInput: it has no tokenizer, or one that does not load or not convert.
+          BadInput: it has no tokenizer, or one that cannot be loaded or converted.
         """
         one = self.vocabulary(name)
         if one is None:

@@ -1,4 +1,4 @@
-"""Chat templates that a recipe may name, and how one gets into a checkpoint's tokenizer files."""
+"""Chat templates that a recipe may name, and writing one into a checkpoint's tokenizer files."""
 
 import collections
 import json
@@ -15,7 +15,7 @@ from clinmerge_jax.errors import BadInput
 
 TEMPLATE_FILE = "chat_template.jinja"
 
-# The formats are those that the models of these names were trained in, mergekit's names for them.
+# The formats that these models were trained with, under mergekit's names.
 TEMPLATES = {
     "alpaca": (
         "{% for message in messages %}"
@@ -62,9 +62,9 @@ def chosen_template(choice: str, models: Iterable[Checkpoint], place: str) -> st
     """The Jinja text that a recipe's `chat_template` stands for; "" for none.
 
     Args:
-      choice: "auto" for the one that most models have (the first of equals), a name in `TEMPLATES`, Jinja text, or "".
+      choice: "auto" for the one that most models have (on a tie the first), a name in `TEMPLATES`, Jinja text, or "".
       models: in the recipe's order.
-      place: of the choice, for messages.
+      place: the setting that the choice comes from, for messages.
 
     Raises:
       BadInput: it is none of these, or not valid Jinja.
@@ -91,7 +91,7 @@ def template_of(checkpoint: Checkpoint) -> str:
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()
     template = settings_of(checkpoint.path).get("chat_template")
-    if isinstance(template, list):  # several by name
+    if isinstance(template, list):  # several templates by name
         named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
         template = named.get("default")
     return template.strip() if isinstance(template, str) else ""
@@ -101,7 +101,7 @@ def with_chat_template(files: Mapping[str, bytes | pathlib.Path], template: str)
     """Tokenizer files with another chat template.
 
     Args:
-      files: content, or where it lies, by name.
+      files: content or path, by file name.
       template: Jinja text.
     """
     kept = {name: content for name, content in files.items() if not name.startswith("chat_template")}

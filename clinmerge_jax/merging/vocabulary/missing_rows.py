@@ -1,4 +1,4 @@
-"""Whose row a model takes where it has none of its own, or where the recipe names another's."""
+"""Which row a model takes for a token that it lacks, or for which the recipe names another row."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ from clinmerge_jax.merging.vocabulary.row_table import RowTable
 
 MISSING_RULES = ("auto", "owner", "mean")
 
-Donors = tuple[tuple[str, int], ...]  # (model, row)s whose mean is taken; none stand for zeros
+Donors = tuple[tuple[str, int], ...]  # (model, row) pairs whose mean is taken; empty for zeros
 
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """What the recipe says of one token.
+    """The recipe's choice for one token.
 
     Attributes:
-      donors: None where the rule decides.
-      force: whether models that have a row of their own take it too.
+      donors: the rows it names; None where the rule decides.
+      force: whether models that have a row of their own take these too.
     """
 
     donors: Donors | None
@@ -32,17 +32,17 @@ class _Choice:
 def fill_rows(
     sources: AlignmentSources, table: RowTable, token_sources: Mapping[str, TokenSource], missing: str, field: str
 ) -> dict[int, Donors]:
-    """Settles what models take for rows that they lack; rows that are forced on them they lack from then on.
+    """Decides what models take for rows that they lack.
 
     Args:
       sources: the models.
-      table: of the result; rows that are forced become -1 in it.
-      token_sources: rows of single tokens that do not follow the rule.
-      missing: the rule; see `vocabulary.align`.
+      table: the result's row table; own rows that a forced source replaces become -1 in it.
+      token_sources: by token, the source of a row that does not follow the rule.
+      missing: the rule; see `alignment.align`.
       field: the config field that gave the tokenizer, for messages.
 
     Returns:
-      By row of the result, whose rows a model without that row takes.
+      By row of the result, the donors whose mean a model without that row takes.
 
     Raises:
       BadInput: a token has no row anywhere, or its source does not exist.
@@ -77,7 +77,7 @@ def fill_rows(
 
 
 def _by_rule(sources: AlignmentSources, table: RowTable, row: int, missing: str) -> Donors:
-    """The donors of a row among the models that have it."""
+    """The donors of a row by the rule, from the models that have it."""
     places = [(name, int(table.rows[name][row])) for name in sources.checkpoints]
     owners = [(name, place) for name, place in places if place >= 0]
     of_base = [(name, place) for name, place in owners if name == sources.base]
@@ -91,7 +91,7 @@ def _by_rule(sources: AlignmentSources, table: RowTable, row: int, missing: str)
 def _choices(
     sources: AlignmentSources, table: RowTable, token_sources: Mapping[str, TokenSource]
 ) -> dict[int, _Choice]:
-    """By row, what the recipe says of it."""
+    """The recipe's choices by row of the result."""
     chosen = {}
     for token, source in token_sources.items():
         place = f"tokenizer.tokens.{token}"

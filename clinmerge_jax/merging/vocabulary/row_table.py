@@ -1,6 +1,6 @@
-"""Which token each row of the result stands for, and which of its own rows each model has for it.
+"""The token of each row of the result, and which of its own rows each model has for that token.
 
-Same words at different ids are aligned by the token's text, never by row number. V: rows of the result.
+Tokens with different ids are aligned by text, never by row number. V: rows of the result.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _MENDS = "give a tokenizer (union, base or a model)"
 
 @dataclasses.dataclass(eq=False)
 class RowTable:
-    """The rows of the result before rules fill gaps.
+    """The rows of the result before missing rows are filled.
 
     Attributes:
       size: V.
@@ -41,7 +41,7 @@ class RowTable:
       rows: by model, int32 [V], -1 for rows that the model lacks.
       tokenizer: the result's; None where no tokenizer is known.
       files: the tokenizer files of the result, by name; empty where the leading model's stay as they are.
-      notes: what was done, in lines for people.
+      notes: what was done, as lines of text for the report.
       by_id: whether a token's row is its id in every model.
     """
 
@@ -60,15 +60,15 @@ class RowTable:
 
 
 def rows_by_agreement(sources: AlignmentSources, multiple: int = 0, *, by_name: bool = False) -> RowTable:
-    """Every row at its place: all models agree already, but for padding rows and for the names of special tokens.
+    """Keeps every row at its place, for models that agree except in padding rows and names of special tokens.
 
     Args:
       sources: the models.
-      multiple: of which V is to be; 0 for any.
-      by_name: whether every model needs a tokenizer, as single tokens are named.
+      multiple: V is padded to a multiple of it; 0 for no padding.
+      by_name: whether every model needs a tokenizer, because the recipe names single tokens.
 
     Raises:
-      BadInput: they do not agree, or lack the tokenizers that would tell.
+      BadInput: they do not agree, or a tokenizer that is needed to check this is missing.
     """
     convert = by_name or not sources.same_size
     known = {name: sources.vocabulary(name, convert=convert) for name in sources.checkpoints}
@@ -101,14 +101,14 @@ def rows_by_agreement(sources: AlignmentSources, multiple: int = 0, *, by_name: 
 
 
 def rows_cut_to_common(sources: AlignmentSources, multiple: int = 0) -> RowTable:
-    """The common corner of embeddings of different sizes, whatever lies beyond it.
+    """Cuts embeddings of different sizes to the rows that all have, whatever is in the others.
 
     Args:
       sources: the models.
-      multiple: of which V is to be; 0 for any.
+      multiple: V is padded to a multiple of it; 0 for no padding.
 
     Raises:
-      BadInput: an id within it means different tokens.
+      BadInput: the id of a common row means different tokens.
     """
     size = min(sources.sizes.values())
     present = [one for one in map(sources.vocabulary, sources.checkpoints) if one is not None]
@@ -135,13 +135,13 @@ def rows_cut_to_common(sources: AlignmentSources, multiple: int = 0) -> RowTable
 
 
 def rows_by_tokenizer(sources: AlignmentSources, tokenizer: str, field: str, multiple: int = 0) -> RowTable:
-    """Rows by the tokens' texts, for the ids of the tokenizer that is asked for.
+    """Aligns rows by the tokens' texts to the ids of the tokenizer that is asked for.
 
     Args:
       sources: the models, each with a tokenizer.
-      tokenizer: "union", "base", a model, or a folder with a tokenizer; see `vocabulary.align`.
+      tokenizer: "union", "base", a model, or a folder with a tokenizer; see `alignment.align`.
       field: the config field that gave it, for messages.
-      multiple: of which V is to be; 0 for any.
+      multiple: V is padded to a multiple of it; 0 for no padding.
 
     Raises:
       BadInput: a tokenizer is missing or does not load, or two of them have no exact union.
@@ -212,7 +212,7 @@ def _rows_by_text(
 
 
 def _refuse_disagreement(one: TokenizerVocabulary, two: TokenizerVocabulary, sources: AlignmentSources) -> None:
-    """Refuses two models in which an id means different tokens, or that have tokens of their own in padding rows."""
+    """Refuses models in which an id means different tokens, or of different sizes with different sets of tokens."""
     moved = moved_token(one.ids, two.ids)
     if moved is not None:
         raise BadInput(
@@ -234,17 +234,17 @@ def _refuse_disagreement(one: TokenizerVocabulary, two: TokenizerVocabulary, sou
 
 
 def _all_at(known: Mapping[str, TokenizerVocabulary], result: TokenizerVocabulary, sources: AlignmentSources) -> bool:
-    """Whether every model has its tokens where a tokenizer has them, in as many rows."""
+    """Whether every model has the tokenizer's tokens at the same ids, and all have the same number of rows."""
     return sources.same_size and all(one.ids == result.ids for one in known.values())
 
 
 def _padded(size: int, multiple: int) -> int:
-    """The next number of rows that is allowed."""
+    """The number of rows rounded up to a multiple."""
     return -(-size // multiple) * multiple if multiple else size
 
 
 def _own_places(sources: AlignmentSources, size: int) -> dict[str, np.ndarray]:
-    """Every row from its own place, as far as a model has it."""
+    """Every row at its own place, -1 where a model lacks it."""
     places = np.arange(size, dtype=np.int32)
     return {name: np.where(places < rows, places, -1).astype(np.int32) for name, rows in sources.sizes.items()}
 
@@ -256,7 +256,7 @@ def _tokens_below(size: int, vocabulary: TokenizerVocabulary | None) -> dict[int
 def _with_template(
     files: Mapping[str, bytes | pathlib.Path], lead: Checkpoint
 ) -> tuple[dict[str, bytes | pathlib.Path], list[str]]:
-    """Adds the leading model's chat template to tokenizer files without one, and says so."""
+    """Adds the leading model's chat template to tokenizer files without one, with a note on it."""
     settings = files.get(SETTINGS_FILE)
     own = TEMPLATE_FILE in files
     if settings is not None and not own:

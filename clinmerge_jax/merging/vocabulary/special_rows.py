@@ -15,10 +15,10 @@ from clinmerge_jax.checkpoint.tokenizers.tokenizer import TokenizerVocabulary
 from clinmerge_jax.merging.vocabulary.alignment_sources import AlignmentSources
 from clinmerge_jax.merging.vocabulary.row_table import RowTable
 
-# A special token's row counts as never trained below this share of the median norm of ordinary rows: what starts at
-# zero, or is only ever shrunk by weight decay, ends far below what text has trained.
+# A special token's row counts as never trained if its norm is below this share of the median norm of ordinary rows:
+# rows that start at zero, or that only weight decay changes, end far below rows trained on text.
 UNTRAINED_NORM = 0.01
-# ... or where so many special rows have the same bits: training moves rows apart, a common start leaves them equal.
+# It also does if this many special rows have the same bits: training makes rows differ, untrained ones stay equal.
 UNTRAINED_EQUALS = 3
 
 _SAMPLE = 512  # ordinary rows whose median norm is taken
@@ -31,13 +31,13 @@ def untrained_special_rows(
 
     These are tokens whose row of the embedding, or of the head where it is a tensor of its own, is zero or has a norm
     under `UNTRAINED_NORM` of the median of ordinary tokens' rows, or has the same bits as the rows of at least
-    `UNTRAINED_EQUALS` - 1 other added tokens. One of the two tensors is enough: a token must have been read and
-    written to be of use in a chat.
+    `UNTRAINED_EQUALS` - 1 other added tokens. One of the two tensors is enough: a token is only useful in a
+    chat if the model has learned both to read and to write it.
 
     Args:
       checkpoint: a model; only these rows and a sample of ordinary ones are read.
       vocabulary: of its tokenizer.
-      adapter: what is added to it; rows that this trained are trained.
+      adapter: a LoRA adapter, added to the rows before they are judged.
 
     Returns:
       The texts of the tokens.
@@ -71,14 +71,14 @@ def trained_elsewhere(sources: AlignmentSources, table: RowTable) -> tuple[dict[
       table: of the result.
 
     Returns:
-      By model with such rows, their places in the result in order; and what could not be looked at, in lines for
-      people.
+      By model with such rows, their rows in the result, in order; and lines of text for the report on models that could
+      not be checked.
     """
     untrained: dict[str, set[int]] = {}
     notes = []
     for name, checkpoint in sources.checkpoints.items():
         one = sources.vocabulary(name, convert=bool(table.files))
-        if one is None and table.by_id and table.tokenizer is not None:  # its ids are taken to mean the same tokens
+        if one is None and table.by_id and table.tokenizer is not None:  # assume that its ids mean the same tokens
             one = dataclasses.replace(table.tokenizer, rows=sources.sizes[name])
         if one is None or not one.added or not table.tokens:
             continue
@@ -103,7 +103,7 @@ def trained_elsewhere(sources: AlignmentSources, table: RowTable) -> tuple[dict[
 
 
 def _read_rows(entry: TensorEntry, rows: Sequence[int], adapter: Adapter | None) -> np.ndarray:
-    """These rows of a tensor, [rows, D], in its own dtype unless an adapter changes them."""
+    """Reads rows of a tensor, [rows, D], in its own dtype unless an adapter changes them."""
     values = np.empty((len(rows), entry.shape[-1]), entry.dtype)
     nbytes = entry.shape[-1] * entry.dtype.itemsize
     descriptor = os.open(entry.file, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The token ids that config.json and generation_config.json name, where the same tokens are at other ids now."""
+"""Updates of the token ids in config.json and generation_config.json where tokens have new ids."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from clinmerge_jax.merging.vocabulary.row_table import RowTable
 
 @dataclasses.dataclass(frozen=True)
 class TokenIdUpdates:
-    """What changes in the leading model's files.
+    """Changes of the leading model's files.
 
     Attributes:
-      config: fields of config.json.
-      generation: fields of generation_config.json.
-      generation_config: all of the latter as it then is.
-      notes: the changes, in lines for people.
+      config: changed fields of config.json.
+      generation: changed fields of generation_config.json.
+      generation_config: all fields of generation_config.json after the changes.
+      notes: the changes, as lines of text for the report.
     """
 
     config: Mapping[str, Any]
@@ -30,13 +30,13 @@ class TokenIdUpdates:
 
 
 def token_id_updates(sources: AlignmentSources, table: RowTable) -> TokenIdUpdates:
-    """Follows the tokens of every field `..._token_id` to their ids in the result.
+    """Replaces the ids in every field `..._token_id` by the same tokens' ids in the result.
 
-    A token that the result lacks gives way to the one that its tokenizer's settings name for the field, else to none.
+    A token that the result lacks is replaced by the one that its tokenizer's settings name for the field, else removed.
 
     Args:
       sources: the models.
-      table: of the result.
+      table: the result's row table.
 
     Raises:
       BadInput: generation_config.json is damaged.
@@ -61,7 +61,7 @@ def token_id_updates(sources: AlignmentSources, table: RowTable) -> TokenIdUpdat
 
 
 def _new_ids(sources: AlignmentSources, table: RowTable, key: str, value: Any) -> Any:
-    """What becomes of the id, or ids, that a field of the leading model has."""
+    """The new value of a field of the leading model that holds a token id, or several."""
     given = value if isinstance(value, list) else [value]
     if not all(type(index) is int and index >= 0 for index in given):
         return value  # null, or -1 for none

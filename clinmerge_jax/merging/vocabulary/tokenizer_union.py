@@ -1,4 +1,4 @@
-"""One tokenizer that encodes each of several models' texts as the model's own does, where there is one."""
+"""The union of tokenizers: one that encodes text as each model's own tokenizer does, where that is possible."""
 
 import dataclasses
 import pathlib
@@ -25,13 +25,13 @@ from clinmerge_jax.errors import BadInput
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Union:
-    """A tokenizer with the added tokens of several.
+    """A tokenizer with the added tokens of several tokenizers.
 
     Attributes:
-      tokenizer: in which the first one's tokens keep their ids and the others' follow in order; of no model.
+      tokenizer: the result: the first tokenizer's tokens keep their ids, the others' follow in order.
       files: its files by name.
       added: the tokens that the first one lacked, in the order of their ids.
-      notes: where it is not like each of them, in lines for people.
+      notes: how it differs from one of them, as lines of text for the report.
     """
 
     tokenizer: TokenizerVocabulary
@@ -41,7 +41,7 @@ class Union:
 
 
 def check_union(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary], field: str) -> list[str]:
-    """Refuses tokenizers that split text in different ways: no tokenizer does what all of them do.
+    """Refuses tokenizers that split text in different ways, because no single tokenizer matches all of them.
 
     Args:
       start: the first one.
@@ -49,10 +49,10 @@ def check_union(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary
       field: the config field that asks for the union, for messages.
 
     Returns:
-      What the union does otherwise than one of them, in lines for people.
+      How the union differs from one of them, as lines of text for the report.
 
     Raises:
-      BadInput: naming two of them and how they differ.
+      BadInput: they split text differently; the message names two of them and how they differ.
     """
     notes = []
     for one in others:
@@ -70,11 +70,11 @@ def check_union(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary
 
 
 def unite(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary], field: str) -> Union:
-    """Adds to a tokenizer the others' further tokens, each found in text as in the first one that has it.
+    """Adds the others' further tokens to a tokenizer, each matched in text as in the first tokenizer that has it.
 
     Args:
       start: the first one.
-      others: the others, as `check_union` lets them pass.
+      others: the others, which must have passed `check_union`.
       field: the config field that asks for the union, for messages.
 
     Raises:
@@ -104,7 +104,7 @@ def unite(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary], fie
 
 
 def _difference(first: TokenizerVocabulary, other: TokenizerVocabulary) -> str:
-    """Why two tokenizers split text differently, added tokens aside; "" where they do not."""
+    """How two tokenizers differ in splitting text, apart from added tokens; "" where they do not."""
     one, two = first.definition, other.definition
     models = one["model"], two["model"]
     kinds = [model.get("type") for model in models]
@@ -135,7 +135,7 @@ def _difference(first: TokenizerVocabulary, other: TokenizerVocabulary) -> str:
 
 
 def _pieces(model: Mapping[str, Any]) -> dict[str, float]:
-    """The model's own words, with scores where it has such."""
+    """The tokenizer model's own tokens, with their scores if it has any."""
     vocabulary = model["vocab"]
     return dict.fromkeys(vocabulary, 0.0) if isinstance(vocabulary, dict) else dict(map(tuple, vocabulary))
 
@@ -145,7 +145,7 @@ def _flags(token: tokenizers.AddedToken) -> tuple[bool, ...]:
 
 
 def _described(token: tokenizers.AddedToken) -> dict[str, Any]:
-    """An added token as tokenizer_config.json has it."""
+    """An added token in the format of tokenizer_config.json."""
     return {"content": token.content, **{flag: getattr(token, flag) for flag in (*TOKEN_FLAGS, "special")}}
 
 
@@ -155,14 +155,14 @@ def _extended_files(
     new: Mapping[str, int],
     files: Mapping[str, bytes | pathlib.Path],
 ) -> dict[str, bytes]:
-    """Those of a tokenizer's files that change when tokens are added to it."""
+    """The files of a tokenizer that change when tokens are added to it."""
     changed = {TOKENIZER_FILE: backend.to_str(pretty=True).encode()}
     settings = settings_of(start.path)
     if isinstance(settings.get("added_tokens_decoder"), dict):
         by_id = backend.get_added_tokens_decoder()
         settings["added_tokens_decoder"] = {str(index): _described(by_id[index]) for index in sorted(by_id)}
         changed[SETTINGS_FILE] = json_bytes(settings)
-    if any(name in files for name in (ADDED_FILE, *OLDER_FILES)):  # who reads these finds the rest there
+    if any(name in files for name in (ADDED_FILE, *OLDER_FILES)):  # readers of these find the other tokens there
         file = start.path / ADDED_FILE
         before = parse_json(file.read_bytes(), file) if file.is_file() else {}
         changed[ADDED_FILE] = json_bytes({**before, **new})

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa as encoders of texts: what BERTScore compares."""
+"""BERT and RoBERTa encoders, whose token states BERTScore compares."""
 
 from clinmerge_jax.metrics.encoder.encoder import Encoder, load_encoder
 

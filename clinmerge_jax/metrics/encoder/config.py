@@ -1,4 +1,4 @@
-"""The architecture of a BERT or RoBERTa encoder as read from config.json, and from nothing else."""
+"""The architecture of a BERT or RoBERTa encoder, read from config.json alone."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from clinmerge_jax.errors import BadInput
 
 MODEL_TYPES = ("bert", "roberta")
 
-# Fields that change the forward pass, with the one value that is computed here, which is also their default.
+# Fields that change the forward pass, each with the only supported value, which is also its default.
 _ONLY = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 
 
@@ -18,7 +18,7 @@ class EncoderConfig:
     """Everything the forward pass depends on. Hashable, so it can be a static argument of jit.
 
     Attributes:
-      model_type: "bert" or "roberta"; they differ in how positions are counted.
+      model_type: "bert" or "roberta"; they differ in how positions are numbered.
       pad_token_id: RoBERTa's first position is the one after it.
       layer_norm_eps: added to the variance.
     """
@@ -36,20 +36,20 @@ class EncoderConfig:
 
     @property
     def max_tokens(self) -> int:
-        """The longest text, in tokens with the special ones."""
+        """The longest text in tokens, including special tokens."""
         return self.max_position_embeddings - (self.pad_token_id + 1) * (self.model_type == "roberta")
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], source: str) -> "EncoderConfig":
-        """Reads the fields of a config.json; those that it leaves out are transformers' defaults.
+        """Read the fields of a config.json; fields that it leaves out take transformers' defaults.
 
         Args:
           raw: the parsed config.json.
-          source: the file's name for error messages.
+          source: the file's name, for error messages.
 
         Raises:
-          BadInput: it is neither a BERT's nor a RoBERTa's, or a field is missing, malformed, or asks for something
-            else than they had when they were published.
+          BadInput: the model is neither a BERT nor a RoBERTa, or a field is missing, malformed, or asks for something
+            that the published models do not have.
         """
         model_type = raw.get("model_type")
         if model_type not in MODEL_TYPES:

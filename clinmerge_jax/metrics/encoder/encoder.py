@@ -1,4 +1,7 @@
-"""An encoder from a user's folder, and the states of many texts. B batch, T tokens of a bucket, D hidden, L layers."""
+"""Loading of an encoder from a checkpoint, and the token states of many texts.
+
+B batch, T tokens of a bucket, D hidden, L layers.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,11 +18,11 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.metrics.encoder.config import EncoderConfig
 from clinmerge_jax.metrics.encoder.model import Params, encode, shapes
 
-_PREFIXES = ("", "bert.", "roberta.")  # by whether a checkpoint holds the encoder alone or a head on it
-_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # that older checkpoints store and nothing needs
+_PREFIXES = ("", "bert.", "roberta.")  # "" for a checkpoint of the encoder alone, the others for one with a head
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # stored by older checkpoints and not needed
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-_BATCH_TOKENS = 8192  # at a time, padding among them
-_SHORTEST, _FEWEST = 32, 8  # tokens and rows; buckets are these and their doubles
+_BATCH_TOKENS = 8192  # the tokens of a batch, including padding
+_SHORTEST, _FEWEST = 32, 8  # the smallest buckets of tokens and rows; larger ones double
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,10 +31,10 @@ class Encoder:
 
     Attributes:
       config: the architecture.
-      layer: how many layers; 0 for the embeddings alone.
-      params: theirs, in float32 on JAX's default device.
+      layer: the number of layers; 0 for the embeddings alone.
+      params: their parameters, in float32 on JAX's default device.
       backend: the tokenizer.
-      specials: the tokens that it puts before and behind a text.
+      specials: the ids of the special tokens that it adds before and after a text.
     """
 
     config: EncoderConfig
@@ -41,9 +44,10 @@ class Encoder:
     specials: tuple[int, int]
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[np.ndarray], int]:
-        """The token ids of each text with its special tokens, cut to the encoder's positions; and how many were cut.
+        """Tokenize texts with special tokens, cut to the encoder's positions; also returns how many were cut.
 
-        White space at the ends is no part of a text. RoBERTa's first word has a space before it, as any other has.
+        White space at both ends of a text is ignored. For RoBERTa a space is put before the first word, as before any
+        other word.
         """
         lead = " " if self.config.model_type == "roberta" else ""
         stripped = [text.strip() for text in texts]
@@ -54,12 +58,12 @@ class Encoder:
         return cut, sum(len(row) > most for row in rows)
 
     def states(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """What the last layer gives for each token of each row, [its tokens, D].
+        """The outputs of layer `layer` for each row, [tokens of the row, D].
 
         Rows are padded to few shapes, so that few programs are compiled.
 
         Args:
-          rows: from `tokenize`.
+          rows: the token ids from `tokenize`.
         """
         found: list[np.ndarray] = [np.empty(0)] * len(rows)
         by_length: dict[int, list[int]] = {}
@@ -70,7 +74,7 @@ class Encoder:
             for start in range(0, len(indices), batch):
                 chosen = indices[start : start + batch]
                 tokens_BT = np.full((batch, length), self.config.pad_token_id, np.int32)
-                lengths_B = np.ones(batch, np.int32)  # a row without a text still sees one token, so all is finite
+                lengths_B = np.ones(batch, np.int32)  # unused rows attend to one token, so states are finite
                 for place, index in enumerate(chosen):
                     tokens_BT[place, : len(rows[index])] = rows[index]
                     lengths_B[place] = len(rows[index])
@@ -81,23 +85,23 @@ class Encoder:
 
 
 def _bucket(count: int, least: int) -> int:
-    """The least of `least` and its doubles that holds so many."""
+    """The smallest of `least`, 2 `least`, 4 `least` and so on that is not below `count`."""
     return least << max(0, (-(-count // least) - 1).bit_length())
 
 
 def load_encoder(model: str, field: str, layer: int | None = None) -> Encoder:
-    """Reads the first layers of a BERT or RoBERTa from safetensors, into float32 on JAX's default device.
+    """Load the first layers of a BERT or RoBERTa from safetensors, in float32 on JAX's default device.
 
-    Heads on the encoder, a pooler and layers behind the wanted one are not read, which is logged.
+    Heads, a pooler and layers after the requested one are not read, which is logged.
 
     Args:
-      model: its folder, or what else `checkpoint.folder.resolve` knows.
-      field: the config field that gave it, for messages.
-      layer: how many layers; None for all.
+      model: its folder, or another location that `checkpoint.folder.resolve` accepts.
+      field: the config field that gave the model, for messages.
+      layer: the number of layers; None for all.
 
     Raises:
-      BadInput: it is no BERT or RoBERTa, has fewer layers, its tensors are not those that config.json describes, or its
-        tokenizer is not the model's.
+      BadInput: the model is not a BERT or RoBERTa, has fewer layers, its tensors are not those that config.json
+        describes, or its tokenizer does not belong to it.
     """
     checkpoint = open_checkpoint(model, field, {**DTYPES, "I64": np.dtype(np.int64)})  # the buffers' dtype
     config = EncoderConfig.from_json(checkpoint.config, str(checkpoint.path / "config.json"))
@@ -160,7 +164,7 @@ def _read_params(checkpoint: Checkpoint, config: EncoderConfig, layers: int) -> 
 
 
 def _entries(checkpoint: Checkpoint) -> tuple[dict[str, TensorEntry], int]:
-    """The encoder's tensors by the names that they have alone and today, and the number of the others."""
+    """The encoder's tensors by their current names without a prefix, and the number of other tensors."""
     word = "embeddings.word_embeddings.weight"
     prefix = next((one for one in _PREFIXES if one + word in checkpoint.tensors), None)
     if prefix is None:

@@ -1,7 +1,8 @@
 """The forward pass of BERT (Devlin et al. 2019, arXiv 1810.04805) and RoBERTa (Liu et al. 2019, arXiv 1907.11692).
 
+Params hold the published values in the published orientation ([out, in]), the layers stacked on a leading axis.
+
 B batch, T or S tokens, D hidden, N heads, H head_dim, F MLP width, L layers.
-Params hold the published values in the published orientation ([out, in]), the layers' stacked on a leading axis.
 """
 
 import functools
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from clinmerge_jax.metrics.encoder.config import EncoderConfig
 
-Params = Mapping[str, Mapping[str, jax.Array]]  # "embeddings" and "layers", each by the names in the tables below
+Params = Mapping[str, Mapping[str, jax.Array]]  # keys: "embeddings" and "layers", then the names in the tables below
 
 _EMBEDDINGS = {
     "word_embeddings.weight": ("vocab", "embed"),
@@ -59,12 +60,13 @@ def shapes(config: EncoderConfig) -> dict[str, dict[str, tuple[int, ...]]]:
 
 @functools.partial(jax.jit, static_argnames="config")
 def encode(params: Params, tokens_BT: jax.Array, lengths_B: jax.Array, config: EncoderConfig) -> jax.Array:
-    """What comes out of the last of the layers that there are (none: of the embeddings), [B, T, D], in float32.
+    """The output of the last layer in `params` (of the embeddings if there is none), [B, T, D], in float32.
 
     Args:
-      params: of as many layers as are wanted.
-      tokens_BT: token ids with their special tokens, padded on the right with `config.pad_token_id`.
-      lengths_B: tokens of each row, at least one; those behind are seen by none, and their own states mean nothing.
+      params: the embeddings and the layers to run.
+      tokens_BT: token ids with special tokens, padded on the right with `config.pad_token_id`.
+      lengths_B: the number of tokens of each row, at least one. No token attends to the padding after them, and the
+        states of padding are meaningless.
       config: the architecture (static).
     """
     seen_BS = jnp.arange(tokens_BT.shape[1]) < lengths_B[:, None]
@@ -84,7 +86,7 @@ def encode(params: Params, tokens_BT: jax.Array, lengths_B: jax.Array, config: E
 
 
 def _embed(leaves: Mapping[str, jax.Array], tokens_BT: jax.Array, config: EncoderConfig) -> jax.Array:
-    """Token, position and first type; as in RoBERTa's training a padding token counts as no position there."""
+    """Sum token, position and first type embeddings; as in its training, RoBERTa's padding tokens take no position."""
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     if config.model_type == "roberta":
         text_BT = (tokens_BT != config.pad_token_id).astype(tokens_BT.dtype)

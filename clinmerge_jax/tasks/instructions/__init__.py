@@ -1,1 +1,1 @@
-"""Instruction-following tasks: IFEval, IFBench, and the generated everyday and clinical sets."""
+"""Instruction-following tasks: IFEval, part of IFBench, and the generated everyday, clinical and two-turn sets."""

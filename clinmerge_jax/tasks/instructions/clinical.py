@@ -1,8 +1,9 @@
-"""Instructions that rules can check, put on clinical inputs: what a merge is for, and neither parent was trained on.
+"""The generated clinical set: checkable instructions on clinical inputs.
 
-An item is an input of a data set (a conversation, a question), the data set's own request in other words, and one to
-three instructions that a good answer can follow. Its target has the instructions and the data set's reference, so that
-one answer gets two scores (`clinical_scores`).
+It measures what a merge is made for: clinical skill and instruction following together. Neither parent was trained on
+it. An item has an input of a data set (a conversation or a question), the data set's own request in other words, and
+one to three instructions that a good answer can follow. Its target holds the instructions and the data set's reference
+answer, so that one answer gets two scores (`clinical_scores`).
 """
 
 import dataclasses
@@ -22,12 +23,12 @@ from clinmerge_jax.tasks.instructions.compliant import obey
 from clinmerge_jax.tasks.instructions.kinds import LAYOUTS, compatible, draw_together
 from clinmerge_jax.tasks.task import Item
 
-MIN_WORDS = 6  # of a reference; "Noncontributory." leaves nothing to lay out
+MIN_WORDS = 6  # the shortest reference used; "Noncontributory." has nothing to lay out
 _TRIES = 500
-_OF_TWO, _OF_THREE = 0.4, 0.8  # a number in [0, 1) above these asks for two or three instructions
-_LAYOUT = 0.3  # how often the first instruction drawn is about the layout, which fewer references allow than the rest
+_OF_TWO, _OF_THREE = 0.4, 0.8  # a random number in [0, 1) above these asks for two or three instructions
+_LAYOUT = 0.3  # how often the first kind is drawn from the layouts alone, as fewer references allow these than the rest
 
-# By data set and split, with fields of its items in braces.
+# By data set and split; names in braces are fields of its items.
 _REQUESTS = {
     "mts_dialog": {
         "dev": ("Turn this consultation into the part of a clinical note that is headed {section_header}.",),
@@ -55,13 +56,14 @@ _REQUESTS = {
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedItem:
-    """An item and how it was come by.
+    """A generated item with a record of its generation.
 
     Attributes:
-      item: as tasks have it.
-      answer: made by rules from the reference; it follows all instructions.
-      trivial: how many sets of instructions were refused before, as the reference or the input followed them as it is.
-      unsolved: how many, as the answer made by rules did not follow them.
+      item: the item of the task.
+      answer: an answer made by rules from the reference; it follows all instructions.
+      trivial: the number of sets of instructions rejected before because the reference or the input already followed
+        them.
+      unsolved: the number rejected because the answer made by rules did not follow them.
     """
 
     item: Item
@@ -71,26 +73,26 @@ class GeneratedItem:
 
 
 def clinical_items(dataset: str, sources: Sequence[Item], seed: int, count: int, split: str = "test") -> list[Item]:
-    """The items of `make`."""
+    """The items of `make`, without the records of their generation."""
     return [made.item for made in make(dataset, sources, seed, count, split)]
 
 
 def make(dataset: str, sources: Sequence[Item], seed: int, count: int, split: str = "test") -> list[GeneratedItem]:
-    """Puts instructions on inputs.
+    """Generate items by adding instructions to inputs.
 
-    What an item asks depends on seed, split, its source and how often that was taken before, and on nothing else; the
-    first items of a longer list are the shorter list. Sources are taken in an order by hash, all once before any twice.
-    Two instructions that are asked for together in "dev" never are in "test".
+    An item depends only on the seed, the split, its source and how often that source was used before. The shorter of
+    two lists is the beginning of the longer one. Sources are ordered by a hash, and all are used once before any is
+    used twice. No two kinds of instructions that are asked for together in "dev" are asked for together in "test".
 
     Args:
       dataset: "mts_dialog", "aci_bench" or "meqsum".
-      sources: its items; those with references under MIN_WORDS words are passed over.
-      seed: of all choices.
-      count: of items.
+      sources: items of the data set; those whose reference has fewer than MIN_WORDS words are skipped.
+      seed: seed of all random choices.
+      count: number of items.
       split: "dev", on whose items settings may be chosen, or "test".
 
     Raises:
-      BadInput: no source is long enough, or one allows no set of instructions.
+      BadInput: no reference is long enough, or a source allows no set of instructions.
     """
     fitting = [source for source in sources if len(words(source.target)) >= MIN_WORDS]
     if not fitting:
@@ -132,14 +134,14 @@ def _make(dataset: str, source: Item, seed: int, earlier: int, split: str) -> Ge
 
 
 def _together(split: str, ids: Collection[str]) -> bool:
-    """Whether one answer can follow them and every two may be asked for in this split: a hash sorts pairs into two."""
+    """Whether the kinds are compatible and every pair of them belongs to this split; a hash assigns pairs to splits."""
     pairs = (" ".join(pair) for pair in itertools.combinations(sorted(ids), 2))
     own = {"dev": 0, "test": 1}[split]
     return compatible(ids) and all(hashlib.sha256(pair.encode()).digest()[0] % 2 == own for pair in pairs)
 
 
 def _fields(rng: random.Random, dataset: str, source: Item, split: str, said: Sequence[str]) -> dict[str, str]:
-    """The prompt in three parts, so that its text can be found and shortened: instructions stand before or after it."""
+    """The prompt in three parts, so that the input can be located and shortened; instructions precede or follow it."""
     request = pick(rng, _REQUESTS[dataset][split]).format(**source.fields)
     rules = " ".join(said)
     before, after = (f"{request} {rules}", "") if rng.random() < 0.5 else (request, f"\n\n{rules}")

@@ -1,7 +1,7 @@
-"""The kinds of instructions that are put on clinical text, drawn so that a good summary can follow them.
+"""The kinds of instructions of the clinical set, with arguments drawn so that a good summary can follow them.
 
-Development and test share kinds but not words: each has wordings, phrases, keys and headings of its own, and headings
-and postscripts are asked for in the test alone.
+The development and test splits share kinds but not words: each has wordings, phrases and keys of its own. Headings and
+postscripts are asked for in the test split alone.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from clinmerge_jax.tasks.instructions.kinds import Kind
 
 Arguments = dict[str, str | int | tuple[str, ...]]
 
-# Words that clinical text leans on, but whose absence costs it no content.
+# Words frequent in clinical text whose absence costs no content.
 GENERAL = (
     "patient", "reports", "reported", "states", "stated", "denies", "denied", "presents", "presented", "complains",
     "history", "past", "currently", "noted", "normal", "positive", "negative", "today", "doctor", "daily", "pain",
@@ -42,7 +42,7 @@ _CONTENT_WORD = re.compile(r"\b[a-z]{5,}\b")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is asked about: the input, the reference that it should lead to, and "dev" or "test"."""
+    """The subject that instructions are drawn for: the input, its reference answer, and the split, "dev" or "test"."""
 
     source: str
     reference: str
@@ -50,18 +50,18 @@ class Case:
 
     @functools.cached_property
     def length(self) -> int:
-        """Words of the reference."""
+        """The number of words of the reference."""
         return len(words(self.reference))
 
     @functools.cached_property
     def shared(self) -> list[str]:
-        """Words of content that the reference has from the input, so that to ask for them gives nothing away."""
+        """Content words in both input and reference, so that requiring one reveals nothing about the reference."""
         source, reference = (set(_CONTENT_WORD.findall(text)) for text in (self.source, self.reference))
         return sorted(source & reference - {*GENERAL, *_FUNCTION_WORDS})
 
     @functools.cached_property
     def leaned_on(self) -> list[str]:
-        """General words that the reference has or, if it has none, the input: what one would write if not told."""
+        """General words in the reference or, if it has none, in the input: an unconstrained answer would use them."""
         for text in (self.reference, self.source):
             if found := sorted(set(GENERAL) & set(words(text.lower()))):
                 return found
@@ -73,7 +73,7 @@ def _between(rng: random.Random, low: int, high: int) -> int:
 
 
 def _number(name: str, low: int, high: int, words_each: int) -> Callable[[random.Random, Case], Arguments | None]:
-    """A number of parts for each of which the reference has so many words."""
+    """Make a `Kind.draw` for a number of parts, limited so that the reference has `words_each` words for each part."""
 
     def draw(rng: random.Random, case: Case) -> Arguments | None:
         most = min(high, case.length // words_each)
@@ -91,7 +91,7 @@ def _some(name: str, options: str) -> Callable[[random.Random, Case], Arguments 
 
 
 def _few_words(rng: random.Random, case: Case) -> Arguments:
-    """The reference's own length at least, up to a third more."""
+    """A limit on words, drawn between the length of the reference and a third more, plus a margin of a few words."""
     return {"relation": "less than", "num_words": 4 + int(case.length * (1 + rng.random() / 3))}
 
 
@@ -121,7 +121,7 @@ def _nothing(rng: random.Random, case: Case) -> Arguments:
     return {}
 
 
-# id, how it is drawn, wordings of development, wordings of the test; none where it is not asked for
+# id, draw, wordings of development, wordings of the test; no wordings where a split does not use the kind
 _ROWS = (
     (
         "detectable_format:number_bullet_lists",
@@ -266,6 +266,6 @@ _ROWS = (
 
 
 def kinds_of(split: str) -> list[Kind]:
-    """The kinds that are asked for in "dev" or in "test"."""
+    """The kinds used in a split, "dev" or "test"."""
     rows = ((id_, draw, {"dev": dev, "test": test}[split]) for id_, draw, dev, test in _ROWS)
     return [Kind(id_, draw, wordings) for id_, draw, wordings in rows if wordings]

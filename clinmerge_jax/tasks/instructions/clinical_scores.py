@@ -1,8 +1,9 @@
-"""Scores of answers to clinical inputs under instructions: what is said, and whether it is said as asked.
+"""Scores of answers to clinical inputs with instructions: the content, and whether the instructions are followed.
 
-What is said is compared without what the instructions demand, so that to obey costs nothing. On either side that is
-case, forbidden words and forbidden commas; of the answer it is keys, headings, labels, title, postscript, placeholders,
-the word that a paragraph is to start with and the phrase at the end, each only where asked for.
+Content is compared after removing what the instructions demand, so that following them costs nothing. Case, forbidden
+words and forbidden commas are removed from both the answer and the reference. Keys, headings, labels, title,
+postscript, placeholders, the required first word of a paragraph and the required end phrase are removed from the
+answer, each only where an instruction asks for it.
 """
 
 import re
@@ -20,10 +21,10 @@ from clinmerge_jax.tasks.task import Item
 
 
 def content(asked: InstructionTarget, answer: str) -> str:
-    """What an answer says, without what the instructions demand; in small letters, on one line.
+    """The content of an answer without what the instructions demand, case-folded and on one line.
 
-    Limits: an order of the content that the layout forces (two headings, say) stays; so do words that stand in for
-    forbidden ones; a title or postscript that holds content loses it; what an answer adds unasked counts as content.
+    Limits: an order of the content that the layout forces (by two headings, say) stays, and so do words used in place
+    of forbidden ones. Content in a title or postscript is lost. Anything that an answer adds unasked counts as content.
     """
     kwargs_of = {instruction.id: instruction.kwargs for instruction in asked.instructions}
     for id_, strip in _STRIP.items():
@@ -33,12 +34,12 @@ def content(asked: InstructionTarget, answer: str) -> str:
 
 
 def reference_content(asked: InstructionTarget) -> str:
-    """The reference as `content` is compared with it."""
+    """The reference answer in the form that `content` is compared with."""
     return _leveled(asked, asked.reference)
 
 
 def on_reference(metric: Metric) -> Metric:
-    """A metric of text as one of answers whose reference is an `InstructionTarget`: of contents."""
+    """Turn a metric of texts into one that compares contents, with an `InstructionTarget` as the reference."""
 
     def count(output: Output, asked: InstructionTarget) -> Sequence[float]:
         return metric.count(Output(content(asked, output.text), output.finished), reference_content(asked))
@@ -63,7 +64,7 @@ _COUNTS = Metric("content_and_joint", "sums of content, joint; items", _count, w
 
 
 def _read(name: str, signature: str, column: int) -> Metric:
-    """A mean that is read from counts which several metrics share."""
+    """A metric that is the mean of one column of the counts shared by several metrics."""
 
     def score(sums: np.ndarray) -> np.ndarray:
         return sums[..., column] / sums[..., 2]
@@ -76,9 +77,10 @@ JOINT = _read("joint", f"mean of {_CONTENT.name} where all instructions are foll
 
 
 def floors(items: Iterable[Item]) -> dict[str, list[Output]]:
-    """Answers made without a model, by name. The last is a ceiling: what rules make of the reference.
+    """Trivial baselines by name: answers made without a model. The last, `obedient reference`, is a ceiling.
 
-    `obedient input` is what rules make of the input's words alone; a model that understood nothing could do it.
+    The obedient answers are made by `compliant.obey`. `obedient input` uses the words of the input alone and needs no
+    understanding of it.
     """
     made: dict[str, Callable[[Item], str]] = {
         "copy the input": lambda item: item.source,
@@ -127,12 +129,12 @@ def _first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: 
 
 
 def _postscript(text: str, postscript_marker: str) -> str:
-    """The text before the last marker."""
+    """The text before the last postscript marker."""
     marker = postscript_marker.replace(".", r"\.\s?").removesuffix(r"\s?")
     return re.sub(rf"(?s)(.*){marker}.*", r"\1", text, flags=re.IGNORECASE)
 
 
-# Markup that only surrounds or divides text goes last.
+# In order of application: markup that only surrounds or divides text is stripped last.
 _STRIP: dict[str, Callable[..., str]] = {
     "clinical:json_keys": _json_keys,
     "detectable_content:postscript": _postscript,

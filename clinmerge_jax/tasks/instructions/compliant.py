@@ -1,5 +1,8 @@
-"""Answers made by rules: a text rewritten until it follows instructions. With them an item is shown to be solvable, and
-scores get their ceiling and a floor that obeys and says nothing."""
+"""Rewriting of a text by rules so that it follows instructions.
+
+The results show that an item is solvable. They also give scores a ceiling, and a trivial baseline that follows all
+instructions without saying anything.
+"""
 
 import json
 import re
@@ -22,12 +25,12 @@ LANGUAGES = {
 
 
 def obey(text: str, asked: InstructionTarget) -> str:
-    """The text rewritten to follow the instructions, with as many of its words as they leave.
+    """Rewrite a text to follow the instructions, keeping as many of its words as they allow.
 
-    Not every set of instructions can be followed this way; whoever needs to know checks the result.
+    Not every set of instructions can be followed this way; callers must check the result.
 
     Raises:
-      KeyError: there is no rule for an instruction.
+      KeyError: an instruction has no rule.
     """
     kwargs_of = {instruction.id: instruction.kwargs for instruction in asked.instructions}
     if unknown := kwargs_of.keys() - _RULES.keys():
@@ -40,7 +43,7 @@ def obey(text: str, asked: InstructionTarget) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line without marks of lists, emphasis, placeholders or quotation."""
+    """The text on one line, without marks of lists, emphasis, placeholders or quotation."""
     return " ".join(re.sub(r'[*"\[\]<>•]|^\s*-+', " ", text, flags=re.MULTILINE).split())
 
 
@@ -49,7 +52,7 @@ def _response_language(text: str, language: str) -> str:
 
 
 def _without(text: str, word: str, kept: int = 0) -> str:
-    """The text without a word but for its first occurrences, also within longer words if some may be kept."""
+    """Remove a word after its first `kept` occurrences; if `kept` is over 0, occurrences within longer words count."""
     pattern = rf"\b{re.escape(word)}\b" if not kept else re.escape(word)
     found = list(re.finditer(pattern, text, flags=re.IGNORECASE))
     for match in reversed(found[kept:]):
@@ -130,7 +133,7 @@ def _number_highlighted_sections(text: str, num_highlights: int) -> str:
 
 
 def _pieces(text: str, count: int) -> list[str]:
-    """The text in so many parts, cut between sentences, or between words where there are too few sentences."""
+    """Split the text into `count` parts, between sentences, or between words where there are too few sentences."""
     parts = sentences(text)
     if len(parts) < count:
         parts = text.split()
@@ -166,7 +169,7 @@ def _json_keys(text: str, keys: Sequence[str]) -> str:
     return json.dumps(dict(zip(keys, _pieces(text, len(keys)))), ensure_ascii=False)
 
 
-# In the order in which they are applied: words, then lengths, marks within lines, lines, what goes around, letters.
+# In order of application: words, then lengths, marks within lines, lines, text around the answer, letters.
 _RULES: dict[str, Callable[..., str]] = {
     "language:response_language": _response_language,
     "keywords:forbidden_words": _forbidden_words,

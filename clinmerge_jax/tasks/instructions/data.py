@@ -1,7 +1,7 @@
-"""Files of prompts with instructions, in the form of IFEval and IFBench, as items.
+"""Reading of prompt files in the form of IFEval and IFBench.
 
-A line is a JSON object with `key`, `prompt`, `instruction_id_list` and `kwargs`, a list of as many objects as there are
-instructions.
+A line is a JSON object with `key`, `prompt`, `instruction_id_list` and `kwargs`, a list with one object for each
+instruction.
 """
 
 import collections
@@ -19,26 +19,27 @@ _MEND = "give JSON lines with 'key', 'prompt', 'instruction_id_list' and 'kwargs
 
 
 def read_prompts(path: str, field: str) -> list[Item]:
-    """Reads prompts in IFEval's form, whose instructions are of its 25 kinds.
+    """Read prompts in IFEval's form with instructions of its 25 kinds.
 
     Args:
-      path: of the file.
-      field: the config field that gave it, for messages.
+      path: path of the file.
+      field: the config field that gave the path, for messages.
 
     Returns:
       An item for each line: its key as id, the prompt as field and source, an `InstructionTarget` as target.
 
     Raises:
-      BadInput: naming the file and line, and the key where it is the instruction that is wrong.
+      BadInput: a line is malformed; the message names file and line, and the key where an instruction is wrong.
     """
     return [_item(row, name, CHECKERS) for name, row in _rows(path, field)]
 
 
 def read_ifbench(path: str, field: str) -> tuple[list[Item], Mapping[str, int]]:
-    """Reads IFBench's prompts, but for those with a kind of instruction in `ifbench.UNDEFINED`.
+    """Read IFBench's prompts, leaving out those with a kind of instruction in `ifbench.checkers.UNDEFINED`.
 
     Returns:
-      The items, and for each undefined kind how many prompts were left out for it. One that has two counts for both.
+      The items, and for each undefined kind the number of prompts left out for it. A prompt with two undefined kinds
+      counts for both.
 
     Raises:
       BadInput: as in `read_prompts`.
@@ -54,7 +55,7 @@ def read_ifbench(path: str, field: str) -> tuple[list[Item], Mapping[str, int]]:
 
 
 def _rows(path: str, field: str) -> list[tuple[str, dict[str, Any]]]:
-    """The rows with their names, each with a key of its own; what lies in `kwargs` is not looked at."""
+    """The rows with their names. Keys are checked to be unique; the contents of `kwargs` are not checked."""
     rows: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, _, row in read_rows(path, field, _MEND):
         _check(row, name)

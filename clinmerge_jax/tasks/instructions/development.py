@@ -1,6 +1,6 @@
-"""A development set for instruction following: everyday requests with IFEval's kinds of instructions, in other words.
+"""The development set for instruction following: everyday requests with IFEval's kinds of instructions, worded anew.
 
-Coefficients and settings may be chosen on it; IFEval itself has nothing but a test.
+Merge coefficients and settings may be chosen on it, because IFEval has a test set only.
 """
 
 import random
@@ -18,17 +18,17 @@ from clinmerge_jax.tasks.task import Item
 
 COUNT = 300
 _TRIES = 100
-_OF_TWO, _OF_THREE = 0.85, 0.5  # a number in [0, 1) above these asks for three or two instructions
+_OF_TWO, _OF_THREE = 0.5, 0.85  # a random number in [0, 1) above these asks for two or three instructions
 
 
 def development_items(seed: int = 0, count: int = COUNT) -> list[Item]:
-    """Everyday requests with one to three instructions, every kind in turn, each solvable by rules and not by saying
-    anything.
+    """Generate everyday requests with one to three instructions, taking the kinds in turn.
 
-    The first items of a longer set are the shorter set of the same seed.
+    For each item an answer made by rules follows all instructions, and an answer that ignores them does not. With the
+    same seed, the shorter of two sets is the beginning of the longer one.
 
     Raises:
-      BadInput: an item cannot be made solvable.
+      BadInput: no solvable set of instructions was found for an item.
     """
     return [_item(seed, number) for number in range(count)]
 
@@ -40,7 +40,7 @@ def _item(seed: int, number: int) -> Item:
     for _ in range(_TRIES):
         request = _request(rng, kind.id)
         chance = rng.random()
-        wanted = 1 + (chance > _OF_THREE) + (chance > _OF_TWO)
+        wanted = 1 + (chance > _OF_TWO) + (chance > _OF_THREE)
         instructions, said = draw_together(rng, kind, KINDS, wanted, request)
         asked = InstructionTarget(_prompt(rng, request, instructions, said), instructions)
         if all(strict(asked, obey(NOTHING, asked))) and not all(strict(asked, NOTHING)):
@@ -64,7 +64,7 @@ def _request(rng: random.Random, kind: str) -> str:
 
 
 def _prompt(rng: random.Random, request: str, instructions: tuple[Instruction, ...], said: list[str]) -> str:
-    """Request and instructions; what is to be repeated stands first, by itself."""
+    """The request and the instructions; a request that is to be repeated stands first, on its own line."""
     repeated = any(instruction.id == "combination:repeat_prompt" for instruction in instructions)
     if repeated or rng.random() > 0.3:
         return "\n".join([request, *said]) if repeated or rng.random() > 0.5 else " ".join([request, *said])

@@ -1,4 +1,4 @@
-"""The kinds of instructions of the development set: IFEval's 25, drawn and worded in our own way."""
+"""The kinds of instructions of the development set: IFEval's 25, with arguments and wordings of their own."""
 
 import functools
 import random
@@ -25,7 +25,7 @@ def _between(low: int, high: int, rng: random.Random) -> int:
 
 
 def _two_ways(name: str, relation: str, at_least: tuple[int, int], less_than: tuple[int, int]):
-    """How to draw a number that is to be reached or to be stayed under."""
+    """Make a `Kind.draw` for a number with its relation, "at least" or "less than", each with a range of its own."""
 
     def draw(rng: random.Random, request: str) -> Arguments:
         low = rng.random() > 0.5

@@ -1,4 +1,4 @@
-"""Kinds of instructions to draw from, and which of them go together."""
+"""Kinds of instructions to draw from, and the rules on which kinds may be combined."""
 
 import dataclasses
 import random
@@ -20,7 +20,7 @@ LAYOUTS = {
 }
 _ONE_OF = (
     LAYOUTS,
-    {  # which letters are capital; a section's label has both
+    {  # which letters are capital; a section label has both cases
         "change_case:capital_word_frequency",
         "change_case:english_capital",
         "change_case:english_lowercase",
@@ -34,7 +34,7 @@ _ONE_OF = (
     {"length_constraints:number_sentences", "length_constraints:number_words"},
     {"detectable_content:postscript", "startend:end_checker"},
     {"detectable_format:title", "length_constraints:nth_paragraph_first_word"},
-    # A quotation mark would stand before the first bullet, heading or repeated word.
+    # The opening quotation mark would come before the first bullet, heading or repeated word.
     {"startend:quotation", "detectable_format:number_bullet_lists"},
     {"startend:quotation", "clinical:headings"},
 )
@@ -55,13 +55,13 @@ _ONLY_WITH: dict[str, set[str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of instruction.
+    """A kind of instruction that generated sets draw from.
 
     Attributes:
-      id: of its checker.
-      draw: its arguments, at random, for what is asked about; None where it does not suit.
-      wordings: ways to say it, with its arguments in braces.
-      names: what a value is called there, if not by itself.
+      id: the id of its checker.
+      draw: draws its arguments at random for a subject; returns None where the kind does not suit the subject.
+      wordings: its wordings, with its arguments in braces.
+      names: the words that replace argument values in wordings, such as a language's name for its code.
     """
 
     id: str
@@ -70,7 +70,7 @@ class Kind:
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def say(self, rng: random.Random, kwargs: Mapping[str, Any]) -> str:
-        """The instruction in words; several words of one argument are quoted and joined."""
+        """Word the instruction in a randomly picked wording; an argument of several words is quoted and joined."""
         shown = {
             name: _listed(value) if isinstance(value, tuple) else self.names.get(value, value)
             for name, value in kwargs.items()
@@ -79,7 +79,7 @@ class Kind:
 
 
 def compatible(ids: Collection[str]) -> bool:
-    """Whether one answer can sensibly follow them all."""
+    """Whether one answer can sensibly follow instructions of all these kinds."""
     chosen = set(ids)
     if len(chosen) < len(ids) or any(len(chosen & group) > 1 for group in _ONE_OF):
         return False
@@ -94,18 +94,19 @@ def draw_together(
     subject: Any,
     together: Callable[[Collection[str]], bool] = compatible,
 ) -> tuple[tuple[Instruction, ...], list[str]] | None:
-    """Instructions that go together, `first` among them, and their wordings; fewer than `count` if no more go.
+    """Draw up to `count` instructions that may be combined, beginning with `first`.
 
     Args:
-      rng: that draws.
-      first: the kind that is wanted.
-      others: where the rest comes from.
-      count: how many are wanted.
-      subject: what kinds are drawn for.
-      together: whether kinds may be asked for together, by their ids.
+      rng: the source of all random choices.
+      first: the kind of the first instruction.
+      others: the kinds of the further instructions.
+      count: the number of instructions wanted.
+      subject: passed on to the `draw` of the kinds.
+      together: whether kinds with these ids may be combined.
 
     Returns:
-      None where the first does not suit the subject.
+      The instructions, fewer than `count` if no more can be combined, and their wordings. None where `first` does not
+      suit the subject.
     """
     instructions: list[Instruction] = []
     said: list[str] = []

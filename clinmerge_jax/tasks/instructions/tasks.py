@@ -1,4 +1,4 @@
-"""Tasks of instruction following and their items: IFEval, part of IFBench, everyday and clinical sets of our own."""
+"""Instruction-following tasks and their items: IFEval, part of IFBench, and the generated sets."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from clinmerge_jax.tasks.task import Form, Item, Kind, Task
 
 SEED = 0
 _CLINICAL = "clinical_following_"
-# Of each data set: how many items are made, and from the inputs of which of its splits.
+# For each data set and split: the number of items, and the splits of the data set that provide the inputs.
 _COUNTS = {
     "mts_dialog": {"test": 200, "dev": 100},
     "aci_bench": {"test": 120, "dev": 40},
@@ -52,7 +52,7 @@ FOLLOWING_TASKS: dict[str, Task] = {
         _task("following_development", _FOLLOWING, 1024),
         _task("two_turn", (second_turn(),), 256, floors=False),
         *(
-            _task(f"{_CLINICAL}{name}", _BOTH, most, form=_CLINICAL_FORM, made_up=floors)
+            _task(f"{_CLINICAL}{name}", _BOTH, most, form=_CLINICAL_FORM, trivial_baselines=floors)
             for name, most in _MAX_NEW_TOKENS.items()
         ),
     )
@@ -63,17 +63,17 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 
 def items_of(name: str, source: Source, split: str = "test") -> list[Item]:
-    """The items of one of `FOLLOWING_TASKS`.
+    """Read or generate the items of one of `FOLLOWING_TASKS`.
 
-    Of IFBench those prompts are left out, and counted in the log, that have a kind whose rule is nowhere stated.
+    IFBench prompts with a kind of instruction whose rule is not defined are left out, and counted in the log.
 
     Args:
-      name: of the task.
-      source: where the published files lie; what is generated from nothing needs none.
+      name: name of the task.
+      source: location of the published files; `following_development` and `two_turn` need none.
       split: "test", or "dev" of a clinical task, on which settings may be chosen.
 
     Raises:
-      BadInput: the task has no such split, or files are missing or not as they should be.
+      BadInput: the task has no such split, or files are missing or malformed.
     """
     if split not in SPLITS[name]:
         raise BadInput(f"config.tasks: {name} has no split {split}; take {' or '.join(SPLITS[name])}")

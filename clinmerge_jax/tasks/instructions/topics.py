@@ -1,4 +1,4 @@
-"""What the requests of the development set are about: everyday things, none of which IFEval asks about."""
+"""Topics, request templates and keywords of the everyday prompts; IFEval has none of the topics and keywords."""
 
 THINGS = (
     "accordion", "banjo", "barometer", "bookshelf", "colander", "compass", "doorbell", "harmonica", "kettle", "ladder",

@@ -1,5 +1,8 @@
-"""Conversations of two turns in which the second message is about the first answer, so that rules can check the second
-answer against it: what fine-tuning on single turns may wear away."""
+"""The generated two-turn set.
+
+The second message is about the first answer, so that rules can check the second answer against the first. This
+measures an ability that fine-tuning on single turns may damage.
+"""
 
 import dataclasses
 import random
@@ -23,10 +26,10 @@ class FollowUp:
     """A kind of second message.
 
     Attributes:
-      check: of the first answer, the second, and the word that the item is about.
-      make: from the first answer and the word a second answer that passes.
-      wordings: of the message, with the word in braces.
-      about_points: whether the first answer is a list.
+      check: whether a second answer passes, from the first answer, the second, and the word that the item is about.
+      make: makes a second answer that passes from the first answer and the word.
+      wordings: wordings of the message, with the word in braces.
+      about_points: whether the first answer should be a list.
     """
 
     check: Callable[[str, str, str], bool]
@@ -37,14 +40,17 @@ class FollowUp:
 
 @dataclasses.dataclass(frozen=True)
 class TwoTurns:
-    """What an item has for its target: the kind of its second message, a name in `FOLLOW_UPS`, and a word."""
+    """The `target` of a two-turn item: the kind of its second message, a key of `FOLLOW_UPS`, and a word."""
 
     kind: str
     word: str
 
 
 def two_turn_items(seed: int = 0, count: int = COUNT) -> list[Item]:
-    """Conversations, every kind in turn, no two alike; the first of a longer list are the shorter list of that seed."""
+    """Generate distinct conversations, taking the kinds in turn.
+
+    With the same seed, the shorter of two lists is the beginning of the longer one.
+    """
     made: dict[tuple[str, tuple[str, ...]], Item] = {}
     for number in range(count):
         rng = random.Random(f"two turns {seed} {number}")
@@ -55,9 +61,9 @@ def two_turn_items(seed: int = 0, count: int = COUNT) -> list[Item]:
 
 
 def second_turn() -> Metric:
-    """The share in percent of second answers that are what the second message asked for, given the first answer.
+    """The percentage of second answers that do what the second message asked for, given the first answer.
 
-    A first answer that leaves nothing to ask about (empty, or no list where a list is meant) makes the second a miss.
+    The second answer fails if the first leaves nothing to ask about: if it is empty, or no list where one is expected.
     """
 
     def value(output: Output, target: TwoTurns) -> float:
@@ -72,7 +78,7 @@ def second_turn() -> Metric:
 
 
 def solve(item: Item) -> Output:
-    """Both answers made by rules."""
+    """Make both answers by rules; the second passes."""
     kind = FOLLOW_UPS[item.target.kind]
     points = "\n".join(f"- {point}" for point in _POINTS[:5])
     first = points if kind.about_points else _ANSWER.format(word=item.target.word)
@@ -87,7 +93,7 @@ def _item(rng: random.Random, number: int, id_: str) -> Item:
     request = pick(rng, _LISTS if kind.about_points else _TEXTS).format(**slots, word=word)
     first = re.sub(r"\ba (?=[aeiou])", "an ", request)
     if name == "yes_or_no" and rng.random() < 0.5:
-        word = other  # to be answered by no
+        word = other  # the correct answer is no
     second = pick(rng, kind.wordings).format(word=word)
     return Item(id_, id_, {"prompt": first}, source=first, target=TwoTurns(name, word), turns=(second,))
 
@@ -109,7 +115,7 @@ def _bare(text: str) -> list[str]:
 
 
 def _points(text: str) -> list[list[str]]:
-    """The words of each point of a list."""
+    """The case-folded words of each point of a list."""
     return [_bare(match[1]) for match in map(_MARKER.match, text.split("\n")) if match]
 
 
@@ -118,7 +124,7 @@ def _lines(points: list[list[str]]) -> str:
 
 
 def _without(first: str, second: str, word: str) -> bool:
-    """The word is gone, and of the other words at least half are still there."""
+    """Check that the word is gone and at least half of the other words are still there."""
     before, after = set(_bare(first)), set(_bare(second))
     return word in before and word not in after and 2 * len(before & after) >= len(before - {word})
 
@@ -128,7 +134,7 @@ def _is_yes_or_no(first: str, second: str, word: str) -> bool:
 
 
 def _rearranged(order: Callable[[list[list[str]]], list[list[str]]]) -> FollowUp:
-    """A list of the same points in another order, or other points in their place."""
+    """A follow-up whose second answer is the list of points as transformed by `order`."""
 
     def check(first: str, second: str, word: str) -> bool:
         return len(points := _points(first)) > 2 and _points(second) == order(points)

@@ -152,7 +152,7 @@ LARGE = """
 import pathlib, sys
 import jax.numpy as jnp
 import process_memory
-from clinmerge_jax.checkpoint.orbax_folder import save_orbax
+from clinmerge_jax.checkpoint.parameters.orbax_folder import save_orbax
 
 large = jnp.full((1100, 1000, 1000), 1, jnp.bfloat16).block_until_ready()
 process_memory.forget_peak()

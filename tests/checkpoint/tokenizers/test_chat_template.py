@@ -40,7 +40,7 @@ def test_templates_over_the_limits_are_refused_in_one_line(template, says, tmp_p
 PEAK = """
 import resource, sys
 import process_memory
-from clinmerge_jax.checkpoint.chat_template import _probed
+from clinmerge_jax.checkpoint.tokenizers.chat_template import _probed
 assert _probed(sys.argv[1], ())
 print(max(process_memory.kib("VmHWM"), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 """

@@ -20,7 +20,7 @@ _NEW_TOKENS = 128
 
 
 @pytest.fixture(scope="module")
-def respondent(repository):
+def evaluator(repository):
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("evaluate_config", repository / "configs" / "evaluate.py")
@@ -30,23 +30,23 @@ def respondent(repository):
     config.too_long, config.dtype, config.max_new_tokens = "cut", "float32", _NEW_TOKENS
     (system,) = parse_systems("miniature:instruct")
     with jax.default_matmul_precision("highest"):
-        respondent = Evaluator(system, config)
-        respondent.load(respondent.longest)
-        yield respondent
+        evaluator = Evaluator(system, config)
+        evaluator.load(evaluator.longest)
+        yield evaluator
 
 
-def _ours(respondent, name, shared, tmp_path, limit, chat, mode):
+def _ours(evaluator, name, shared, tmp_path, limit, chat, mode):
     (questions,) = read_tasks(name, Source(str(shared / "data"), str(tmp_path)), limit)
-    asked = respondent.ask(questions.task, questions.items, [], chat, mode)
-    outputs, _ = respondent.answers(asked, 0, lambda _: None)
+    asked = evaluator.ask(questions.task, questions.items, [], chat, mode)
+    outputs, _ = evaluator.answers(asked, 0, lambda _: None)
     return questions.items, outputs, [prompt.cut for prompt in asked.prompts]
 
 
-def _theirs(respondent, name, shared, limit, chat):
+def _theirs(evaluator, name, shared, limit, chat):
     tasks = load_tasks([name], data_dir=str(shared / "data"))
-    engine = respondent.engine(respondent.longest, with_eos=True)
+    engine = evaluator.engine(evaluator.longest, with_eos=True)
     found = run_harness(
-        engine, respondent.tokenizer, tasks, limit=limit, chat_template=chat, samples=True,
+        engine, evaluator.tokenizer, tasks, limit=limit, chat_template=chat, samples=True,
         gen_kwargs={"max_gen_toks": _NEW_TOKENS} if name == "ifeval" else None,
     )  # fmt: skip
     return sorted(found["samples"][name], key=lambda sample: sample["doc_id"]), found["results"][name]
@@ -55,11 +55,11 @@ def _theirs(respondent, name, shared, limit, chat):
 @pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
 def test_medqa_by_letters_is_the_same_but_for_questions_that_are_cut_otherwise(
-    respondent, shared, tmp_path, figures, chat
+    evaluator, shared, tmp_path, figures, chat
 ):
     limit = 200
-    items, outputs, cut = _ours(respondent, "medqa_4options", shared, tmp_path, limit, chat, LETTERS)
-    samples, results = _theirs(respondent, "medqa_4options", shared, limit, chat)
+    items, outputs, cut = _ours(evaluator, "medqa_4options", shared, tmp_path, limit, chat, LETTERS)
+    samples, results = _theirs(evaluator, "medqa_4options", shared, limit, chat)
     differ = []
     for index, (item, output, sample) in enumerate(zip(items, outputs, samples, strict=True)):
         likelihoods = [float(response[0]) for response in sample["filtered_resps"]]
@@ -76,7 +76,7 @@ def test_medqa_by_letters_is_the_same_but_for_questions_that_are_cut_otherwise(
 
 @pytest.mark.slow
 def test_ifeval_is_the_same_but_for_prompts_that_are_cut_and_verdicts_that_are_drawn(
-    respondent, shared, tmp_path, figures, monkeypatch
+    evaluator, shared, tmp_path, figures, monkeypatch
 ):
     folder = os.environ.get("CLINMERGE_NLTK_DATA")
     if folder is None:
@@ -84,8 +84,8 @@ def test_ifeval_is_the_same_but_for_prompts_that_are_cut_and_verdicts_that_are_d
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [folder])
-    items, outputs, cut = _ours(respondent, "ifeval", shared, tmp_path, 0, True, GENERATED)
-    samples, results = _theirs(respondent, "ifeval", shared, 0, True)
+    items, outputs, cut = _ours(evaluator, "ifeval", shared, tmp_path, 0, True, GENERATED)
+    samples, results = _theirs(evaluator, "ifeval", shared, 0, True)
     drawn, texts = [], 0
     for item, output, sample, shortened in zip(items, outputs, samples, cut, strict=True):
         text = sample["filtered_resps"][0].strip()

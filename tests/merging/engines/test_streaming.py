@@ -142,9 +142,9 @@ _KILLED = """
 import os, signal, sys
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.merging.recipe import two_parents
+from clinmerge_jax.merging.recipes.recipe import two_parents
 from clinmerge_jax.merging.plan import plan_merge
-from clinmerge_jax.merging.streaming import run_merge
+from clinmerge_jax.merging.engines.streaming import run_merge
 one, two, target, limit = sys.argv[1:]
 recipe = two_parents("slerp", one, two, 0.5)
 plan = plan_merge(recipe, [open_checkpoint(path, "x") for path in (one, two)], 600)
@@ -237,9 +237,9 @@ _PEAK = """
 import pathlib, sys
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder
-from clinmerge_jax.merging.recipe import two_parents
+from clinmerge_jax.merging.recipes.recipe import two_parents
 from clinmerge_jax.merging.plan import plan_merge
-from clinmerge_jax.merging.streaming import run_merge
+from clinmerge_jax.merging.engines.streaming import run_merge
 def peak():
     return int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 def merge(one, two, target):
