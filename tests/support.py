@@ -15,6 +15,7 @@ from unittest import mock
 import grain  # noqa: F401  # it defines flags, which must be there before a command parses its own
 import ml_dtypes
 import numpy as np
+import pytest
 import safetensors.numpy
 import tokenizers
 from absl import flags
@@ -249,3 +250,15 @@ def run_command(*arguments: str) -> int:
         except SystemExit as stop:
             return stop.code
     return 0
+
+
+def in_every_run(values, often, identifier=None) -> list:
+    """Parameters of a test or fixture: those that `often` picks run always, the others only with --all."""
+    return [
+        pytest.param(
+            value,
+            id=None if identifier is None else identifier(value),
+            marks=[] if often(value) else [pytest.mark.slow],
+        )
+        for value in values
+    ]

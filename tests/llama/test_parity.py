@@ -19,6 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from support import in_every_run
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
@@ -36,9 +37,8 @@ CLASSES = {
     "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
 }
-RELOADED_EVERY = 6  # transformers reads back every sixth saved folder
+EVERY = 6  # of a family's configurations, every sixth is tested in every run, the others with --all
 LOGIT_TOLERANCE = 2e-5
-GREEDY_EVERY = 6  # of Mistrals and Qwen2s every sixth answers in every run
 TIE = 1e-4  # logits so close are taken for equal: either may be the largest
 
 # Each list is dealt out in turn and shuffled with a seed of its own, so that every value occurs.
@@ -271,7 +271,11 @@ def identifier(drawn: Drawn) -> str:
     return f"{drawn.family}-{drawn.seed}"
 
 
-@pytest.fixture(scope="module", params=DRAWN, ids=identifier)
+def often(drawn: Drawn) -> bool:
+    return drawn.seed % EVERY == (drawn.family == "qwen2")
+
+
+@pytest.fixture(scope="module", params=in_every_run(DRAWN, often, identifier))
 def case(request, tmp_path_factory) -> Case:
     drawn = request.param
     folder = tmp_path_factory.mktemp("parity") / "model"
@@ -325,15 +329,11 @@ def test_saved_tensors_are_those_read_bit_for_bit(case, tmp_path):
     assert saved_config == json.loads((case.folder / "config.json").read_text())
 
 
-def greedy_cases():
-    """Every configuration but Llamas, which have tests of their own; four Mistrals and Qwen2s each in every run."""
-    for drawn in DRAWN:
-        if drawn.family != "llama":
-            often = drawn.family != "qwen3" and drawn.seed % GREEDY_EVERY == (drawn.family == "qwen2")
-            yield pytest.param(drawn, marks=[] if often else [pytest.mark.slow], id=identifier(drawn))
+# Llamas have tests of their own (tests/generation).
+GREEDY = [drawn for drawn in DRAWN if drawn.family != "llama"]
 
 
-@pytest.mark.parametrize("case", list(greedy_cases()), indirect=True)
+@pytest.mark.parametrize("case", in_every_run(GREEDY, lambda drawn: drawn.seed in (6, 7), identifier), indirect=True)
 def test_greedy_tokens_equal_those_of_transformers(case):
     prompt = case.tokens_BT[0, :3]
     new = min(8, case.config.max_position_embeddings - len(prompt))  # beyond, "dynamic" turns what is cached anew
@@ -354,7 +354,12 @@ def test_greedy_tokens_equal_those_of_transformers(case):
         assert values[0] - values[1] < TIE and ours[parted] == tokens[1], str(case.drawn)
 
 
-@pytest.mark.parametrize("case", DRAWN[::RELOADED_EVERY], indirect=True, ids=identifier)
+RELOADED = [drawn for drawn in DRAWN if often(drawn)]
+
+
+@pytest.mark.parametrize(
+    "case", in_every_run(RELOADED, lambda drawn: drawn.seed < 2 * EVERY, identifier), indirect=True
+)
 def test_transformers_reads_the_saved_folder_and_gives_the_same_logits(case, tmp_path):
     save_again(case.config, case.params, case.folder, tmp_path / "again")
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
@@ -366,10 +371,7 @@ def test_transformers_reads_the_saved_folder_and_gives_the_same_logits(case, tmp
         np.testing.assert_array_equal(row, expected)
 
 
-BF16_SEEDS = (0, 9, 18, 27, 36, 45)
-
-
-@pytest.mark.parametrize("seed", BF16_SEEDS)
+@pytest.mark.parametrize("seed", in_every_run((0, 9, 18, 27, 36, 45), lambda seed: seed == 0))
 def test_bfloat16_is_as_close_to_float32_as_torch_is(seed, tmp_path, figures):
     """Both round the same bf16 weights' activations to bf16 along the way, in places that may differ.
 

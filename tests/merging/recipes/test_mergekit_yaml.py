@@ -49,11 +49,11 @@ def _plans(folder, text):
 
 
 def _value(plan, name, key, model=None):
-    problem = plan.tensors[name].problem
+    spec = plan.tensors[name].spec
     if model is None:
-        return problem.values[key]
+        return spec.values[key]
     inputs = [pathlib.Path(one.model).name for one in plan.tensors[name].inputs]
-    return problem.source_values[inputs.index(model) - problem.from_base][key]
+    return spec.source_values[inputs.index(model) - spec.from_base][key]
 
 
 # Recipes of the shapes that mergekit's README, documentation and examples show for decoders of the Llama family.
