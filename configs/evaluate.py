@@ -8,9 +8,11 @@ A model is NAME=LOCATION, or NAME@SEED=LOCATION for models that differ by traini
 id, MODEL+ADAPTER, or answers:FOLDER for answers that another program wrote (a file TASK@SPLIT.jsonl for each task, with
 "id" and "answer"). NAME:chat=LOCATION and NAME:raw=LOCATION evaluate one model with and without its chat template.
 
-A task of your own, from a file of rows and flags alone:
-python -m clinmerge_jax.main --config=configs/evaluate.py --config.tasks= --config.own.name=summaries \
-    --config.own.test=test.jsonl --config.own.source=question --config.own.target=summary
+A task of your own, from files of rows and flags alone (sft takes the same --config.own flags and learns it with
+--config.task=summaries):
+python -m clinmerge_jax.main --config=configs/evaluate.py --config.tasks=summaries --config.own.name=summaries \
+    --config.own.test=test.csv --config.own.train=train.csv --config.own.id=note_id --config.own.source=note \
+    --config.own.target=summary --config.own.instruction="Summarise the clinical note."
 
 Every cell (model, task, way of answering, seed) becomes a line of OUTPUT/results.jsonl when it is done. A rerun, with
 more models or tasks or after a kill, computes what is missing.
@@ -49,8 +51,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.limit = 0  # how many items of each task, from the first on; 0: all
 
     # Prompts and sampling.
-    config.chat_template = False  # True: put prompts into the model's chat template
-    config.shots = 0  # examples before each question, taken from the training split only
+    config.chat_template = False  # True: put prompts into the model's chat template, as sft does by default
+    config.shots = 0  # examples in each prompt, from the training split only (in sft.py: examples to learn from)
     config.seeds = "0"  # seeds, by commas: of the choice of examples, and of sampling if temperature is over 0
     config.choices = "letters,generated"  # for multiple choice: the likeliest letter, generated text, or both
     config.too_long = "refuse"  # refuse, or cut: the end of the input is cut, counted and reported

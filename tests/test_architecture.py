@@ -39,5 +39,5 @@ def test_paths_that_the_map_names_exist(repository):
         for word in page.read_text().split("`")[1::2]:
             path = pathlib.PurePosixPath(word)
             if path.suffix == ".py" and " " not in word and "*" not in word:
-                places = [root / word for root in (repository, package, page.parent)]
-                assert any(place.exists() for place in places), f"{page.name} names {word}"
+                there = [*page.parent.rglob(word), *(root / word for root in (repository, package))]
+                assert any(place.exists() for place in there), f"{page.relative_to(repository)} names {word}"

@@ -102,7 +102,11 @@ def read_task_data(config: ConfigDict) -> list[TaskData]:
     """
     extra = extra_metrics(config)
     source = Source(config.data_dir, config.cache, config.offline)
-    found = read_tasks(config.tasks, source, config.limit, bool(config.shots), extra) if config.tasks else []
+    names = [name.strip() for name in config.tasks.split(",")]
+    if config.own.test:  # asked whether or not config.tasks names it
+        names = [name for name in names if name != config.own.name]
+    tasks = ",".join(names)
+    found = read_tasks(tasks, source, config.limit, bool(config.shots), extra) if tasks else []
     if config.own.test:
         task, read = own_task(config.own)
         files = {split: path for split, path in (("test", config.own.test), ("train", config.own.train)) if path}
@@ -110,9 +114,9 @@ def read_task_data(config: ConfigDict) -> list[TaskData]:
         known = {pathlib.Path(path).name: _content(pathlib.Path(path).expanduser()) for path in files.values()}
         asked = rows["test"][: config.limit or None]
         found.append(_questions(task, asked, rows.get("train", []), known, extra))
-    names = [one.name for one in found]
-    for name in names:
-        if names.count(name) > 1:
+    read_names = [one.name for one in found]
+    for name in read_names:
+        if read_names.count(name) > 1:
             raise BadInput(f"config.tasks: {name} is named twice; name it once")
     if not found and not config.harness_tasks:
         raise BadInput("config.tasks: names no task; give some, or files of your own with config.own.test")

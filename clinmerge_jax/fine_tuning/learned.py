@@ -80,6 +80,22 @@ def list_names(spec: str, field: str) -> list[tuple[str, float]]:
     return found
 
 
+def refuse_unused_own(config: ConfigDict) -> None:
+    """Refuses a config that describes a task of the user's own and trains on something else.
+
+    Raises:
+      BadInput: neither task, validation nor replay names it.
+    """
+    own = config.own
+    fields = (config.task, config.validation, config.replay.task)
+    named = {part.partition("=")[0].partition("@")[0].strip() for field in fields for part in field.split(",")}
+    if (own.train or own.test) and own.name not in named:
+        raise BadInput(
+            f"config.own: describes the task {own.name!r}, which config.task does not name; give"
+            f" --config.task={own.name}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """Reads training sets for one model.

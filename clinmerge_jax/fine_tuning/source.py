@@ -17,7 +17,7 @@ from clinmerge_jax.data.documents import Document
 from clinmerge_jax.data.examples import Examples, assemble
 from clinmerge_jax.data.few_shot import choose, divide
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.fine_tuning.learned import LETTER, TEXT, LearnedSet, Reader
+from clinmerge_jax.fine_tuning.learned import LETTER, TEXT, LearnedSet, Reader, refuse_unused_own
 from clinmerge_jax.generation.stopping import stop_ids
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.tasks.learned import Learned, read_learned
@@ -167,6 +167,7 @@ class Source:
         self._config = config
         self._vocabulary = start.llama.vocab_size
         tokenizer = load_tokenizer(start.checkpoint.path, "config.model")
+        refuse_unused_own(config)
         reader = Reader(config, tokenizer, stop_ids(start.checkpoint), self._length)
         self._sets = reader.read(config.task, "config.task")
         validated, replayed = (

@@ -331,7 +331,8 @@ def _encode(
     context = min(llama.max_position_embeddings for llama in configs.values())
     encoded = encode_sets(held_out_text, load_tokenizer(plan.leading.path, plan.leading.label), context)
     for role, checkpoint in models.items():
-        check_same_tokens(plan.leading, checkpoint)  # all are scored on the leading model's tokens
+        remedy = "so their losses cannot be compared; give --config.evaluate= to leave them out"
+        check_same_tokens(plan.leading, checkpoint, remedy)  # all are scored on the leading model's tokens
         for held_out in encoded:
             check_vocabulary(held_out.documents, configs[role].vocab_size, checkpoint.label)
     return encoded

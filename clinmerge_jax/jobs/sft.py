@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.checkpoint.parameters.params import load_params
+from clinmerge_jax.fine_tuning.learned import list_names
 from clinmerge_jax.fine_tuning.result import LOG, STEPS, Result
 from clinmerge_jax.fine_tuning.settings import frozen_leaves, loop_settings, step_settings
 from clinmerge_jax.fine_tuning.source import Sets, Source, open_start
 from clinmerge_jax.parallel import distributed
 from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
+from clinmerge_jax.tasks.table import GROUPS, TASKS
 from clinmerge_jax.training.checkpoints import Checkpoints, abstract
 from clinmerge_jax.training.log import TrainingLog
 from clinmerge_jax.training.loop import LoopSettings, Outcome, train
@@ -136,7 +138,7 @@ def _report(
     print(
         "Next: compare it with its start on what it has learned,"
         f" --config=configs/evaluate.py --config.model=start={config.model},trained={trained}"
-        f" --config.chat_template={config.chat_template} --config.tasks=TASK"
+        f" --config.chat_template={config.chat_template} --config.tasks={_evaluated(config)}"
     )
     if adapter:
         print(
@@ -145,3 +147,12 @@ def _report(
         )
     else:
         print(f"Or merge it: --config=configs/merge.py --config.clinical={trained} --config.instruct=DIR")
+
+
+def _evaluated(config: ConfigDict) -> str:
+    """What config.tasks of the evaluate job takes, for the tasks of a config that are not files."""
+    names = [name for name, _ in list_names(config.task, "config.task")]
+    own = config.own.name if config.own.test or config.own.train else ""
+    known = [name.partition("@")[0] for name in names if name in GROUPS or name.partition("@")[0] in {*TASKS, own}]
+    tasks = ",".join(dict.fromkeys(known)) or "TASK"
+    return tasks + " and the same --config.own flags" * (own in known and bool(own))

@@ -14,7 +14,12 @@ from clinmerge_jax.merging.recipes.schedule import layer_of
 _SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
 
 
-def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = True, vocabulary: bool = True) -> None:
+ALIGN = "merge models of one vocabulary, or set config.tokenizer to union, base or a model's location to align them"
+
+
+def check_compatible(
+    first: Checkpoint, other: Checkpoint, *, layers: bool = True, vocabulary: bool = True, remedy: str = ALIGN
+) -> None:
     """Refuses two models that cannot be merged, and warns of other config fields in which they differ.
 
     Args:
@@ -22,6 +27,7 @@ def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = Tru
       other: another.
       layers: whether both must have the same number of layers; otherwise either may lack tensors of layers.
       vocabulary: whether a token id must mean the same in both; otherwise embeddings may differ in their rows.
+      remedy: how to fix a vocabulary that differs, for the message.
 
     Raises:
       BadInput: they differ in tensors, shapes, architecture, or in what a token id means.
@@ -61,13 +67,18 @@ def check_compatible(first: Checkpoint, other: Checkpoint, *, layers: bool = Tru
                 " merge models of one architecture and vocabulary"
             )
     if vocabulary:
-        check_same_tokens(first, other)
+        check_same_tokens(first, other, remedy)
 
 
-def check_same_tokens(first: Checkpoint, other: Checkpoint) -> None:
+def check_same_tokens(first: Checkpoint, other: Checkpoint, remedy: str) -> None:
     """Refuses two tokenizers in which an id means different tokens; warns if either model has no tokenizer.json.
 
-    Special tokens may have different names at the same id, because reserved tokens are often repurposed.
+    Added tokens may have different names at the same id, because reserved tokens are often repurposed.
+
+    Args:
+      first: one model.
+      other: another.
+      remedy: how to fix it, for the message.
 
     Raises:
       BadInput: naming a token and its ids.
@@ -81,20 +92,20 @@ def check_same_tokens(first: Checkpoint, other: Checkpoint) -> None:
             TOKENIZER_FILE,
         )
         return
-    (one, one_special), (two, two_special) = known
+    (one, one_added), (two, two_added) = known
     moved = moved_token(one, two)
     if moved is not None:
         raise BadInput(
             f"{other.label}: token {moved!r} has id {two[moved]} in {other.path / TOKENIZER_FILE} and {one[moved]} in"
-            f" {first.label}'s; merge models of one vocabulary, or give a tokenizer (union, base) to align them"
+            f" {first.label}'s; {remedy}"
         )
     by_id = [{index: token for token, index in ids.items()} for ids in (one, two)]
     renamed = list(differing_tokens(*by_id))
     for index, token, theirs in renamed:
-        if token not in one_special or theirs not in two_special:
+        if token not in one_added or theirs not in two_added:
             raise BadInput(
                 f"{other.label}: id {index} is {theirs!r} in {other.path / TOKENIZER_FILE} and {token!r} in"
-                f" {first.label}'s; merge models of one vocabulary"
+                f" {first.label}'s; {remedy}"
             )
     if renamed:
         _, ours, theirs = renamed[0]

@@ -307,12 +307,14 @@ def plan_merge(
     lead = recipe.leading or recipe.models[0]
     first = checkpoints[lead]  # the result takes its config.json and tokenizer, and warnings say so
     others = [one for name, one in checkpoints.items() if name != lead]
-    sizes = {entry.shape for one in checkpoints.values() for name, entry in one.tensors.items() if "embed" in name}
+    embedding_shapes = {
+        entry.shape for one in checkpoints.values() for name, entry in one.tensors.items() if "embed" in name
+    }
     asked = bool(choice.source or choice.tokens or choice.pad_to_multiple_of or choice.cut_to_common)
     for other in others:
-        check_compatible(first, other, layers=not recipe.slices, vocabulary=not asked and len(sizes) == 1)
+        check_compatible(first, other, layers=not recipe.slices, vocabulary=not asked and len(embedding_shapes) == 1)
     vocabulary = None
-    if asked or choice.special_rows or len(sizes) > 1:
+    if asked or choice.special_rows or len(embedding_shapes) > 1:
         vocabulary = align(
             checkpoints,
             base=recipe.base,

@@ -67,7 +67,7 @@ def without_asked(train: Sequence[Item], asked: Sequence[Item], name: str) -> li
         raise BadInput(f"task {name}: every training item is asked too; give another training file than the test's")
     if len(left) < len(train):
         logging.warning(
-            "%s: %d training items are asked too, nearly so, or of the same cluster; they are no examples",
+            "%s: %d training items are asked too, nearly so, or of the same cluster; they are left out",
             name,
             len(train) - len(left),
         )

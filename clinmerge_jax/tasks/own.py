@@ -92,8 +92,8 @@ def _metrics(own: ConfigDict, kind: Kind) -> tuple[Metric, ...]:
         if wrong or own.composite:
             field = "metrics" if wrong else "composite"
             raise BadInput(f"config.own.{field}: of choices only {' and '.join(_OF_CHOICES)} are taken; name these")
-        return tuple(named(own.metrics or _OF_CHOICES[0]))
-    metrics = tuple(named(own.metrics)) if own.metrics else overlap_metrics()
+        return tuple(named(own.metrics or _OF_CHOICES[0], field="config.own.metrics"))
+    metrics = tuple(named(own.metrics, field="config.own.metrics")) if own.metrics else overlap_metrics()
     if not own.composite:
         return metrics
     name, equals, parts = own.composite.partition("=")
@@ -102,7 +102,7 @@ def _metrics(own: ConfigDict, kind: Kind) -> tuple[Metric, ...]:
         raise BadInput(
             f"config.own.composite: {own.composite!r} is not spelled NAME=METRIC,METRIC with a new name; give it so"
         )
-    chosen = named(parts)
+    chosen = named(parts, field="config.own.composite")
     unbounded = [part.name for part in chosen if part.name in _UNBOUNDED]
     if unbounded:
         raise BadInput(f"config.own.composite: {unbounded[0]} is no score that goes up to 100; leave it out")

@@ -11,8 +11,9 @@ from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.data.sets.table import SETS
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.fine_tuning.learned import Reader
+from clinmerge_jax.fine_tuning.learned import Reader, refuse_unused_own
 from clinmerge_jax.generation.stopping import stop_ids
+from clinmerge_jax.jobs import sft
 from clinmerge_jax.tasks.generated import GENERATED_SETS
 from clinmerge_jax.tasks.prompting import Prompter
 from clinmerge_jax.tasks.table import TASKS
@@ -204,3 +205,31 @@ def test_a_users_own_task_is_learned_as_it_is_asked(tmp_path, instruct):
     text = instruct[0].decode(one.encode(one.documents[1]).tokens)
     assert "Be short.\n\nQ: how long does cold 1 last? A:" in text and "1 days" in text
     assert np.count_nonzero(one.encode(one.documents[1]).targets) < 12
+
+
+def test_a_described_task_that_nothing_is_learned_from_is_refused():
+    config = configs.sft.get_config()
+    refuse_unused_own(config)
+    config.own.update({"name": "summaries", "train": "train.csv"})
+    with pytest.raises(BadInput, match="^config.own: describes the task 'summaries', .* --config.task=summaries$"):
+        refuse_unused_own(config)
+    for field in ("task", "validation"):
+        named = configs.sft.get_config()
+        named.own.update({"name": "summaries", "train": "train.csv"})
+        named[field] = "mts_dialog=0.5,summaries@train=0.5"
+        refuse_unused_own(named)
+
+
+@pytest.mark.parametrize(
+    "task, due",
+    [
+        ("mts_dialog@valid,medqa_4options", "mts_dialog,medqa_4options"),
+        ("summaries", "summaries and the same --config.own flags"),
+        ("rows.jsonl", "TASK"),
+    ],
+)
+def test_the_next_step_names_what_was_learned(task, due):
+    config = configs.sft.get_config()
+    config.own.update({"name": "summaries", "train": "train.csv"})
+    config.task = task
+    assert sft._evaluated(config) == due

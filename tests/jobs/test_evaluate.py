@@ -7,6 +7,8 @@ import stat
 import pytest
 import support
 
+import configs.evaluate
+from clinmerge_jax.evaluation.task_data import read_task_data
 from clinmerge_jax.results.records import RESULTS_FILE
 
 TEMPLATE = (
@@ -284,3 +286,12 @@ def test_a_model_that_was_fine_tuned_on_the_task_is_named_and_another_form_warne
     said = capfd.readouterr().out
     assert "tuned was fine-tuned on 2 examples of starts@train, through the chat template" in said
     assert "WARNING: starts is asked as raw text" in said
+
+
+def test_a_task_of_ones_own_may_be_named_among_the_tasks(folder):
+    config = configs.evaluate.get_config()
+    config.own.update({"name": "starts", "test": str(folder / "test.jsonl"), "train": str(folder / "train.jsonl")})
+    for names in ("", "starts", "miniature_chat, starts"):
+        config.tasks = names
+        expected = ["miniature_chat@test"] * ("miniature" in names) + ["starts@test"]
+        assert [one.name for one in read_task_data(config)] == expected

@@ -133,7 +133,7 @@ def _referenced(recipe: Recipe) -> list[str]:
 
 def write(recipe: Recipe) -> str:
     """The text of a recipe file that `read_stages` and mergekit read."""
-    lines = "# A clinmerge_jax merge, as mergekit would have it; maths in float32.\n"
+    lines = "# A clinmerge_jax merge, in mergekit's format; maths in float32.\n"
     if METHODS[recipe.method].random:
         lines += f"# Random masks: seed {recipe.seed}; mergekit draws others.\n"
     return lines + yaml.dump(recipe.to_mergekit(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -185,7 +185,10 @@ class Recipe:
         for parameters in (self.parameters, *(part.parameters for part in self.parts)):
             for name in parameters:
                 if name not in known:
-                    raise BadInput(f"{self.place(name)}: {self.method} has no such parameter; it has {_list(known)}")
+                    raise BadInput(
+                        f"{self.place(name)}: {self.method} has no such parameter; it has"
+                        f" {_list(self.place(one).removeprefix('config.') if not self.file else one for one in known)}"
+                    )
         for name, default in method.parameters.items():
             missing = any(name not in {**self.parameters, **part.parameters} for part in self.parts)
             if default is None and missing:
@@ -216,7 +219,7 @@ class Recipe:
             if kind is Base.REQUIRED:
                 raise BadInput(
                     f"{self.place('base_model' if self.file else 'base')}: is missing; {self.method} counts changes"
-                    " from it"
+                    " from it: give the base model"
                 )
             return sources, None
         given = next((source for source in sources if source.model == base), None)
@@ -401,7 +404,10 @@ def two_parents(
     known: dict[str, Any] = {}
     if method in METHODS:
         known = {**METHODS[method].source_parameters, **METHODS[method].parameters}
-        base = base if METHODS[method].base is Base.REQUIRED else ""
+        needs_base = METHODS[method].base is Base.REQUIRED
+        if base and not needs_base and getattr(fields.get("vocabulary"), "source", "") == "base":
+            raise BadInput(f"config.tokenizer: {method} merges without the base; give the base's location, or union")
+        base = base if needs_base else ""
     parsed = {
         key: Schedule.parse(value, f"config.{'lambda_' if key == 'lambda' else key}", kind_of(known.get(key)))
         for key, value in parameters.items()

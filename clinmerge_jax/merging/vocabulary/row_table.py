@@ -28,7 +28,7 @@ from clinmerge_jax.merging.vocabulary.alignment_sources import AlignmentSources
 from clinmerge_jax.merging.vocabulary.chat_templates import TEMPLATE_FILE, template_of
 from clinmerge_jax.merging.vocabulary.tokenizer_union import check_union, unite
 
-_MENDS = "give a tokenizer (union, base or a model)"
+_REMEDY = "set the tokenizer to union, base or a model's location"
 
 
 @dataclasses.dataclass(eq=False)
@@ -123,7 +123,7 @@ def rows_cut_to_common(sources: AlignmentSources, multiple: int = 0) -> RowTable
             if index < size and not (token in one.added and theirs in present[0].added):
                 raise BadInput(
                     f"{one.label}: id {index} is {token!r} there and {theirs!r} in {present[0].label}, so cutting"
-                    f" would mix them; {_MENDS} instead of cut_to_common"
+                    f" would mix them; {_REMEDY} instead of cut_to_common"
                 )
     for note in notes:
         logging.warning("vocabulary: %s", note)
@@ -184,7 +184,9 @@ def _rows_by_union(
         return rows_by_agreement(sources, multiple)
     union = unite(start, others, field)
     files, kept = _with_template(union.files, sources.lead)
-    title = f"the tokenizer is {start.label}'s, of {len(start.ids)} tokens, with {listed_tokens(union.added)} added"
+    title = f"the tokenizer is {start.label}'s, of {len(start.ids)} tokens"
+    if union.added:
+        title += f", with {listed_tokens(union.added)} added"
     notes = [title, *differences, *union.notes, *kept]
     return _rows_by_text(known, union.tokenizer, files, notes, multiple)
 
@@ -217,19 +219,19 @@ def _refuse_disagreement(one: TokenizerVocabulary, two: TokenizerVocabulary, sou
     if moved is not None:
         raise BadInput(
             f"{two.label}: token {moved!r} has id {two.ids[moved]} there and {one.ids[moved]} in {one.label};"
-            f" {_MENDS} to align them"
+            f" {_REMEDY} to align them"
         )
     for index, token, theirs in differing_tokens(one.tokens, two.tokens):
         if not (token in one.added and theirs in two.added):
             raise BadInput(
-                f"{two.label}: id {index} is {theirs!r} there and {token!r} in {one.label}; {_MENDS} to align them"
+                f"{two.label}: id {index} is {theirs!r} there and {token!r} in {one.label}; {_REMEDY} to align them"
             )
     ids = sorted(set(one.tokens) ^ set(two.tokens))
     if ids and not sources.same_size:
         owner = one if ids[0] in one.tokens else two
         raise BadInput(
             f"{two.label}: embeddings have different rows ({sources.described_sizes}), and {len(ids)} tokens such as"
-            f" {owner.tokens[ids[0]]!r} are {owner.label}'s alone; {_MENDS} to align them, or set cut_to_common"
+            f" {owner.tokens[ids[0]]!r} are {owner.label}'s alone; {_REMEDY} to align them, or set cut_to_common"
         )
 
 

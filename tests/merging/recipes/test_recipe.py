@@ -3,7 +3,7 @@
 import pytest
 
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.merging.recipes.recipe import Recipe, Source, two_parents
+from clinmerge_jax.merging.recipes.recipe import Recipe, Source, VocabularyChoice, two_parents
 from clinmerge_jax.merging.recipes.schedule import Schedule, layer_of
 from configs import merge as merge_config
 
@@ -126,3 +126,15 @@ def test_extrapolation_is_said(caplog):
     assert not caplog.records
     two_parents("linear", "a", "b", "0.5,1.5")
     assert "1.5 lies outside 0..1" in caplog.text
+
+
+def test_the_bases_tokenizer_is_refused_where_the_base_is_not_used():
+    for method in ("linear", "slerp"):
+        with pytest.raises(BadInput, match=f"^config.tokenizer: {method} merges without the base"):
+            two_parents(method, "a", "b", 0.5, base="c", vocabulary=VocabularyChoice(source="base"))
+    two_parents("task_arithmetic", "a", "b", 0.5, base="c", vocabulary=VocabularyChoice(source="base"))
+
+
+def test_a_parameter_that_a_method_lacks_is_refused_with_the_fields_that_it_has():
+    with pytest.raises(BadInput, match="^config.tol: task_arithmetic has no such parameter; it has .*lambda_"):
+        two_parents("task_arithmetic", "a", "b", 0.5, base="c", parameters={"tol": 1.0})

@@ -117,7 +117,7 @@ def test_without_tokenizers_sizes_must_agree_or_be_cut(write):
 def test_ids_that_mean_different_tokens_are_refused(write):
     first = write("a", llama_3())
     moved = {"a": first, "b": write("b", llama_3(shuffle=1))}
-    with pytest.raises(BadInput, match=r"config\.b: token .* has id \d+ there and \d+ in config\.a; give a tokenizer"):
+    with pytest.raises(BadInput, match=r"config\.b: token .* has id \d+ there and \d+ in config\.a; set the tokenizer"):
         align(moved, base="", leading="a")
     words = {word: index for index, word in enumerate(llama_3_core(0)[0])}
     renamed = {"Fever" if index == 300 else word: index for word, index in words.items()}
