@@ -39,5 +39,9 @@ def test_paths_that_the_map_names_exist(repository):
         for word in page.read_text().split("`")[1::2]:
             path = pathlib.PurePosixPath(word)
             if path.suffix == ".py" and " " not in word and "*" not in word:
-                there = [*page.parent.rglob(word), *(root / word for root in (repository, package))]
+                there = [
+                    *page.parent.rglob(word),
+                    *(repository / "tests").rglob(word),
+                    *(root / word for root in (repository, package)),
+                ]
                 assert any(place.exists() for place in there), f"{page.relative_to(repository)} names {word}"
