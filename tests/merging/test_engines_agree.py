@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from support import BF16, llama_tensors, write_llama
+from support import BF16, in_every_run, llama_tensors, write_llama
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
@@ -47,8 +47,10 @@ GIVEN = {
 # Parameters of a method under which its passes are of another kind.
 VARIANTS = {"nuslerp by columns": ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True})}
 EVERYWHERE = ("nuslerp", "ties", "della", "arcee_fusion")
+# One of each kind in every run: sums, thresholds, ranks, softmaxes, column sums. The others with --all.
+OFTEN = ("slerp", "ties", "della", "arcee_fusion", "sce", "nuslerp by columns")
 MESHES = [(name, (2, 2, 2)) for name in (*METHODS, *VARIANTS)]
-MESHES += [pytest.param(name, mesh, marks=pytest.mark.slow) for name in EVERYWHERE for mesh in [(1, 8, 1), (1, 1, 8)]]
+MESHES += [(name, mesh) for name in EVERYWHERE for mesh in [(1, 8, 1), (1, 1, 8)]]
 
 
 def recipe_of(name: str) -> Recipe:
@@ -123,7 +125,7 @@ def test_the_config_offers_every_method_and_parameter():
             assert ("lambda_" if name == "lambda" else name) in config
 
 
-@pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
+@pytest.mark.parametrize("name", in_every_run([*METHODS, *VARIANTS], lambda name: name in OFTEN))
 def test_pieces_and_memory_do_not_matter(streamed, tmp_path, name):
     recipe, checkpoints, files, records = streamed(name)
     assert len(files) > 1
@@ -131,8 +133,12 @@ def test_pieces_and_memory_do_not_matter(streamed, tmp_path, name):
     assert again == files and same_records == records
 
 
-@pytest.mark.parametrize(("name", "shape"), MESHES)
-def test_engines_and_meshes_do_not_matter(streamed, tmp_path, name, shape):
+@pytest.mark.parametrize(
+    "case",
+    in_every_run(MESHES, lambda case: case[0] in OFTEN and case[1] == (2, 2, 2), lambda case: f"{case[0]}-{case[1]}"),
+)
+def test_engines_and_meshes_do_not_matter(streamed, tmp_path, case):
+    name, shape = case
     recipe, checkpoints, files, records = streamed(name)
     shape = MeshShape(*shape)
     layout = Layout(build_mesh(shape, jax.devices()[: shape.size]), llama_config(checkpoints[0]))
