@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # llama2.c's tokenizer file, or a folder whose tokenizer replaces the source's; "": the source's own.
     config.tokenizer = ""
     config.format = "huggingface"  # of the result: huggingface, or orbax, for which the model must fit into memory
-    # float32, bfloat16 or float16; "" rounds nothing: keeps the source's dtype, and float32 for dequantized blocks.
+    # float32, bfloat16 or float16; "" rounds no matrix: keeps the source's dtype, and float32 for dequantized blocks.
     config.dtype = ""
     config.max_shard_gb = 5.0  # largest size of a Hugging Face weight file, in GB of 1e9 bytes
     config.output = "runs/convert"
