@@ -135,18 +135,18 @@ def test_counts_and_ranks_take_the_memory_of_a_few_blocks(layout, params, measur
     rows = _block_rows(leaf)
     sources = [{"weight": 0.5, "density": 0.5, "epsilon": 0.1}] * 2
     spec = TensorSpec("tensor", leaf.shape[1], leaf.shape[2], METHODS[method].parameters, sources, True)
-    step = next(METHODS[method].steps(spec))
+    reduction = next(METHODS[method].reductions(spec))
     start = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = on_device.block_statistics.lower(
         [leaf] * 3,
         start,
         start,
         start,
-        args=dict(step.args),
-        reduce=step.reduce,
+        args=dict(reduction.args),
+        reduce=reduction.reduce,
         ranked=METHODS[method].ranked,
         tiled=False,
-        bins=step.bins,
+        bins=reduction.bins,
         whole=leaf.shape[1],
         stacked=True,
         size=rows,

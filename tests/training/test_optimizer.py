@@ -98,5 +98,5 @@ def test_the_first_moment_alone_may_be_narrow():
 
 @pytest.mark.parametrize("field, value", [("learning_rate", -1.0), ("beta2", 1.0), ("clip_norm", float("nan"))])
 def test_numbers_out_of_range_are_refused_by_name(field, value):
-    with pytest.raises(BadInput, match=f"optimizer.{field}: is {value}; give"):
+    with pytest.raises(BadInput, match=f"config.{field}: is {value}; give"):
         OptimizerSettings(**{field: value})
