@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import support
+from support import in_every_run
 
 from clinmerge_jax import full_disk
 from clinmerge_jax.errors import BadInput
@@ -140,9 +141,7 @@ def _weights(folder):
     return {path.stat().st_ino for path in folder.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(one, marks=[pytest.mark.slow] * (one == "the weights of sft")) for one in JOBS]
-)
+@pytest.mark.parametrize("name", in_every_run(JOBS, lambda name: name in ("generate", "evaluate", "a state of sft")))
 def test_jobs_that_run_a_model_end_in_one_line_and_go_on(name, tmp_path, repository, capfd, caplog):
     job = JOBS[name]
     command = _prepare(job, tmp_path, repository)

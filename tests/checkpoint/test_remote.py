@@ -341,6 +341,7 @@ def test_a_folder_does_not_load_the_hub_library(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_environment_variables_reach_the_library(hub, tmp_path, monkeypatch, repository):
     """In a process of its own, since the library reads them when it is imported: a merge of two models of the hub."""
     for name, seed in {"instruct": 1, "clinical": 2}.items():
@@ -524,6 +525,7 @@ def test_urls_that_cannot_be_opened(monkeypatch):
         assert part in _refusal(location)
 
 
+@pytest.mark.slow
 def test_the_command_for_pickles_converts_them(tmp_path):
     """As it stands in the message, quotes and blanks of the folder's name included."""
     torch = pytest.importorskip("torch")

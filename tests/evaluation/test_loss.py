@@ -43,6 +43,7 @@ def test_batches_and_padding_do_not_change_a_documents_loss():
         assert total == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_does_not_stretch_dynamic_rope():
     config = tiny_config(max_position_embeddings=100, rope=RopeConfig("dynamic", 10000.0, 8.0), initializer_range=0.5)
     params = init_params(config, jax.random.key(0))

@@ -80,7 +80,10 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "int8_cache"), [*((kind, False) for kind in PROMPTS), ("several chunks", True)])
+@pytest.mark.parametrize(
+    ("kind", "int8_cache"),
+    [*((kind, False) for kind in PROMPTS), pytest.param("several chunks", True, marks=pytest.mark.slow)],
+)
 def test_a_full_batch_is_read_as_one_prompt_at_a_time(kind, int8_cache, reads):
     prompts = PROMPTS[kind]
     together = _engine(int8_cache=int8_cache)
@@ -93,6 +96,7 @@ def test_a_full_batch_is_read_as_one_prompt_at_a_time(kind, int8_cache, reads):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
 def test_a_full_batch_is_read_the_same_on_meshes(mesh):
     prompts = _prompts(SLOTS, 30, 40)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import support
+from support import in_every_run
 
 NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -390,7 +391,10 @@ def test_bad_input(case, tmp_path, repository, capfd):
 REAL_PROCESS = ("unknown config argument", "stray positional argument", "truncated shard", "NaN in a tensor")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in REAL_PROCESS], ids=lambda case: case.name)
+REAL = [case for case in CASES if case.name in REAL_PROCESS]
+
+
+@pytest.mark.parametrize("case", in_every_run(REAL, lambda case: "argument" in case.name, lambda case: case.name))
 def test_bad_input_in_a_process_of_its_own(case, tmp_path, repository):
     command = _prepare(case, tmp_path, repository)
     before = _tree(tmp_path)

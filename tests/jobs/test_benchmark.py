@@ -54,6 +54,7 @@ def _small(what, folder, *more):
     return [f"--config=configs/benchmark.py:{what}", "--config.repeats=1", f"--config.output={folder}", *fields, *more]
 
 
+@pytest.mark.slow
 def test_points_on_the_devices_are_measured_against_a_copy(repository, tmp_path):
     more = ["--config.points=2", "--config.mesh.tensor=1"]
     process = run_process(repository, *_small("merge_on_device", tmp_path, *more))
@@ -66,6 +67,7 @@ def test_points_on_the_devices_are_measured_against_a_copy(repository, tmp_path)
     assert all(f"| {name} " in process.stdout for name in names)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_onto_eight_devices_and_back(repository, tmp_path):
     process = run_process(repository, *_small("load", tmp_path))
     assert process.returncode == 0, process.stderr
@@ -97,6 +99,7 @@ def test_a_copy_that_differs_in_one_bit_is_noticed(tmp_path):
         check_same_tensors(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_steps_of_training_are_measured_beside_the_peer(repository, tmp_path, capfd):
     heads = [f"--config.model.num_{name}_heads=8" for name in ("attention", "key_value")]
     fields = ["--config.shapes=((2, 16),)", "--config.weights=('full',)", "--config.product=64", *heads]

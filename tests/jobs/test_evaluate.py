@@ -237,6 +237,7 @@ def test_answers_that_were_kept_are_scored_by_a_further_metric_without_being_mad
     assert second["counts"]["exact_match"] == first["counts"]["exact_match"] and "bleu" in second["counts"]
 
 
+@pytest.mark.slow
 def test_other_examples_settings_and_clusters_are_other_cells_and_not_compared(folder, capfd):
     output = folder / "others"
     assert support.run_command(*_arguments(folder, output, "--config.shots=1")) == 0

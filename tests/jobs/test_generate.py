@@ -138,6 +138,7 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(folder, capfd, fiel
     assert not output.exists() and not output.with_name(".bad.partial").exists()
 
 
+@pytest.mark.slow
 def test_the_default_run_answers_the_miniatures_questions(repository, tmp_path):
     process = support.run_process(
         repository, "--config=configs/generate.py", "--config.limit=8", f"--config.output={tmp_path / 'out'}"

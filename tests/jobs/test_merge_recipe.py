@@ -217,6 +217,7 @@ def test_the_mesh_engine_refuses_by_name_what_it_cannot(folder, capfd, text, pro
     assert problem in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_mesh_engine_runs_recipes_too(folder):
     text = "merge_method: sce\nbase_model: base\nmodels: [{model: one}, {model: two}]\nparameters: {select_topk: 0.5}"
     assert _run(folder, text, "--config.engine=mesh") == 0

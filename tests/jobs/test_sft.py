@@ -31,11 +31,9 @@ from clinmerge_jax.training.lora import merge_lora
 
 
 @pytest.fixture(scope="module")
-def small_miniature(repository, tmp_path_factory):
-    output = tmp_path_factory.mktemp("runs") / "miniature"
-    process = run_process(repository, "--config=configs/miniature.py:runlocal", f"--config.output={output}")
-    assert process.returncode == 0, process.stderr
-    return output
+def miniature(repository):
+    """The shipped models."""
+    return repository / "clinmerge_jax" / "miniature" / "models"
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +67,21 @@ def _arguments(repository, model, rows, output, *more: str) -> tuple[str, ...]:
     )
 
 
-def test_the_miniature_job_writes_three_checkpoints_of_one_vocabulary(small_miniature):
-    checkpoints = [open_checkpoint(str(small_miniature / name), "x") for name in ("base", "clinical", "instruct")]
+@pytest.mark.slow
+def test_the_miniature_job_writes_three_checkpoints_of_one_vocabulary(repository, tmp_path):
+    output = tmp_path / "miniature"
+    process = run_process(repository, "--config=configs/miniature.py:runlocal", f"--config.output={output}")
+    assert process.returncode == 0, process.stderr
+    checkpoints = [open_checkpoint(str(output / name), "x") for name in ("base", "clinical", "instruct")]
     assert len({llama_config(checkpoint) for checkpoint in checkpoints}) == 1
-    tokenizers = {(small_miniature / name / "tokenizer.json").read_bytes() for name in ("base", "clinical", "instruct")}
+    tokenizers = {(output / name / "tokenizer.json").read_bytes() for name in ("base", "clinical", "instruct")}
     assert len(tokenizers) == 1
 
 
-def test_training_lowers_the_losses_and_writes_a_checkpoint(repository, small_miniature, rows, tmp_path, capsys):
+def test_training_lowers_the_losses_and_writes_a_checkpoint(repository, miniature, rows, tmp_path, capsys):
     output = tmp_path / "trained"
     arguments = _arguments(
-        repository, small_miniature, rows, output, "--config.shots=8", "--config.label=kind", "--config.epochs=10",
+        repository, miniature, rows, output, "--config.shots=8", "--config.label=kind", "--config.epochs=10",
         f"--config.validation={rows / 'held_out.jsonl'}", "--config.validate_every=5", "--config.select=best",
     )  # fmt: skip
     assert run_command(*arguments) == 0
@@ -92,7 +94,7 @@ def test_training_lowers_the_losses_and_writes_a_checkpoint(repository, small_mi
     assert sorted(path.name for path in (output / "log").iterdir()) == ["events", "log.jsonl"]
     chosen = json.loads((output / "few_shot.json").read_text())
     assert len(set(chosen)) == 8 and sum(name.startswith("case") for name in chosen) in (5, 6)  # of three kinds, evenly
-    start, trained = (open_checkpoint(str(path), "x") for path in (small_miniature / "clinical", output))
+    start, trained = (open_checkpoint(str(path), "x") for path in (miniature / "clinical", output))
     assert {name: entry.dtype for name, entry in trained.tensors.items()} == {
         name: entry.dtype for name, entry in start.tensors.items()
     }
@@ -104,14 +106,12 @@ def test_training_lowers_the_losses_and_writes_a_checkpoint(repository, small_mi
     assert run_command(*arguments) == 0 and "finished already" in capsys.readouterr().out
 
 
-def test_an_adapter_is_written_as_peft_has_it_and_merges_exactly(repository, small_miniature, rows, tmp_path):
+def test_an_adapter_is_written_as_peft_has_it_and_merges_exactly(repository, miniature, rows, tmp_path):
     more = ("--config.lora.rank=4", "--config.lora.alpha=8", "--config.lora.dropout=0.1", "--config.steps=4")
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
-    assert run_command(*_arguments(repository, small_miniature, rows, adapter, *more)) == 0
-    assert (
-        run_command(*_arguments(repository, small_miniature, rows, merged, *more, "--config.merge_adapter=True")) == 0
-    )
-    start = open_checkpoint(str(small_miniature / "clinical"), "x")
+    assert run_command(*_arguments(repository, miniature, rows, adapter, *more)) == 0
+    assert run_command(*_arguments(repository, miniature, rows, merged, *more, "--config.merge_adapter=True")) == 0
+    start = open_checkpoint(str(miniature / "clinical"), "x")
     config, params = load_params(start)
     lora, factors = load_lora(str(adapter), "x", config)
     assert (lora.rank, lora.alpha, lora.dropout) == (4, 8, 0.1) and np.any(
@@ -131,14 +131,14 @@ def test_an_adapter_is_written_as_peft_has_it_and_merges_exactly(repository, sma
     )
 
 
-def test_frozen_tensors_stay_and_wise_ft_lies_between(repository, small_miniature, rows, tmp_path):
+def test_frozen_tensors_stay_and_wise_ft_lies_between(repository, miniature, rows, tmp_path):
     more = ("--config.freeze=embed|norm", "--config.steps=3", "--config.wise_ft=")
     results = {}
     for share in ("1.0", "0.25"):
-        arguments = _arguments(repository, small_miniature, rows, tmp_path / share, *more[:2], more[2] + share)
+        arguments = _arguments(repository, miniature, rows, tmp_path / share, *more[:2], more[2] + share)
         assert run_command(*arguments) == 0
         results[share] = load_params(open_checkpoint(str(tmp_path / share), "x"), jnp.float32)[1]
-    start = load_params(open_checkpoint(str(small_miniature / "clinical"), "x"), jnp.float32)[1]
+    start = load_params(open_checkpoint(str(miniature / "clinical"), "x"), jnp.float32)[1]
     for one in results.values():
         assert np.array_equal(one["embed_tokens"]["weight"], start["embed_tokens"]["weight"])
     whole, part, begun = (
@@ -177,7 +177,7 @@ def _kill_after(process: subprocess.Popen, output: pathlib.Path, steps: int, how
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(repository, small_miniature, rows, tmp_path, figures):
+def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(repository, miniature, rows, tmp_path, figures):
     kills = 20
     more = (
         "--config.steps=60", "--config.save_every=1", "--config.lora.rank=2", "--config.lora.dropout=0.1",
@@ -185,11 +185,11 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(repository, small
     )  # fmt: skip
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     with (tmp_path / "said").open("w") as said:
-        process = _launch(repository, _arguments(repository, small_miniature, rows, undisturbed, *more), said)
+        process = _launch(repository, _arguments(repository, miniature, rows, undisturbed, *more), said)
         assert process.wait() == 0
     (plan,) = re.findall(r"rows x tokens \(steps\): (.*);", (tmp_path / "said").read_text())
     assert 2 <= plan.count("tokens") <= 4
-    arguments = _arguments(repository, small_miniature, rows, killed, *more)
+    arguments = _arguments(repository, miniature, rows, killed, *more)
     draw = random.Random(0)
     happened = 0
     for _ in range(2 * kills + 5):
@@ -245,16 +245,16 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(repository, small
         ("--config.mesh.data=3", "config.mesh"),
     ],
 )
-def test_bad_input_is_refused_by_field(repository, small_miniature, rows, tmp_path, argument, named, capsys):
+def test_bad_input_is_refused_by_field(repository, miniature, rows, tmp_path, argument, named, capsys):
     output = tmp_path / "trained"
-    status = run_command(*_arguments(repository, small_miniature, rows, output, argument))
+    status = run_command(*_arguments(repository, miniature, rows, output, argument))
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(errors) == 1 and named in errors[0]
     assert not output.exists() and not list(tmp_path.glob(".*"))
 
 
-def test_examples_in_the_validation_set_are_refused(repository, small_miniature, rows, tmp_path, capsys):
-    arguments = _arguments(repository, small_miniature, rows, tmp_path / "trained")
+def test_examples_in_the_validation_set_are_refused(repository, miniature, rows, tmp_path, capsys):
+    arguments = _arguments(repository, miniature, rows, tmp_path / "trained")
     assert run_command(*arguments, f"--config.validation={rows / 'train.jsonl'}") == 2
     assert "config.validation: the words of 12 of its documents are among the examples too" in capsys.readouterr().err
 
@@ -268,18 +268,16 @@ def test_every_variant_fits_the_miniature_as_it_stands(variant):
     assert settings.steps > 0 and len(sets.examples.sequences) == sets.examples.packed.sequences > 0
 
 
-def test_weights_that_diverge_end_the_run_with_a_line_that_names_rows(
-    repository, small_miniature, rows, tmp_path, capsys
-):
-    arguments = _arguments(repository, small_miniature, rows, tmp_path / "trained", "--config.epochs=20")
+def test_weights_that_diverge_end_the_run_with_a_line_that_names_rows(repository, miniature, rows, tmp_path, capsys):
+    arguments = _arguments(repository, miniature, rows, tmp_path / "trained", "--config.epochs=20")
     assert run_command(*arguments, "--config.learning_rate=1e30", "--config.clip_norm=0") == 1
     message = capsys.readouterr().err
     assert "is not finite" in message and "cough" not in message and not (tmp_path / "trained").exists()
 
 
-def test_credentials_of_the_start_are_inherited(repository, small_miniature, rows, tmp_path):
+def test_credentials_of_the_start_are_inherited(repository, miniature, rows, tmp_path):
     start, output = tmp_path / "clinical", tmp_path / "trained"
-    shutil.copytree(small_miniature / "clinical", start)
+    shutil.copytree(miniature / "clinical", start)
     (start / "provenance.json").write_text('{"credentialed": true}')
     assert run_command(*_arguments(repository, tmp_path, rows, output, "--config.steps=1")) == 0
     assert json.loads((output / "provenance.json").read_text())["credentialed"] is True

@@ -142,7 +142,11 @@ def test_bfloat16_parameters_computed_in_float32_lose_nothing_more(params, token
     np.testing.assert_array_equal(run(stored, tokens_BT, CONFIG, jnp.float32), run(widened, tokens_BT, CONFIG))
 
 
-@pytest.mark.parametrize(("tied", "dtype"), [(False, jnp.float32), (True, jnp.bfloat16)], ids=["f32", "tied-bf16"])
+@pytest.mark.parametrize(
+    ("tied", "dtype"),
+    [(False, jnp.float32), pytest.param(True, jnp.bfloat16, marks=pytest.mark.slow)],
+    ids=["f32", "tied-bf16"],
+)
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero(tokens_BT, tied, dtype):
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
     params = init_params(config, key(0))

@@ -120,6 +120,7 @@ def test_initial_parameters_follow_from_the_key_alone():
         assert (row.initializer == "normal") == bool((first[row.path] != other[row.path]).any())
 
 
+@pytest.mark.slow
 def test_initial_values_are_normal_matrices_unit_norms_and_zero_biases():
     config = dataclasses.replace(VARIANTS[3], hidden_size=64, vocab_size=500, initializer_range=0.1)
     assert config.attention_bias and config.mlp_bias

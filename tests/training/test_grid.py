@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import tiny_config
+from support import in_every_run, tiny_config
 
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.data.sequences import Sequences, sequences_of
@@ -62,7 +62,7 @@ def _grid(kind: str, slots: int, devices: int, members=MEMBERS):
     return grid, found, grid.train(members, finish)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("full", marks=pytest.mark.slow), "lora"])
+@pytest.fixture(scope="module", params=in_every_run(["full", "lora"], lambda kind: False))
 def kind(request):
     return request.param
 

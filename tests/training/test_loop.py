@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import tiny_config
+from support import in_every_run, tiny_config
 
 from clinmerge_jax.data.documents import Encoded
 from clinmerge_jax.data.sequences import Sequences, sequences_of
@@ -45,7 +45,7 @@ def _data(count: int = 10, longest: int = 12) -> Sequences:
 def several_shapes():
     """Programs that cost nothing, so that the runs here go through batches of several shapes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching, "_CPU", batching._Device(unit=4, at_a_time=24, compiling=0.0))
+        patch.setattr(batching, "_CPU", batching._Device(unit=12, at_a_time=24, compiling=0.0))
         assert len({batch.tokens.shape for batch in _run().loader()}) > 1
         yield
 
@@ -78,7 +78,7 @@ def test_training_lowers_the_loss():
     assert run.loss(_data())(outcome.state) < losses[0]
 
 
-@pytest.mark.parametrize("told_at", [1, 2, 3])
+@pytest.mark.parametrize("told_at", in_every_run([1, 2, 3], lambda told_at: told_at == 2))
 def test_a_run_that_was_told_to_stop_ends_as_if_it_had_not_been(tmp_path, undisturbed, told_at):
     def stop(step: int, loss: float) -> None:
         if step == told_at:

@@ -116,6 +116,7 @@ def test_no_product_makes_a_gradient_of_the_weights(params, trained):
     assert not products(SETTINGS, init_state(trained, SETTINGS), params)
 
 
+@pytest.mark.slow
 def test_dropout_belongs_to_step_layer_module_and_row_and_not_to_the_division(params):
     dropping = dataclasses.replace(SETTINGS, lora=dataclasses.replace(LORA, dropout=0.4, targets=("q_proj",)))
     trained = draw_factors(CONFIG, dropping.lora)

@@ -100,6 +100,7 @@ def test_accumulation_weighs_micro_batches_by_their_targets(params, plain):
     np.testing.assert_allclose(metrics.rows.cross_entropy[:, 0], plain[1].rows.cross_entropy[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [Remat.FULL, Remat.DOTS])
 def test_remat_changes_no_gradient(params, plain, remat):
     settings = dataclasses.replace(SETTINGS, remat=remat)
@@ -170,6 +171,7 @@ def test_a_batch_without_targets_changes_nothing(params):
     jax.tree.map(np.testing.assert_array_equal, state.trained, params)
 
 
+@pytest.mark.slow
 def test_a_grid_of_rates_and_seeds_is_the_step_mapped(params, adapter):
     settings = dataclasses.replace(SETTINGS, lora=LORA)
     batches = jax.tree.map(lambda one: np.stack([one, one[:, ::-1]]), batch_of(1))
@@ -192,6 +194,7 @@ def test_a_grid_of_rates_and_seeds_is_the_step_mapped(params, adapter):
     assert metrics.learning_rate.tolist() == rates.tolist()
 
 
+@pytest.mark.slow
 def test_kl_holds_to_the_start_with_and_without_an_adapter(params, adapter):
     settings = dataclasses.replace(SETTINGS, kl=0.5)
     at_start, metrics = take(init_state(params, settings), {}, batch_of(1), params, settings=settings)
@@ -206,6 +209,7 @@ def test_kl_holds_to_the_start_with_and_without_an_adapter(params, adapter):
     assert abs(metrics.kl) < 1e-6
 
 
+@pytest.mark.slow
 def test_l2_pulls_every_weight_to_where_it_began(params, plain):
     settings = dataclasses.replace(SETTINGS, l2=0.3)
     start = jax.tree.map(lambda leaf: (leaf - 0.5).astype(jnp.bfloat16), params)

@@ -8,6 +8,7 @@ from clinmerge_jax.benchmark.gpu_check.parts import part_named
 SETTINGS = {**part_named("lora").settings, "repeats": 2}
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_trained_with_less_kept_and_stays_so():
     tried = []
 

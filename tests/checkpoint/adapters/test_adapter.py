@@ -202,6 +202,7 @@ def test_folders_that_hold_no_adapter_are_refused(tmp_path):
         open_adapter(str(folder), FIELD)
 
 
+@pytest.mark.slow
 def test_a_pickle_is_refused_with_a_command_that_converts_it(tmp_path):
     torch = pytest.importorskip("torch")
     folder = write_adapter(tmp_path / "an adapter")

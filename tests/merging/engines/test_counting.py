@@ -9,6 +9,7 @@ import pytest
 from clinmerge_jax.merging.engines.counting import count_on_device, count_on_host
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bins", [1 << 15, 1 << 16])
 @pytest.mark.parametrize("entries", [1, 1000, (1 << 16) + 3])
 def test_counts_are_numpys_on_every_kind_of_device(bins, entries):
