@@ -12,7 +12,7 @@ import textwrap
 import time
 
 import pytest
-from support import run_command, run_process, write_llama, write_tokenizer
+from support import in_every_run, run_command, run_process, write_llama, write_tokenizer
 
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.main import JOBS
@@ -222,6 +222,7 @@ def test_two_processes_write_the_bytes_of_one_and_only_the_first_talks(start, pa
     assert "Traceback" not in first.err + second.err
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_the_merge_keeps(start, parents, alone, tmp_path):
     text = tmp_path / "held.jsonl"
     text.write_text('{"text": "the patient has a fever"}\n{"text": "a cough and a fever"}\n')
@@ -244,7 +245,7 @@ def test_two_processes_find_the_result_that_one_has_finished(start, parents, alo
     assert _files(alone["linear"], ()) == before
 
 
-@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize("bad", in_every_run([0, 1], bool))
 def test_bad_input_of_one_process_ends_both_with_its_line(start, parents, tmp_path, bad):
     homes = [tmp_path / "home0", tmp_path / "home1"]
     for index, home in enumerate(homes):  # as on machines of which one lacks the model's weights
@@ -271,10 +272,12 @@ def test_bad_input_of_all_ends_all_with_the_line(start, parents, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("t", "0.3"), ("mesh.fsdp", "8"), ("dtype", "float32"), ("output", "elsewhere")]
-)
-def test_processes_with_different_configs_are_refused(start, parents, tmp_path, field, value):
+DIFFERENT = [("t", "0.3"), ("mesh.fsdp", "8"), ("dtype", "float32"), ("output", "elsewhere")]
+
+
+@pytest.mark.parametrize("difference", in_every_run(DIFFERENT, lambda one: one[0] == "mesh.fsdp", "=".join))
+def test_processes_with_different_configs_are_refused(start, parents, tmp_path, difference):
+    field, value = difference
     run = start(_main(*_merge(parents, tmp_path / "merged"), only=[[], [f"--config.{field}={value}"]])).end()
     assert [ended.status for ended in run] == [2, 2], run
     line = f"error: --distributed: the config ({field.split('.')[0]}) of process 1 is not that of process 0"
@@ -325,7 +328,7 @@ def test_a_port_that_is_taken_is_refused(start):
     assert ended.status == 2 and "the port cannot be used" in ended.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", in_every_run([0, 1], bool))
 @pytest.mark.parametrize(
     "wait",
     ["distributed.barrier('the other')", "f, x = collective(); f(x).block_until_ready()"],
@@ -360,7 +363,7 @@ def test_a_full_disk_in_one_process_is_one_line_in_each(start):
         assert sum(one.startswith(begins) for one in ended.err.splitlines()) == 1, ended.err
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", in_every_run([0, 1], bool))
 def test_the_first_process_stays_until_a_slow_one_has_ended(start, failing):
     body = f"""
     class Slow:
@@ -430,6 +433,7 @@ def killed(start, large_parents, tmp_path_factory, figures):
     return ended, output, alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["barrier, 0", "barrier, 1", "collective, 1", "merge, 1"])
 def test_a_killed_process_ends_the_other_which_says_so(killed, name):
     run, index = killed[0][name]
@@ -440,6 +444,7 @@ def test_a_killed_process_ends_the_other_which_says_so(killed, name):
     assert other.seconds < LIMIT
 
 
+@pytest.mark.slow
 def test_a_merge_of_which_a_process_was_killed_leaves_no_result_and_a_rerun_finishes(start, killed, large_parents):
     _, output, alone = killed
     assert [path.name for path in output.parent.iterdir()] == [".merged.partial"]
