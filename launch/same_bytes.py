@@ -1,6 +1,6 @@
 """Checks that two commits write the same bytes: ten merges, one fine-tuning, one generation, one evaluation.
 
-  .venv/bin/python launch/same_bytes.py OLD_COMMIT NEW_COMMIT [--keep=FOLDER]
+  .venv/bin/python launch/same_bytes.py OLD_COMMIT NEW_COMMIT
 
 Run it when a change must not change behaviour. Both commits are checked out into a temporary folder and run on the
 miniature with the Python that runs this script. It compares all files except those that hold versions, places or
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,14 +62,17 @@ def _comparable(line: bytes) -> bytes:
 
 
 def _run(commit: str, folder: pathlib.Path) -> dict[str, dict[str, str]]:
-    source = folder / "source"
+    """Runs one commit. All commits run in the same places, because some outputs name the models' folders."""
+    source, outputs = folder / "source", folder / "outputs"
     root = pathlib.Path(__file__).parents[1]
-    subprocess.run(["git", "clone", "--quiet", "--shared", str(root), str(source)], check=True)
+    if not source.exists():
+        subprocess.run(["git", "clone", "--quiet", "--shared", str(root), str(source)], check=True)
     subprocess.run(["git", "-C", str(source), "checkout", "--quiet", "--detach", commit], check=True)
+    shutil.rmtree(outputs, ignore_errors=True)
     environment = {**os.environ, "PYTHONPATH": str(source), "JAX_PLATFORMS": "cpu"}
     found = {}
     for name, options in _RUNS.items():
-        output = folder / "outputs" / name.replace(" ", "-")
+        output = outputs / name.replace(" ", "-")
         command = [sys.executable, "-m", "clinmerge_jax.main", *options, f"--config.output={output}"]
         done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
         if done.returncode:
@@ -82,11 +86,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old")
     parser.add_argument("new")
-    parser.add_argument("--keep", help="a folder that is kept, instead of a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(options.keep or temporary)
-        old, new = (_run(commit, folder / side) for side, commit in (("old", options.old), ("new", options.new)))
+        folder = pathlib.Path(temporary)
+        old, new = _run(options.old, folder), _run(options.new, folder)
     different = False
     for name in _RUNS:
         names = {file for file in {*old[name], *new[name]} if old[name].get(file) != new[name].get(file)}
