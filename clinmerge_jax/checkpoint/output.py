@@ -19,6 +19,7 @@ from clinmerge_jax import full_disk
 from clinmerge_jax.errors import BadInput
 
 PROVENANCE_FILE = "provenance.json"
+SYNC_BYTES = 256 << 20  # writers flush to the disk after so many bytes, so that not all data waits for the end
 # Working files: hidden, and removed once the result is in place.
 _JOURNAL_FILE = ".journal.json"
 _IDENTITY_FILE = ".identity.json"

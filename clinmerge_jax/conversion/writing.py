@@ -1,7 +1,6 @@
 """Moves the tensors of a Source, piece by piece, into Hugging Face weight files or into Params for Orbax."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,16 +10,13 @@ import ml_dtypes
 import numpy as np
 
 from clinmerge_jax.checkpoint.formats.safetensors import header_bytes
-from clinmerge_jax.checkpoint.output import OutputFolder, sync
-from clinmerge_jax.checkpoint.parameters.blocks import ahead
+from clinmerge_jax.checkpoint.output import SYNC_BYTES, OutputFolder, sync
+from clinmerge_jax.checkpoint.parameters.blocks import ahead, aligned_empty
 from clinmerge_jax.checkpoint.parameters.orbax_folder import host_device
 from clinmerge_jax.conversion.source import Source, SourceTensor
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Params, build_params, parameters
-
-_SYNC_BYTES = 256 << 20  # data is synced to disk after so many bytes, so that it does not all wait for the end
-_ALIGNMENT = 64  # bytes; on CPUs JAX uses memory aligned like this without copying it
 
 
 @dataclasses.dataclass
@@ -125,7 +121,7 @@ def write_files(
                 total.add(rounding)
                 progress(values.nbytes)
                 unsynced += values.nbytes
-                if unsynced >= _SYNC_BYTES:
+                if unsynced >= SYNC_BYTES:
                     os.fdatasync(file.fileno())
                     unsynced = 0
             os.fsync(file.fileno())
@@ -167,7 +163,7 @@ def read_params(
     leaves: dict[tuple[str, ...], np.ndarray] = {}
     places: dict[str, np.ndarray] = {}
     for row in parameters(config):
-        leaves[row.path] = leaf = _empty(row.stacked_shape(config), dtypes[row.names(config)[0]])
+        leaves[row.path] = leaf = aligned_empty(row.stacked_shape(config), dtypes[row.names(config)[0]])
         places |= {name: leaf[layer] if row.stacked else leaf for layer, name in enumerate(row.names(config))}
     total = Rounding()
     tensors = [tensor for name, tensor in source.tensors.items() if name in places]
@@ -177,10 +173,3 @@ def read_params(
         total.add(rounding)
         progress(values.nbytes)
     return build_params(config, lambda row: jax.device_put(leaves[row.path], device)), total
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)

@@ -122,7 +122,7 @@ class WeightReader:
         """Reads the parts of one block that this process's devices hold; padding rows are zero."""
         found = {}
         for row, (low, high), line in runs(blocks.parts(start)):
-            values = _empty((blocks.size, high - low), entry.dtype)
+            values = aligned_empty((blocks.size, high - low), entry.dtype)
             present = max(0, min(blocks.size, blocks.rows - row))
             values[present:] = 0
             raw = memoryview(values[:present].reshape(-1).view(np.uint8))
@@ -134,13 +134,13 @@ class WeightReader:
                 first, end = part.columns
                 cut = values
                 if len(line) > 1:
-                    cut = _empty((blocks.size, end - first), values.dtype)
+                    cut = aligned_empty((blocks.size, end - first), values.dtype)
                     cut[...] = values[:, first - low : end - low]
                 found[part] = cut.reshape(blocks.size, *blocks.shard[1:])
         return found
 
 
-def _empty(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Uninitialised, aligned memory; on CPUs JAX uses such an array without copying it."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)

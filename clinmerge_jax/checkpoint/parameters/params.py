@@ -15,7 +15,7 @@ from clinmerge_jax.checkpoint.files import INDEX_FILE
 from clinmerge_jax.checkpoint.folder import Checkpoint
 from clinmerge_jax.checkpoint.formats.safetensors import TensorEntry, header_bytes
 from clinmerge_jax.checkpoint.names import USUAL, Naming
-from clinmerge_jax.checkpoint.output import OutputFolder, sync
+from clinmerge_jax.checkpoint.output import SYNC_BYTES, OutputFolder, sync
 from clinmerge_jax.checkpoint.parameters.blocks import (
     BLOCK_BYTES,
     Blocks,
@@ -37,8 +37,6 @@ from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iterate_params, parameters
 from clinmerge_jax.parallel import distributed
 from clinmerge_jax.parallel.layout import Layout, one_device
-
-_SYNC_BYTES = 256 << 20  # data is synced to disk after so many bytes, so that it does not all wait for the end
 
 
 def llama_config(checkpoint: Checkpoint) -> LlamaConfig:
@@ -235,7 +233,7 @@ def _write_file(path: pathlib.Path, entries: Sequence[TensorEntry], leaves: Mapp
         for (entry, blocks, _), nbytes in ahead(lambda step: write(descriptor, *step), steps()):
             progress(entry.nbytes // len(blocks.starts))
             unsynced += nbytes
-            if unsynced >= _SYNC_BYTES:
+            if unsynced >= SYNC_BYTES:
                 os.fdatasync(descriptor)
                 unsynced = 0
         os.fsync(descriptor)

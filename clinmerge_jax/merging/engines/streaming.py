@@ -20,7 +20,7 @@ import numpy as np
 
 from clinmerge_jax.checkpoint.digest import FileDigest, finish_all
 from clinmerge_jax.checkpoint.formats.safetensors import header_bytes
-from clinmerge_jax.checkpoint.output import OutputFolder, sync
+from clinmerge_jax.checkpoint.output import SYNC_BYTES, OutputFolder, sync
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.engines.counting import count_on_device, count_on_host
 from clinmerge_jax.merging.methods import DIFFERENCES, Coefficients, Method, Reduction, order
@@ -30,7 +30,6 @@ from clinmerge_jax.merging.row_source import Files, RowSource
 PIECE_BYTES = 16 << 20  # of one source; small enough for caches and bounded memory, large enough for fast reads
 HELD_BYTES = 256 << 20  # of all sources of one tensor that is kept on the device between passes
 _QUEUED_PIECES = 2
-_SYNC_BYTES = 256 << 20  # bytes between flushes to the disk, so that not all data waits for the last one
 
 
 class _Stopped(Exception):
@@ -119,7 +118,7 @@ def _write_shards(
                     written += file.write(data[written:])
                 progress(len(data))
                 unsynced += len(data)
-                if unsynced >= _SYNC_BYTES:
+                if unsynced >= SYNC_BYTES:
                     os.fdatasync(file.fileno())
                     unsynced = 0
             os.fsync(file.fileno())
