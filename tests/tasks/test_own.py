@@ -197,7 +197,7 @@ def test_choices_that_cannot_be_scored_are_refused(tmp_path, change, message):
         ({"question": "{input"}, "config.own.question: "),
         ({"question": "{input.real}"}, "config.own.question: {input.real} is no plain name"),
         ({"question": "{}"}, "config.own.question: {} is no plain name"),
-        ({"metrics": "rouge9"}, "metrics: 'rouge9' is unknown"),
+        ({"metrics": "rouge9"}, "config.own.metrics: 'rouge9' is unknown"),
         ({"composite": "bleu"}, "config.own.composite: 'bleu' is not spelled"),
         ({"composite": "bleu=chrf_sentence"}, "config.own.composite: 'bleu=chrf_sentence' is not spelled"),
         ({"composite": "x=bleu,repetition"}, "config.own.composite: repetition is no score that goes up to 100"),
