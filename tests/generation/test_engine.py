@@ -110,7 +110,7 @@ def precise():
         yield
 
 
-@pytest.mark.parametrize("seed", in_every_run(range(20), lambda seed: seed < 3))
+@pytest.mark.parametrize("seed", in_every_run(range(20), lambda seed: seed < 2))
 def test_greedy_tokens_are_transformers(model, figures, seed):
     checkpoint, theirs = model(seed)
     prompts = _prompts(seed)  # some longer than a chunk
@@ -346,6 +346,7 @@ def test_the_miniature_says_what_transformers_says(figures):
     _same_as_transformers(checkpoint.path, prompts, 32, figures, "miniature")
 
 
+@pytest.mark.slow
 def test_stories260k_tells_what_transformers_tells(shared, tmp_path, figures):
     weights = shared / "weights"
     if not (weights / "stories260K.bin").is_file():
@@ -363,7 +364,7 @@ INT8 = {
 }
 
 
-@pytest.mark.parametrize("what", in_every_run(INT8, lambda what: what == "both"))
+@pytest.mark.parametrize("what", in_every_run(INT8, lambda what: False))
 def test_int8_changes_log_likelihoods_little(what, figures):
     """On the miniature, whose weights are trained: of its held-out answers, against the same engine in float32."""
     checkpoint = open_checkpoint("miniature:instruct", "model")
@@ -387,7 +388,8 @@ def test_int8_changes_log_likelihoods_little(what, figures):
     assert 0 < np.abs(off).mean() < 0.05 and abs(off.mean()) < 0.02 and same.mean() > 0.97
 
 
-@pytest.mark.parametrize("mesh", in_every_run([(2, 2, 2), (1, 1, 8)], lambda mesh: mesh == (2, 2, 2), str))
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 1, 8)])
 def test_int8_is_the_same_on_meshes(model, mesh):
     checkpoint, _ = model(0)
     requests = [Request(prompt, NEW) for prompt in _prompts(3)]

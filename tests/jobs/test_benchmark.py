@@ -28,6 +28,7 @@ def test_made_checkpoints_are_siblings(tmp_path):
     assert 0.025 < distance < 0.035
 
 
+@pytest.mark.slow
 def test_the_benchmark_reports_time_over_the_floor_and_memory(repository, tmp_path):
     mine = tmp_path / "bench" / "instruct" / "model.safetensors"
     mine.parent.mkdir(parents=True)

@@ -268,6 +268,7 @@ def test_one_model_may_be_asked_by_chat_and_raw_and_compared(folder, capfd):
     assert pairs == {("one (raw)", "one (chat)"), ("two (raw)", "one (chat)"), ("two (raw)", "one (raw)")}
 
 
+@pytest.mark.slow
 def test_a_model_that_was_fine_tuned_on_the_task_is_named_and_another_form_warned_of(folder, tmp_path, capfd):
     adapter = tmp_path / "adapter"
     own = [one for one in _arguments(folder, tmp_path / "out") if ".own." in one]

@@ -92,6 +92,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_an_answer(undisturbed,
     assert sorted(path.name for path in output.iterdir()) == [ANSWERS_FILE, "provenance.json"]
 
 
+@pytest.mark.slow
 def test_stop_texts_and_chat_templates(undisturbed, folder, capfd):
     stop = undisturbed[0][0]["answer"].split()[3]
     out = folder / "stopped"

@@ -85,7 +85,7 @@ def test_a_second_run_finds_the_result_and_leaves_it(default_run, repository):
     assert (output / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_another_recipe_is_refused_and_overwrite_replaces(repository, tmp_path):
+def test_another_recipe_is_refused_and_overwrite_replaces(tmp_path, capsys):
     folders = [write_llama(tmp_path / name, seed) for seed, name in enumerate(("one", "two"))]
     output = tmp_path / "merged"
     common = [
@@ -95,16 +95,15 @@ def test_another_recipe_is_refused_and_overwrite_replaces(repository, tmp_path):
         "--config.base=",
         f"--config.output={output}",
     ]
-    assert run_process(repository, *common).returncode == 0
+    assert run_command(*common) == 0
     first = (output / "model.safetensors").read_bytes()
-    refused = run_process(repository, *common, "--config.t=0.3")
-    assert refused.returncode == 2 and "config.output" in refused.stderr
+    assert run_command(*common, "--config.t=0.3") == 2 and "config.output" in capsys.readouterr().err
     assert (output / "model.safetensors").read_bytes() == first
-    assert run_process(repository, *common, "--config.t=0.3", "--config.overwrite=True").returncode == 0
+    assert run_command(*common, "--config.t=0.3", "--config.overwrite=True") == 0
     assert (output / "model.safetensors").read_bytes() != first
 
 
-def test_inputs_that_moved_are_known_by_their_digest(repository, tmp_path):
+def test_inputs_that_moved_are_known_by_their_digest(tmp_path, capsys):
     for seed, name in enumerate(("one", "two")):
         write_llama(tmp_path / "here" / name, seed)
 
@@ -117,14 +116,12 @@ def test_inputs_that_moved_are_known_by_their_digest(repository, tmp_path):
             f"--config.output={tmp_path / 'merged'}",
         )
 
-    assert run_process(repository, *arguments("here")).returncode == 0
+    assert run_command(*arguments("here")) == 0
     (tmp_path / "here").rename(tmp_path / "there")
-    again = run_process(repository, *arguments("there"))
-    assert again.returncode == 0 and "finished already" in again.stdout
+    assert run_command(*arguments("there")) == 0 and "finished already" in capsys.readouterr().out
     write_llama(tmp_path / "elsewhere" / "one", 5)
     write_llama(tmp_path / "elsewhere" / "two", 1)
-    other = run_process(repository, *arguments("elsewhere"))
-    assert other.returncode == 2 and "other inputs" in other.stderr
+    assert run_command(*arguments("elsewhere")) == 2 and "other inputs" in capsys.readouterr().err
 
 
 def test_credentials_noted_later_and_a_changed_tokenizer_are_not_overlooked(repository, tmp_path, capsys):
@@ -164,6 +161,7 @@ def test_a_llama_whose_tensors_are_not_those_of_its_config_is_refused(repository
     assert status == 2 and not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 def test_own_held_out_text_is_measured(repository, tmp_path):
     text = tmp_path / "held.jsonl"
     text.write_text("\n".join(json.dumps({"text": f"The dog number {n} sat in the barn."}) for n in range(12)) + "\n")

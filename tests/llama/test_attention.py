@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-from support import in_every_run, tiny_config
+from support import tiny_config
 
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation import programs
@@ -68,7 +68,8 @@ def test_the_reference_is_causal_attention_within_documents(packed):
         np.testing.assert_allclose(attend(*qkv, segments_BT if packed else None), want, atol=F32_NOISE)
 
 
-@pytest.mark.parametrize("packed", in_every_run([False, True], bool))
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
 def test_blocks_of_queries_change_neither_result_nor_gradient(packed, monkeypatch):
     *qkv, segments_BT = sequences(2, 21, 6)
     segments_BT = segments_BT if packed else None

@@ -47,8 +47,8 @@ GIVEN = {
 # Parameters of a method under which its passes are of another kind.
 VARIANTS = {"nuslerp by columns": ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True})}
 EVERYWHERE = ("nuslerp", "ties", "della", "arcee_fusion")
-# One of each kind in every run: sums, thresholds, ranks, softmaxes, column sums. The others with --all.
-OFTEN = ("slerp", "ties", "della", "arcee_fusion", "sce", "nuslerp by columns")
+# One of each kind in every run: sums, thresholds, ranks within a row. The others with --all.
+OFTEN = ("slerp", "ties", "della")
 MESHES = [(name, (2, 2, 2)) for name in (*METHODS, *VARIANTS)]
 MESHES += [(name, mesh) for name in EVERYWHERE for mesh in [(1, 8, 1), (1, 1, 8)]]
 
