@@ -17,7 +17,6 @@ from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.merging import rows
 from clinmerge_jax.merging.engines import streaming
 from clinmerge_jax.merging.engines.streaming import run_merge
 from clinmerge_jax.merging.plan import plan_merge
