@@ -17,6 +17,7 @@ from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
 from clinmerge_jax.checkpoint.output import OutputFolder, OutputState
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.merging import row_source
 from clinmerge_jax.merging.engines import streaming
 from clinmerge_jax.merging.engines.streaming import run_merge
 from clinmerge_jax.merging.plan import plan_merge
@@ -224,7 +225,7 @@ def test_a_failing_disk_ends_the_merge_with_its_error_and_no_thread_left(tmp_pat
     def fail(*args, **kwargs):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(rows if place == "read_into" else streaming, place, fail)
+    monkeypatch.setattr(row_source if place == "read_into" else streaming, place, fail)
     before = threading.active_count()
     with pytest.raises(OSError, match="the disk is gone"):
         _merge(two_parents("linear", "a", "b", 0.5), sources, tmp_path / "merged")
