@@ -82,7 +82,10 @@ PROMPTS = {
 
 @pytest.mark.parametrize(
     ("kind", "int8_cache"),
-    [*((kind, False) for kind in PROMPTS), pytest.param("several chunks", True, marks=pytest.mark.slow)],
+    [
+        pytest.param(kind, int8_cache, marks=[pytest.mark.slow] * (kind == "several chunks"))
+        for kind, int8_cache in (*((kind, False) for kind in PROMPTS), ("several chunks", True))
+    ],
 )
 def test_a_full_batch_is_read_as_one_prompt_at_a_time(kind, int8_cache, reads):
     prompts = PROMPTS[kind]

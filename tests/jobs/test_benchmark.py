@@ -117,6 +117,7 @@ def test_steps_of_training_are_measured_beside_the_peer(repository, tmp_path, ca
     assert capfd.readouterr().out.startswith("| training ")
 
 
+@pytest.mark.slow
 def test_reading_and_decoding_are_measured_beside_the_peer(repository, tmp_path, capfd):
     heads = [f"--config.model.num_{name}_heads=8" for name in ("attention", "key_value")]
     fields = ["--config.batches=(2,)", "--config.prompt=8", "--config.new=4", "--config.product=64", *heads]

@@ -24,6 +24,7 @@ CASES = (
 IN_FLOAT32 = ("slerp_t0.5_f32math", "task_arithmetic_0.5_0.3_f32math")  # bfloat16 models, the peer's maths in float32
 # mergekit's float32 divergence of two nearly equal softmaxes is mostly rounding: see WORKSPACE.md.
 INEXACT = {"arcee_fusion": 0.02}
+OFTEN = ("linear", "slerp", "ties", "della")  # methods whose cases run every time, the others with --all
 
 
 def _merge(shared, case, dtype, target):
@@ -45,7 +46,7 @@ def _merge(shared, case, dtype, target):
     )
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", in_every_run(CASES, lambda case: case.partition("_")[0] in OFTEN))
 def test_float32_merges_equal_the_peers_and_load_in_transformers(shared, tmp_path, case, figures):
     ours, _, peer = _merge(shared, case, "f32", tmp_path / "merged")
     largest = apart = entries = 0

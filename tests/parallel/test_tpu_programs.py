@@ -16,9 +16,12 @@ from clinmerge_jax.merging.methods import DIFFERENCES, METHODS, TensorSpec
 from clinmerge_jax.parallel.layout import Layout
 from clinmerge_jax.parallel.mesh import build_mesh, pick_shape
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install clinmerge_jax[tpu]"
-)
+pytestmark = [
+    pytest.mark.slow,  # --all installs libtpu
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; pip install clinmerge_jax[tpu]"
+    ),
+]
 
 BATCH, LENGTH = 16, 2048
 

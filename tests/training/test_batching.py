@@ -43,7 +43,7 @@ take = functools.partial(take_step, config=CONFIG)
 @pytest.fixture
 def small_device(monkeypatch):
     """Short rows, small micro-batches and programs that cost nothing, so that a small set has several shapes."""
-    monkeypatch.setattr(batching, "_CPU", batching._Device(unit=4, at_a_time=24, compiling=0.0))
+    monkeypatch.setattr(batching, "_CPU", batching._Device(unit=12, at_a_time=24, compiling=0.0))
 
 
 def _batches(settings, how):

@@ -153,6 +153,7 @@ def test_eight_devices_train_as_one_does():
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_adapter_leaves_the_model_alone():
     run = _run(dataclasses.replace(SETTINGS, lora=LoraSettings(rank=2, dropout=0.1)))
     params = init_params(CONFIG, jax.random.key(1))

@@ -46,6 +46,7 @@ print(max(process_memory.kib("VmHWM"), resource.getrusage(resource.RUSAGE_CHILDR
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["{% set x = 'ab' * 3000000000 %}{{ x }}", "{% set x = 2 ** (2 ** 40) %}{{ x }}"])
 def test_a_template_that_builds_gigabytes_is_refused_before_it_has(template):
     assert int(support.run_script(PEAK, template)) < 1 << 20  # KiB
