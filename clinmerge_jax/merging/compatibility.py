@@ -1,12 +1,13 @@
 """Checks that two checkpoints can be merged: tensors, architecture, vocabulary."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 
 from absl import logging
 
 from clinmerge_jax.checkpoint.folder import Checkpoint
 from clinmerge_jax.checkpoint.tokenizers.embedding import has_vocabulary_rows
-from clinmerge_jax.checkpoint.tokenizers.tokenizer import TOKENIZER_FILE, read_token_ids
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import TOKENIZER_FILE, TokenizerVocabulary, read_token_ids
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.recipes.schedule import layer_of
 
@@ -92,27 +93,57 @@ def check_same_tokens(first: Checkpoint, other: Checkpoint, remedy: str) -> None
             TOKENIZER_FILE,
         )
         return
-    (one, one_added), (two, two_added) = known
-    moved = moved_token(one, two)
-    if moved is not None:
-        raise BadInput(
-            f"{other.label}: token {moved!r} has id {two[moved]} in {other.path / TOKENIZER_FILE} and {one[moved]} in"
-            f" {first.label}'s; {remedy}"
-        )
-    by_id = [{index: token for token, index in ids.items()} for ids in (one, two)]
-    renamed = list(differing_tokens(*by_id))
-    for index, token, theirs in renamed:
-        if token not in one_added or theirs not in two_added:
-            raise BadInput(
-                f"{other.label}: id {index} is {theirs!r} in {other.path / TOKENIZER_FILE} and {token!r} in"
-                f" {first.label}'s; {remedy}"
-            )
+    one, two = (TokenIds(checkpoint.label, *found) for checkpoint, found in zip((first, other), known))
+    renamed = refuse_other_tokens(one, two, remedy)
     if renamed:
         _, ours, theirs = renamed[0]
         logging.warning("%s calls %s %s; the result calls it as %s does", other.label, ours, theirs, first.label)
 
 
-def moved_token(one: Mapping[str, int], two: Mapping[str, int]) -> str | None:
+@dataclasses.dataclass(frozen=True)
+class TokenIds:
+    """The token ids of one model.
+
+    Attributes:
+      label: its name in messages.
+      ids: id by token, including added tokens.
+      added: the added tokens.
+    """
+
+    label: str
+    ids: Mapping[str, int]
+    added: Collection[str]
+
+
+def refuse_other_tokens(
+    one: TokenIds | TokenizerVocabulary, two: TokenIds | TokenizerVocabulary, remedy: str
+) -> list[tuple[int, str, str]]:
+    """Refuses two models in which an id means different tokens.
+
+    Args:
+      one: the token ids of one model.
+      two: those of another.
+      remedy: how to fix it, for the message.
+
+    Returns:
+      Id, token of `one` and token of `two` for the added tokens that only have different names.
+
+    Raises:
+      BadInput: a token has another id in `two`, or an id means another token that is not an added one.
+    """
+    moved = _moved_token(one.ids, two.ids)
+    if moved is not None:
+        raise BadInput(
+            f"{two.label}: token {moved!r} has id {two.ids[moved]} there and {one.ids[moved]} in {one.label}; {remedy}"
+        )
+    renamed = list(differing_tokens(*({index: token for token, index in ids.items()} for ids in (one.ids, two.ids))))
+    for index, token, theirs in renamed:
+        if token not in one.added or theirs not in two.added:
+            raise BadInput(f"{two.label}: id {index} is {theirs!r} there and {token!r} in {one.label}; {remedy}")
+    return renamed
+
+
+def _moved_token(one: Mapping[str, int], two: Mapping[str, int]) -> str | None:
     """The token with the lowest id in `one` that has another id in `two`; None if there is none.
 
     Args:

@@ -23,7 +23,7 @@ from clinmerge_jax.checkpoint.tokenizers.tokenizer import (
     tokenizer_files,
 )
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.merging.compatibility import differing_tokens, moved_token
+from clinmerge_jax.merging.compatibility import differing_tokens, refuse_other_tokens
 from clinmerge_jax.merging.vocabulary.alignment_sources import AlignmentSources
 from clinmerge_jax.merging.vocabulary.chat_templates import TEMPLATE_FILE, template_of
 from clinmerge_jax.merging.vocabulary.tokenizer_union import check_union, unite
@@ -215,17 +215,7 @@ def _rows_by_text(
 
 def _refuse_disagreement(one: TokenizerVocabulary, two: TokenizerVocabulary, sources: AlignmentSources) -> None:
     """Refuses models in which an id means different tokens, or of different sizes with different sets of tokens."""
-    moved = moved_token(one.ids, two.ids)
-    if moved is not None:
-        raise BadInput(
-            f"{two.label}: token {moved!r} has id {two.ids[moved]} there and {one.ids[moved]} in {one.label};"
-            f" {_REMEDY} to align them"
-        )
-    for index, token, theirs in differing_tokens(one.tokens, two.tokens):
-        if not (token in one.added and theirs in two.added):
-            raise BadInput(
-                f"{two.label}: id {index} is {theirs!r} there and {token!r} in {one.label}; {_REMEDY} to align them"
-            )
+    refuse_other_tokens(one, two, f"{_REMEDY} to align them")
     ids = sorted(set(one.tokens) ^ set(two.tokens))
     if ids and not sources.same_size:
         owner = one if ids[0] in one.tokens else two
