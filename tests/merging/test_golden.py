@@ -22,7 +22,7 @@ CASES = (
     "ties_d0.5_int8", "ties_d1.0",
 )  # fmt: skip
 IN_FLOAT32 = ("slerp_t0.5_f32math", "task_arithmetic_0.5_0.3_f32math")  # bfloat16 models, the peer's maths in float32
-# mergekit's float32 divergence of two nearly equal softmaxes is mostly rounding: see WORKSPACE.md.
+# mergekit's float32 divergence of two nearly equal softmaxes is mostly rounding: see clinmerge_jax/merging/README.md.
 INEXACT = {"arcee_fusion": 0.02}
 OFTEN = ("linear", "slerp", "ties", "della")  # methods whose cases run every time, the others with --all
 
