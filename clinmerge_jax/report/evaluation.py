@@ -142,7 +142,7 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence]) -> str:
 def scores_latex(groups: Sequence[Group], lead: Mapping[str, Metric], scores: Scores) -> str:
     """The scores as a LaTeX table (booktabs): systems by tasks, each task by its first metric."""
     systems = list(dict.fromkeys(name for group in groups for name in group.systems if name not in group.floors))
-    floors = list(dict.fromkeys(name for group in groups for name in group.floors))
+    floors = list(dict.fromkeys(name for group in groups for name in group.systems if name in group.floors))
     heads = [f"{_tex(group.title)} & {_tex(lead[group.task].name)}".split(" & ") for group in groups]
     lines = [
         "% Needs \\usepackage{booktabs}. In brackets: 95 % intervals.",
