@@ -1,7 +1,6 @@
 """Answers a task's questions with one model: by generation, or by the log-likelihood of each letter. T tokens."""
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.choices import likeliest
 from clinmerge_jax.evaluation.systems import FIELD, System
 from clinmerge_jax.generation.engine import Engine, Request, check_engine
-from clinmerge_jax.generation.sampling import Sampling
+from clinmerge_jax.generation.sampling import Sampling, seed_of
 from clinmerge_jax.generation.stopping import cut, stop_ids, until
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.metrics.metric import Output
@@ -244,7 +243,9 @@ class Evaluator:
     ) -> list[Output]:
         ends = until(task.stop, self.tokenizer)
         requests = [
-            Request(tokens, self.new_tokens(task), dataclasses.replace(self._sampling, seed=_seed(seed, item)), ends)
+            Request(
+                tokens, self.new_tokens(task), dataclasses.replace(self._sampling, seed=seed_of(seed, item.id)), ends
+            )
             for item, tokens in zip(items, prompts, strict=True)
         ]
         outputs: list[Any] = [None] * len(requests)
@@ -264,8 +265,3 @@ def _by_letters(engine: Engine, prompts: Sequence[Prompt], progress: Callable[[i
             outputs.append(Output(likeliest([float(next(found)[0].sum()) for _ in prompt.answers])))
         progress(len(some))
     return outputs
-
-
-def _seed(seed: int, item: Item) -> int:
-    """The sampling seed of one item; it does not depend on the item's position."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{item.id}".encode()).digest()[:4], "little")

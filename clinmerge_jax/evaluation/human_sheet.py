@@ -1,12 +1,10 @@
 """Writes a blind sheet for human rating, and the key from answers to systems as a separate file."""
 
-import csv
-import io
 import random
 from collections.abc import Sequence
 
 from clinmerge_jax.evaluation.task_data import TaskData
-from clinmerge_jax.results.records import Cell, ResultsFolder
+from clinmerge_jax.results.records import Cell, ResultsFolder, csv_text
 from clinmerge_jax.tasks.task import Kind
 
 GENERATIONS = "generations"
@@ -57,12 +55,6 @@ def write(
                 text = answers[cell][item.id]
                 sheet.append([number, f"{questions.name} {item.id}", item.source, reference, text, *[""] * len(_RATED)])
                 key.append([number, questions.name, item.id, cell.system, cell.seed, cell.example_seed])
-    folder.write(SHEET, _csv(["number", "item", "source", "reference", "answer", *_RATED], sheet), private=True)
-    folder.write(KEY, _csv(["number", "task", "item", "system", "seed", "example_seed"], key), private=True)
+    folder.write(SHEET, csv_text(["number", "item", "source", "reference", "answer", *_RATED], sheet), private=True)
+    folder.write(KEY, csv_text(["number", "task", "item", "system", "seed", "example_seed"], key), private=True)
     return len(sheet)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()

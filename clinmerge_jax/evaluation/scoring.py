@@ -93,7 +93,7 @@ def trivial_baselines(task: Task, items: Sequence[Item], train: Sequence[Item]) 
             RANDOM: [Output(letter) for letter in random_letters(items)],
             FREQUENT if train else FREQUENT_ASKED: [Output(frequent)] * len(items),
             REFERENCE: [Output(item.target) for item in items],
-            NOTHING: floors.nothing(len(items)),
+            NOTHING: [Output("")] * len(items),
         }
     if task.trivial_baselines is not None:
         return task.trivial_baselines(items)
@@ -101,16 +101,16 @@ def trivial_baselines(task: Task, items: Sequence[Item], train: Sequence[Item]) 
         return {}
     sources, found = [item.source for item in items], {}
     if task.read is None:
-        found = {COPY: floors.copied_input(sources), LEAD: floors.lead(sources)}
+        found = {COPY: [Output(source) for source in sources], LEAD: floors.lead(sources)}
     targets = [item.target for item in items]
     if all(isinstance(target, str) for target in targets):
         clusters = [item.cluster or item.id for item in items]
         if train:
-            found[FIXED] = floors.fixed_target([item.target for item in train], len(items))
+            found[FIXED] = [Output(train[0].target)] * len(items)
         if len(set(clusters)) > 1:
             found[ANOTHER] = floors.another_target(targets, clusters)
-        found[REFERENCE] = floors.reference_itself(targets)
-    found[NOTHING] = floors.nothing(len(items))
+        found[REFERENCE] = [Output(target) for target in targets]
+    found[NOTHING] = [Output("")] * len(items)
     return found
 
 

@@ -8,6 +8,7 @@ S rows, V vocabulary.
 
 import dataclasses
 import functools
+import hashlib
 import math
 from typing import Any
 
@@ -165,3 +166,8 @@ def choose(
 
     drawn_SV = scaled_SV + jax.vmap(noise)(settings.seed, positions_S)
     return jnp.where(greedy_S, likeliest_S, jnp.argmax(drawn_SV, axis=-1).astype(jnp.int32))
+
+
+def seed_of(seed: int, name: object) -> int:
+    """The sampling seed of one request, from the run's seed and the request's name: not from its place in the queue."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "little")

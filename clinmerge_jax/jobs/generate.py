@@ -26,7 +26,7 @@ from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation.engine import Engine, Request, check_engine
 from clinmerge_jax.generation.prompts import prepare
-from clinmerge_jax.generation.sampling import Sampling
+from clinmerge_jax.generation.sampling import Sampling, seed_of
 from clinmerge_jax.generation.stopping import cut, stop_ids, until
 from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
@@ -86,7 +86,7 @@ def run(config: ConfigDict) -> None:
                 Request(
                     tokens[index],
                     config.max_new_tokens,
-                    dataclasses.replace(sampling, seed=_seed(config.seed, index)),
+                    dataclasses.replace(sampling, seed=seed_of(config.seed, index)),
                     until(stops, tokenizer),
                 )
                 for index in todo
@@ -174,8 +174,3 @@ class _Rows:
 
 def _rounded(length: int, most: int) -> int:
     return min(-(-length // _LENGTH_STEP) * _LENGTH_STEP, most)
-
-
-def _seed(seed: int, index: int) -> int:
-    """The sampling seed of one prompt, derived from the config's seed and the prompt's index."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "little")

@@ -12,26 +12,6 @@ LEAD_SENTENCES = 3
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
-def reference_itself(references: Sequence[str]) -> list[Output]:
-    """The reference as the answer: it shows each metric's score of a perfect answer, which is not always 100."""
-    return [Output(text) for text in references]
-
-
-def nothing(items: int) -> list[Output]:
-    """Empty answers."""
-    return [Output("")] * items
-
-
-def copied_input(inputs: Sequence[str]) -> list[Output]:
-    """The input as the answer."""
-    return [Output(text) for text in inputs]
-
-
-def fixed_target(training_targets: Sequence[str], items: int) -> list[Output]:
-    """The first training target as the answer to every item."""
-    return [Output(training_targets[0])] * items
-
-
 def another_target(targets: Sequence[str], clusters: Sequence[Hashable], seed: int = 0) -> list[Output]:
     """The target of another item of the same set, drawn at random from other clusters (encounters).
 

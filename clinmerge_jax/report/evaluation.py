@@ -1,12 +1,11 @@
 """The tables of an evaluation: Markdown to read, CSV to compute with, LaTeX to print."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 
 from clinmerge_jax.metrics import Metric
 from clinmerge_jax.report.tables import table
 from clinmerge_jax.results.comparison import Average, Contrast, Group, Score
+from clinmerge_jax.results.records import csv_text
 from clinmerge_jax.statistics import Interval, Verdict
 from clinmerge_jax.tasks.leakage import Leakage
 
@@ -104,7 +103,7 @@ def scores_csv(groups: Sequence[Group], scores: Scores) -> str:
             [*_asked(group), system, kind, metric, score.value, low, high, score.over, score.seeds, score.items]
         )
     header = [*_ASKED, "system", "kind", "metric", "score", "low", "high", "over", "seeds", "items"]
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 _ASKED = ("task", "mode", "shots", "title")
@@ -126,17 +125,11 @@ def contrasts_csv(found: Sequence[Contrast]) -> str:
             [*_asked(one.group), one.system, one.other, one.primary, one.difference, *_ends(one.interval), *tests,
              *kept, _said(one.retains), _said(one.not_worse), "" if one.mcnemar is None else one.mcnemar]
         )  # fmt: skip
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 def _ends(interval: Interval) -> tuple[float, float]:
     return interval.low, interval.high
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
 
 
 def scores_latex(groups: Sequence[Group], lead: Mapping[str, Metric], scores: Scores) -> str:

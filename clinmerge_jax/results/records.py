@@ -4,10 +4,12 @@ No line holds a word of a question or an answer. Items and clusters have salted 
 same folder and readable by the owner alone. So a person who is given the lines cannot look up the items.
 """
 
+import csv
 import dataclasses
 import fcntl
 import hashlib
 import hmac
+import io
 import json
 import os
 import pathlib
@@ -228,3 +230,10 @@ def key_of(identity: Mapping[str, Any]) -> str:
 def _short(value: float) -> float | int:
     """The shortest JSON form of a count; fractions keep 10 significant digits."""
     return int(value) if value == int(value) else float(f"{value:.10g}")
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

@@ -16,8 +16,8 @@ from clinmerge_jax.llama.lora import LoraSettings, build_adapter
 from clinmerge_jax.llama.parameters import Parameter, Params, parameters
 
 
-@functools.partial(jax.jit, static_argnames=("config", "lora", "dtype"))
-def init_adapter(config: LlamaConfig, lora: LoraSettings, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:
+@functools.partial(jax.jit, static_argnames=("config", "lora"))
+def init_adapter(config: LlamaConfig, lora: LoraSettings, key: jax.Array) -> dict[str, Any]:
     """Initialises an adapter as PEFT does.
 
     B is zero, so the adapter has no effect at first. A is uniform in +-1 / sqrt(I) (He et al. 2015 with a slope of
@@ -32,8 +32,8 @@ def init_adapter(config: LlamaConfig, lora: LoraSettings, key: jax.Array, dtype:
         outputs, inputs = row.shape(config)
         layers, bound = config.num_hidden_layers, 1 / math.sqrt(inputs)
         row_key = jax.random.fold_in(key, order[row.path])
-        a_LRI = jax.random.uniform(row_key, (layers, lora.rank, inputs), dtype, -bound, bound)
-        return {"lora_a": a_LRI, "lora_b": jnp.zeros((layers, outputs, lora.rank), dtype)}
+        a_LRI = jax.random.uniform(row_key, (layers, lora.rank, inputs), jnp.float32, -bound, bound)
+        return {"lora_a": a_LRI, "lora_b": jnp.zeros((layers, outputs, lora.rank), jnp.float32)}
 
     return build_adapter(config, lora, leaves)
 

@@ -56,7 +56,7 @@ class Run:
         self._rows = rows
         self._course = course(data, rows, settings.steps, seed)
         self.plan, self.planned = plan_courses([self._course], rows, layout, settings)
-        self._frozen: Params = {}
+        self.frozen: Params = {}  # the frozen leaves, in the dtype of the computation
         self._start: Params | None = None
 
     def begin(self, params: Params, frozen: frozenset[tuple[str, ...]] = frozenset(), seed: int = 0) -> TrainState:
@@ -68,14 +68,9 @@ class Run:
           frozen: the leaves that are not trained.
           seed: the seed of adapter initialisation and dropout.
         """
-        given, self._frozen, self._start = divide(params, self.layout.config, self.settings, frozen)
+        given, self.frozen, self._start = divide(params, self.layout.config, self.settings, frozen)
         steps = np.int32(self.settings.steps)
         return _begin(given, np.uint32(seed), steps, settings=self.settings, layout=self.layout)
-
-    @property
-    def frozen(self) -> Params:
-        """The frozen leaves, in the dtype of the computation."""
-        return self._frozen
 
     def loader(self) -> Any:
         """An iterator of this process's batches, starting at the first step; see `data.loader.load`."""
@@ -92,7 +87,7 @@ class Run:
     def take(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Takes one step."""
         return train_step(
-            state, self._frozen, self._place(batch), self._start,
+            state, self.frozen, self._place(batch), self._start,
             settings=self.settings, config=self.layout.config, layout=self.layout,
         )  # fmt: skip
 
@@ -111,7 +106,7 @@ class Run:
     def loss(self, data: Sequences) -> Callable[[TrainState], float]:
         """A function from a state to its mean loss on the target tokens of `data`, in nats."""
         batches = batches_of(data, self._rows, self.settings, self.layout)
-        return lambda state: mean_loss(state.trained, self._frozen, batches, self.settings, self.layout)
+        return lambda state: mean_loss(state.trained, self.frozen, batches, self.settings, self.layout)
 
     def measures(self, metrics: Metrics, seconds: float) -> dict[str, float]:
         """Speed and memory of a step; see `measures`."""

@@ -6,13 +6,6 @@ from clinmerge_jax.errors import BadInput
 from clinmerge_jax.metrics import floors
 
 
-def test_floors_are_made_of_texts_that_are_there():
-    assert [output.text for output in floors.copied_input(["a", "b"])] == ["a", "b"]
-    assert [output.text for output in floors.fixed_target(["first", "second"], 3)] == ["first"] * 3
-    assert [output.text for output in floors.reference_itself(["r"])] == ["r"]
-    assert [output.text for output in floors.nothing(2)] == ["", ""]
-
-
 def test_another_target_is_of_another_encounter():
     targets, encounters = list("abcdef"), [0, 0, 0, 0, 1, 1]
     for seed in range(10):

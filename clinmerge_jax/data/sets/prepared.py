@@ -61,15 +61,6 @@ def read(dataset: str, split: str, source: Source, limit: int = 0) -> list[Row]:
     return read_records(summary.folder, split, limit)
 
 
-def digests(dataset: str, source: Source) -> dict[str, str]:
-    """The SHA-256 of each published file that a set was read from, by its path in data_dir.
-
-    Raises:
-      BadInput: as `read` does.
-    """
-    return prepare(dataset, source).sha256
-
-
 def known(dataset: str) -> DataSet:
     """The set's entry in the table.
 

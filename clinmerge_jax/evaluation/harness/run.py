@@ -27,7 +27,6 @@ def run_harness(
     limit: int = 0,
     num_fewshot: int | None = None,
     chat_template: bool = False,
-    system_instruction: str | None = None,
     gen_kwargs: dict[str, Any] | None = None,
     seed: int = 0,
     samples: bool = False,
@@ -42,7 +41,6 @@ def run_harness(
       limit: number of questions of each task, from the first on; 0 for all.
       num_fewshot: number of few-shot examples; None leaves it to the task.
       chat_template: whether prompts become conversations, with few-shot examples as earlier turns.
-      system_instruction: the system message of the conversations.
       gen_kwargs: generation arguments that override the tasks' own.
       seed: seed of few-shot examples and sampled answers.
       samples: whether prompts and answers are part of the results. They hold the data's text.
@@ -71,7 +69,6 @@ def run_harness(
         log_samples=samples,
         apply_chat_template=chat_template,
         fewshot_as_multiturn=chat_template,
-        system_instruction=system_instruction,
         gen_kwargs=gen_kwargs,
         task_manager=TaskManager(include_defaults=False),
         random_seed=seed,
@@ -83,7 +80,7 @@ def run_harness(
     kept["configs"] = {
         task: {key: config[key] for key in _CONFIGS if key in config} for task, config in found["configs"].items()
     }
-    kept |= {"model": name, "limit": limit, "chat_template": chat_template, "system_instruction": system_instruction}
+    kept |= {"model": name, "limit": limit, "chat_template": chat_template}
     kept |= {"seed": seed, "truncated": lm.truncated, "max_length": lm.max_length}
     environment = provenance.environment()
     environment["packages"]["lm_eval"] = importlib.metadata.version("lm_eval")

@@ -141,7 +141,6 @@ class _Computation:
 
     def __init__(
         self,
-        plan: MergePlan,
         channels: Sequence[_Channel],
         again: Sequence[_Channel],
         piece_bytes: int,
@@ -388,7 +387,7 @@ def run_merge(
     channels = [_Channel(stop, _QUEUED_PIECES) for _ in range(most)]
     again = [_Channel(stop, 1) for _ in range(most)]
     writing = _Channel(stop, _QUEUED_PIECES)
-    computation = _Computation(plan, channels, again, piece_bytes, held_bytes)
+    computation = _Computation(channels, again, piece_bytes, held_bytes)
     paths = {path for model in plan.models.values() for path in model.checkpoint.files}
     digests = [{path: FileDigest(path) for path in paths} for _ in range(most)]
 

@@ -19,6 +19,7 @@ from clinmerge_jax.checkpoint.formats.safetensors import TensorEntry
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.inspection.measures import PARENTS, Measures, PairMeasures, TensorInspection, pairs_of
 from clinmerge_jax.merging.methods import PairTotals
+from clinmerge_jax.merging.methods.order import place_from_top
 from clinmerge_jax.merging.recipes.schedule import layer_of
 from clinmerge_jax.merging.row_source import Files
 
@@ -117,17 +118,10 @@ def _second_pass(
     return above, within
 
 
-def _from_top(counts: np.ndarray, k: int) -> tuple[int, int]:
-    """The bin of the k-th largest entry, and its place within the bin, 1 for the bin's largest."""
-    reached = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(reached, k))
-    return len(counts) - 1 - place, k - (int(reached[place - 1]) if place else 0)
-
-
 def _top_squared(chosen: int, above: Sequence[float], within: np.ndarray, wanted: int) -> float:
     """The sum of squares above a bin and of the `wanted` largest in it, whose values follow from the counts."""
     bits = np.uint32(chosen << _HALF_BITS) + np.arange(_HALF, dtype=np.uint32)
-    last, at_last = _from_top(within, wanted)
+    last, at_last = place_from_top(within, wanted)
     taken = np.where(np.arange(_HALF) > last, within, 0)
     taken[last] = at_last
     held = np.flatnonzero(taken)
@@ -229,7 +223,9 @@ def _inspect(
     squared = dict(zip(roles, sums))
     changes = dict(zip(pairs, sums[len(roles) :]))
     k = min(size, max(1, round(size * top / 100)))
-    wanted = {pair: _from_top(histograms[index], k) for index, pair in enumerate(pairs) if changes[pair] and k < size}
+    wanted = {
+        pair: place_from_top(histograms[index], k) for index, pair in enumerate(pairs) if changes[pair] and k < size
+    }
     tops = {pair: changes[pair] for pair in pairs}  # where k covers all entries, or nothing changed
     if wanted:
         bins = [wanted[pair][0] if pair in wanted else None for pair in pairs]

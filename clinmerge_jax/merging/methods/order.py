@@ -126,7 +126,7 @@ class Threshold:
     equal: int
 
 
-def _place(counts: np.ndarray, k: int) -> tuple[int, int]:
+def place_from_top(counts: np.ndarray, k: int) -> tuple[int, int]:
     """The code of the k-th largest entry, from counts by code, and how many of the k largest have that code."""
     reached = np.cumsum(counts[::-1])
     steps = int(np.searchsorted(reached, k))
@@ -148,17 +148,17 @@ def kth_largest(magnitudes: Magnitudes, of: Sequence[int], ks: Sequence[int], ar
     args = dict(args or {})
     used = tuple(dict.fromkeys(of))
     counts = dict(zip(used, (yield Reduction(_High(magnitudes, used), args, bins=_HIGH_BINS))))
-    places = [_place(counts[which], k) for which, k in zip(of, ks)]
+    places = [place_from_top(counts[which], k) for which, k in zip(of, ks)]
     upper = np.array([place for place, _ in places], np.uint32)
     counts = yield Reduction(_Low(magnitudes, tuple(of)), {**args, "upper": upper}, bins=_LOW_BINS)
     found = []
     for (high, rest), of_low in zip(places, counts):
-        low, wanted = _place(of_low, rest)
+        low, wanted = place_from_top(of_low, rest)
         found.append(Threshold(np.uint32(high << _LOWER | low), wanted, int(of_low[low])))
     return found
 
 
-def largest(magnitudes: Magnitudes, of: Sequence[int], ks: Sequence[int], size: int, columns: int, args=None):
+def largest(magnitudes: Magnitudes, of: Sequence[int], ks: Sequence[int], size: int, columns: int):
     """Finds the `Selection` of the k largest entries for each k; a generator like `Method.reductions`.
 
     This takes two passes; where a k divides equal entries, one more, and one over a single row for each such k.
@@ -169,29 +169,25 @@ def largest(magnitudes: Magnitudes, of: Sequence[int], ks: Sequence[int], size: 
       ks: for each selection, the number of entries; 0 and `size` cost no pass.
       size: number of entries of the tensor.
       columns: number of columns of the tensor.
-      args: arguments of `magnitudes`.
     """
-    args = dict(args or {})
     everything, nothing = Selection(np.uint32(0), size, columns), Selection(_NOTHING, 0, 0)
     result = [nothing if k <= 0 else everything for k in ks]
     inside = [m for m, k in enumerate(ks) if 0 < k < size]
     if not inside:
         return result
-    found = dict(
-        zip(inside, (yield from kth_largest(magnitudes, [of[m] for m in inside], [ks[m] for m in inside], args)))
-    )
+    found = dict(zip(inside, (yield from kth_largest(magnitudes, [of[m] for m in inside], [ks[m] for m in inside]))))
     for m, threshold in found.items():
         result[m] = Selection(threshold.bits, size, columns)
     cut = [m for m, threshold in found.items() if threshold.wanted < threshold.equal]
     if not cut:
         return result
     thresholds = np.array([found[m].bits for m in cut], np.uint32)
-    equal = yield Reduction(_EqualInRow(magnitudes, tuple(of[m] for m in cut)), {**args, "thresholds": thresholds})
+    equal = yield Reduction(_EqualInRow(magnitudes, tuple(of[m] for m in cut)), {"thresholds": thresholds})
     for index, m in enumerate(cut):
         so_far, wanted = np.cumsum(equal[:, index], dtype=np.int64), found[m].wanted
         row = int(np.searchsorted(so_far, wanted))
         in_row = wanted - (int(so_far[row - 1]) if row else 0)
-        on_it = yield Reduction(_Equal(magnitudes, of[m]), {**args, "threshold": thresholds[index]}, row=row)
+        on_it = yield Reduction(_Equal(magnitudes, of[m]), {"threshold": thresholds[index]}, row=row)
         result[m] = Selection(thresholds[index], row, int(np.flatnonzero(on_it[0])[in_row - 1]))
     return result
 

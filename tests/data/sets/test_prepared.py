@@ -15,7 +15,7 @@ import pytest
 from clinmerge_jax.data.reading import read_documents
 from clinmerge_jax.data.sets import builder, prepared
 from clinmerge_jax.data.sets.files import Source
-from clinmerge_jax.data.sets.prepared import digests, prepare, read
+from clinmerge_jax.data.sets.prepared import prepare, read
 from clinmerge_jax.data.sets.table import SETS
 from clinmerge_jax.errors import BadInput
 
@@ -110,16 +110,16 @@ def test_a_cache_takes_the_records_where_the_data_may_not_be_written(sums, tmp_p
 
 def test_digests_are_those_of_the_files(sums):
     path = "grade_school_math/data/test.jsonl"
-    assert digests("gsm8k", Source(str(sums)))[path] == hashlib.sha256((sums / path).read_bytes()).hexdigest()
+    assert prepare("gsm8k", Source(str(sums))).sha256[path] == hashlib.sha256((sums / path).read_bytes()).hexdigest()
 
 
 def test_a_folders_digest_changes_with_any_of_its_files(tmp_path):
     published_rows.open_i(tmp_path)
     source = Source(str(tmp_path))
-    before = digests("open_i", source)
+    before = prepare("open_i", source).sha256
     path = tmp_path / "open_i/ecgen-radiology/3.xml"
     path.write_text(path.read_text().replace("Normal 3", "Unchanged"))
-    after = digests("open_i", source)
+    after = prepare("open_i", source).sha256
     assert list(before) == list(after) == ["open_i/ecgen-radiology"] and before != after
 
 
