@@ -153,7 +153,7 @@ _SEVERAL_SHAPES = """
 from absl import app
 from clinmerge_jax import command_line, main
 from clinmerge_jax.training import batching
-rows._CPU = rows._Device(unit=16, at_a_time=64, compiling=0.0)
+batching._CPU = batching._Device(unit=16, at_a_time=64, compiling=0.0)
 app.run(main.main, flags_parser=command_line.parse_flags)
 """
 
