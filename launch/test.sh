@@ -24,5 +24,9 @@ phase() {
 }
 
 phase --numprocesses=auto --maxprocesses=4 --dist=loadfile -m "($select) and not alone" "$@"
+if [ $# = 0 ]; then # without arguments, only the files that have such tests are collected
+  mapfile -t alone < <(grep -rl 'mark\.alone' tests --include='*.py')
+  set -- "${alone[@]}"
+fi
 phase -m "($select) and alone" "$@"
 exit "$status"

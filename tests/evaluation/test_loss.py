@@ -27,6 +27,7 @@ def _documents(count):
     ]
 
 
+@pytest.mark.slow
 def test_batches_and_padding_do_not_change_a_documents_loss():
     params = init_params(CONFIG, jax.random.key(0))
     documents = _documents(40)

@@ -161,6 +161,7 @@ def test_limits_are_each_requests_own(model):
         np.testing.assert_array_equal(answer.tokens, _theirs(theirs, prompt, limit))
 
 
+@pytest.mark.slow
 def test_a_prefix_that_all_share_is_read_once(model):
     checkpoint, theirs = model(2)
     prefix = np.random.default_rng(0).integers(0, 61, 21)
@@ -312,6 +313,7 @@ def test_engines_that_cannot_be_are_refused(model, monkeypatch):
         _engine(checkpoint, slots=64)
 
 
+@pytest.mark.slow
 def test_computations_may_run_in_bfloat16(model):
     checkpoint, _ = model(0)
     layout = Layout(build_mesh(MeshShape(1, 1, 1), jax.devices()[:1]), load_params(checkpoint)[0])

@@ -72,6 +72,7 @@ def test_a_second_run_finds_the_answers(undisturbed, folder, capfd):
     assert support.run_command(*_arguments(folder, folder / "undisturbed", "--config.temperature=1.0")) == 2
 
 
+@pytest.mark.slow  # tests/test_full_disk.py has a run that goes on every time
 def test_a_killed_run_goes_on_without_losing_or_repeating_an_answer(undisturbed, folder, repository):
     output = folder / "killed"
     partial = output.with_name(".killed.partial") / "answers-as-they-finish.jsonl"

@@ -131,6 +131,7 @@ def test_an_adapter_is_written_as_peft_has_it_and_merges_exactly(repository, min
     )
 
 
+@pytest.mark.slow
 def test_frozen_tensors_stay_and_wise_ft_lies_between(repository, miniature, rows, tmp_path):
     more = ("--config.freeze=embed|norm", "--config.steps=3", "--config.wise_ft=")
     results = {}

@@ -262,6 +262,7 @@ def test_bad_input_of_one_process_ends_both_with_its_line(start, parents, tmp_pa
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 def test_bad_input_of_all_ends_all_with_the_line(start, parents, tmp_path):
     run = start(_main(*_merge(parents, tmp_path / "merged", engine="streaming"))).end()
     assert [ended.status for ended in run] == [2, 2], run
@@ -300,6 +301,7 @@ def test_processes_with_different_parents_in_one_place_are_refused(start, parent
     assert "what lies in the folder (instruct) of process 1 is not that of process 0" in run[1].err
 
 
+@pytest.mark.slow
 def test_an_output_folder_that_the_other_process_does_not_see_is_refused(start, parents, tmp_path):
     environments = [{"HOME": str(tmp_path / name)} for name in ("home0", "home1")]
     run = start(_main(*_merge(parents, "~/merged")), environments).end()
@@ -363,6 +365,7 @@ def test_a_full_disk_in_one_process_is_one_line_in_each(start):
         assert sum(one.startswith(begins) for one in ended.err.splitlines()) == 1, ended.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", in_every_run([0, 1], bool))
 def test_the_first_process_stays_until_a_slow_one_has_ended(start, failing):
     body = f"""
