@@ -10,6 +10,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 # test starts, or in a later run. JAX reads these when it is imported.
 _COMPILED = _ROOT / ".pytest_cache" / "compiled_programs"
 _LARGEST = 2**31  # bytes of it, beyond which it begins anew
+_MOST_MAPS = 30_000  # of a process: a worker with twice as many crashed
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -28,6 +29,15 @@ def pytest_sessionstart(session) -> None:
     alone = not hasattr(session.config, "workerinput")
     if alone and _COMPILED.is_dir() and sum(file.stat().st_size for file in _COMPILED.iterdir()) > _LARGEST:
         shutil.rmtree(_COMPILED)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs_in_memory():
+    """Drops compiled programs between modules once there are many: each takes memory maps, and Linux allows 65,530."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
