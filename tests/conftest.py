@@ -10,7 +10,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 # test starts, or in a later run. JAX reads these when it is imported.
 _COMPILED = _ROOT / ".pytest_cache" / "compiled_programs"
 _LARGEST = 2**31  # bytes of it, beyond which it begins anew
-_MOST_MAPS = 30_000  # of a process: a worker with twice as many crashed
+_MOST_MAPS = 30_000  # memory maps of a worker; with 65,530 Linux gives it no more
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -87,8 +87,9 @@ def refuse_unused_own(config: ConfigDict) -> None:
       BadInput: neither task, validation nor replay names it.
     """
     own = config.own
-    fields = (config.task, config.validation, config.replay.task)
-    named = {part.partition("=")[0].partition("@")[0].strip() for field in fields for part in field.split(",")}
+    specs = {"task": config.task, "validation": config.validation, "replay.task": config.replay.task}
+    listed = [name for field, spec in specs.items() for name, _ in list_names(spec, f"config.{field}")]
+    named = {name.partition("@")[0] for name in listed}
     if (own.train or own.test) and own.name not in named:
         raise BadInput(
             f"config.own: describes the task {own.name!r}, which config.task does not name; give"

@@ -45,7 +45,7 @@ def run(config: ConfigDict) -> None:
       BadInput: the checkpoints do not belong together or do not differ, or a field is wrong.
     """
     model, base = (open_checkpoint(config[role], f"config.{role}") for role in ("model", "base"))
-    check_compatible(base, model, remedy="a difference needs two models of one vocabulary")
+    check_compatible(base, model)
     for checkpoint in (model, base):
         check_token_ids(checkpoint)
     _check_fields(config)

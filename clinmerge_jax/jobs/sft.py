@@ -155,4 +155,4 @@ def _evaluated(config: ConfigDict) -> str:
     own = config.own.name if config.own.test or config.own.train else ""
     known = [name.partition("@")[0] for name in names if name in GROUPS or name.partition("@")[0] in {*TASKS, own}]
     tasks = ",".join(dict.fromkeys(known)) or "TASK"
-    return tasks + " and the same --config.own flags" * (own in known and bool(own))
+    return tasks + " and the same --config.own flags" * (own in known)

@@ -15,11 +15,13 @@ from clinmerge_jax.merging.recipes.schedule import layer_of
 _SAME_CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
 
 
-ALIGN = "merge models of one vocabulary, or set config.tokenizer to union, base or a model's location to align them"
-
-
 def check_compatible(
-    first: Checkpoint, other: Checkpoint, *, layers: bool = True, vocabulary: bool = True, remedy: str = ALIGN
+    first: Checkpoint,
+    other: Checkpoint,
+    *,
+    layers: bool = True,
+    vocabulary: bool = True,
+    remedy: str = "give models of one vocabulary",
 ) -> None:
     """Refuses two models that cannot be merged, and warns of other config fields in which they differ.
 
@@ -114,6 +116,11 @@ class TokenIds:
     ids: Mapping[str, int]
     added: Collection[str]
 
+    @property
+    def tokens(self) -> dict[int, str]:
+        """Text by id."""
+        return {index: token for token, index in self.ids.items()}
+
 
 def refuse_other_tokens(
     one: TokenIds | TokenizerVocabulary, two: TokenIds | TokenizerVocabulary, remedy: str
@@ -136,7 +143,7 @@ def refuse_other_tokens(
         raise BadInput(
             f"{two.label}: token {moved!r} has id {two.ids[moved]} there and {one.ids[moved]} in {one.label}; {remedy}"
         )
-    renamed = list(differing_tokens(*({index: token for token, index in ids.items()} for ids in (one.ids, two.ids))))
+    renamed = list(differing_tokens(one.tokens, two.tokens))
     for index, token, theirs in renamed:
         if token not in one.added or theirs not in two.added:
             raise BadInput(f"{two.label}: id {index} is {theirs!r} there and {token!r} in {one.label}; {remedy}")

@@ -311,8 +311,11 @@ def plan_merge(
         entry.shape for one in checkpoints.values() for name, entry in one.tensors.items() if "embed" in name
     }
     asked = bool(choice.source or choice.tokens or choice.pad_to_multiple_of or choice.cut_to_common)
+    setting = "tokenizer_source" if recipe.file else "config.tokenizer"
+    remedy = f"merge models of one vocabulary, or set {setting} to union, base or a model's location to align them"
+    same_ids = not asked and len(embedding_shapes) == 1
     for other in others:
-        check_compatible(first, other, layers=not recipe.slices, vocabulary=not asked and len(embedding_shapes) == 1)
+        check_compatible(first, other, layers=not recipe.slices, vocabulary=same_ids, remedy=remedy)
     vocabulary = None
     if asked or choice.special_rows or len(embedding_shapes) > 1:
         vocabulary = align(
