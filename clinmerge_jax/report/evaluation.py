@@ -6,7 +6,7 @@ from clinmerge_jax.metrics import Metric
 from clinmerge_jax.report.tables import table
 from clinmerge_jax.results.comparison import Average, Contrast, Group, Score
 from clinmerge_jax.results.records import csv_text
-from clinmerge_jax.statistics import Interval, Verdict
+from clinmerge_jax.statistics import Interval
 from clinmerge_jax.tasks.leakage import Leakage
 
 # By index of the group, label of the system and name of the metric.
@@ -55,7 +55,7 @@ def contrasts_markdown(found: Sequence[Contrast], means: Sequence[Average], marg
             one.group.title, one.system, one.other, one.interval.format(2), _p(one.p_value), _p(one.holm),
             "" if one.detectable is None else f"{one.detectable:.2f}",
             "" if one.kept_interval is None else one.kept_interval.format(3),
-            _said(one.retains), _said(one.not_worse), _p(one.mcnemar),
+            one.retains or "", one.not_worse or "", _p(one.mcnemar),
         ]
         for one in found
     ]  # fmt: skip
@@ -75,10 +75,6 @@ def contrasts_markdown(found: Sequence[Contrast], means: Sequence[Average], marg
         ]  # fmt: skip
         text += ["", table(["mean over tasks", "against", "shots", "tasks", "difference", "share kept"], rows)]
     return "\n".join(text)
-
-
-def _said(found: Verdict | None) -> str:
-    return "" if found is None else found.conclusion
 
 
 def _p(value: float | None) -> str:
@@ -123,7 +119,7 @@ def contrasts_csv(found: Sequence[Contrast]) -> str:
         tests = ["" if value is None else value for value in (one.p_value, one.holm, one.detectable)]
         rows.append(
             [*_asked(one.group), one.system, one.other, one.primary, one.difference, *_ends(one.interval), *tests,
-             *kept, _said(one.retains), _said(one.not_worse), "" if one.mcnemar is None else one.mcnemar]
+             *kept, one.retains or "", one.not_worse or "", "" if one.mcnemar is None else one.mcnemar]
         )  # fmt: skip
     return csv_text(header, rows)
 

@@ -15,7 +15,6 @@ from clinmerge_jax.statistics import (
     Estimate,
     Interval,
     Sample,
-    Verdict,
     bootstrap_interval,
     count_sample,
     difference,
@@ -242,8 +241,8 @@ class Contrast:
     detectable: float | None
     kept: float | None
     kept_interval: Interval | None
-    retains: Verdict | None
-    not_worse: Verdict | None
+    retains: str | None
+    not_worse: str | None
     mcnemar: float | None
 
 

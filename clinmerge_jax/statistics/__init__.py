@@ -15,14 +15,13 @@ from clinmerge_jax.statistics.samples import (
     ratio,
     score_sample,
 )
-from clinmerge_jax.statistics.verdicts import Verdict, holm, mcnemar, minimum_detectable_difference, verdict
+from clinmerge_jax.statistics.verdicts import holm, mcnemar, minimum_detectable_difference, verdict
 
 __all__ = [
     "LEVEL",
     "Estimate",
     "Interval",
     "Sample",
-    "Verdict",
     "bootstrap_interval",
     "count_sample",
     "difference",

@@ -1,6 +1,5 @@
 """Tests on estimates, and the verdict on a claim."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,37 +10,21 @@ from clinmerge_jax.statistics.estimation import Estimate
 ALPHA = 0.05
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """The verdict of a study on the claim "the truth is above `bound`".
+def verdict(estimate: Estimate, bound: float, alpha: float = ALPHA) -> str:
+    """The verdict of a study on the claim "the truth is above `bound`", one-sided.
 
-    Attributes:
-      conclusion: "supported", "not supported" or "undecided at this size".
-      p_value: one-sided, before any correction for several claims.
-      lower: one-sided lower confidence bound at 1 - alpha.
-      upper: the upper one, likewise.
-      detectable: the smallest distance from the bound that such a study supports in 80 of 100 cases.
-    """
-
-    conclusion: str
-    p_value: float
-    lower: float
-    upper: float
-    detectable: float
-
-
-def verdict(estimate: Estimate, bound: float, alpha: float = ALPHA) -> Verdict:
-    """Tests superiority (bound 0) or non-inferiority (bound -margin, or 0.95 for a ratio), one-sided.
+    Bound 0 tests superiority; -margin, or 0.95 for a ratio, non-inferiority.
 
     Args:
       estimate: the estimate of one study.
       bound: the value that the truth must exceed.
       alpha: the probability of "supported" if the truth is at the bound, and likewise of "not supported".
+
+    Returns:
+      "supported", "not supported" or "undecided at this size".
     """
-    lower, upper = (float(end) for end in estimate.bounds(1 - 2 * alpha))
-    conclusion = "supported" if lower > bound else "not supported" if upper < bound else "undecided at this size"
-    detectable = minimum_detectable_difference(estimate, alpha=2 * alpha)
-    return Verdict(conclusion, float(estimate.p_above(bound)), lower, upper, detectable)
+    lower, upper = estimate.bounds(1 - 2 * alpha)
+    return "supported" if lower > bound else "not supported" if upper < bound else "undecided at this size"
 
 
 def minimum_detectable_difference(estimate: Estimate, power: float = 0.8, alpha: float = ALPHA) -> float:

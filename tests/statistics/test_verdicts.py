@@ -25,15 +25,15 @@ def _differences(centre: float):
     "centre, conclusion", [(0.2, "supported"), (0.0, "undecided at this size"), (-0.5, "not supported")]
 )
 def test_the_verdict_compares_the_interval_with_the_bound(centre, conclusion):
-    assert verdict(_differences(centre), bound=-0.1).conclusion == conclusion
+    assert verdict(_differences(centre), bound=-0.1) == conclusion
 
 
 def test_a_verdict_is_the_one_sided_test():
     result = _differences(0.1)
-    low = verdict(result, 0).lower
-    assert verdict(result, low).p_value == pytest.approx(0.05)
-    assert verdict(result, low - 1e-9).conclusion == "supported"
-    assert verdict(result, low + 1e-9).conclusion == "undecided at this size"
+    low, _ = result.bounds(0.9)
+    assert result.p_above(low) == pytest.approx(0.05)
+    assert verdict(result, low - 1e-9) == "supported"
+    assert verdict(result, low + 1e-9) == "undecided at this size"
 
 
 def test_a_detectable_difference_is_found_four_times_in_five():
