@@ -16,6 +16,11 @@ def pick(rng: random.Random, items: Sequence[T]) -> T:
     return items[int(rng.random() * len(items))]
 
 
+def between(rng: random.Random, low: int, high: int) -> int:
+    """Returns a whole number from `low` to `high`, both included, uniformly."""
+    return low + int(rng.random() * (high - low + 1))
+
+
 def sample(rng: random.Random, items: Sequence[T], count: int) -> list[T]:
     """Returns `count` distinct items in random order; raises ValueError if there are fewer."""
     if count > len(items):

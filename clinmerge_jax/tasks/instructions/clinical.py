@@ -6,7 +6,6 @@ one to three instructions that a good answer can follow. Its target holds the in
 answer, so that one answer gets two scores (`clinical_scores`).
 """
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -54,30 +53,7 @@ _REQUESTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class GeneratedItem:
-    """A generated item with a record of its generation.
-
-    Attributes:
-      item: the item of the task.
-      answer: an answer made by rules from the reference; it follows all instructions.
-      trivial: the number of sets of instructions rejected before because the reference or the input already followed
-        them.
-      unsolved: the number rejected because the answer made by rules did not follow them.
-    """
-
-    item: Item
-    answer: str
-    trivial: int
-    unsolved: int
-
-
 def clinical_items(dataset: str, sources: Sequence[Item], seed: int, count: int, split: str = "test") -> list[Item]:
-    """The items of `make`, without the records of their generation."""
-    return [made.item for made in make(dataset, sources, seed, count, split)]
-
-
-def make(dataset: str, sources: Sequence[Item], seed: int, count: int, split: str = "test") -> list[GeneratedItem]:
     """Generate items by adding instructions to inputs.
 
     An item depends only on the seed, the split, its source and how often that source was used before. The shorter of
@@ -101,11 +77,10 @@ def make(dataset: str, sources: Sequence[Item], seed: int, count: int, split: st
     return [_make(dataset, fitting[n % len(fitting)], seed, n // len(fitting), split) for n in range(count)]
 
 
-def _make(dataset: str, source: Item, seed: int, earlier: int, split: str) -> GeneratedItem:
+def _make(dataset: str, source: Item, seed: int, earlier: int, split: str) -> Item:
     rng = random.Random(f"clinical following {seed} {split} {source.id} {earlier}")
     kinds, case = kinds_of(split), Case(source.source, source.target, split)
     layouts = [kind for kind in kinds if kind.id in LAYOUTS]
-    trivial = unsolved = 0
     for _ in range(_TRIES):
         chance = rng.random()
         wanted = 1 + (chance > _OF_TWO) + (chance > _OF_THREE)
@@ -115,13 +90,9 @@ def _make(dataset: str, source: Item, seed: int, earlier: int, split: str) -> Ge
             continue
         fields = _fields(rng, dataset, source, split, drawn[1])
         asked = InstructionTarget("".join(fields.values()), drawn[0], source.target)
-        answer = obey(source.target, asked)
-        if any(all(strict(asked, text)) for text in (source.target, source.source)):
-            trivial += 1
-        elif not all(strict(asked, answer)):
-            unsolved += 1
-        else:
-            item = Item(
+        trivial = any(all(strict(asked, text)) for text in (source.target, source.source))
+        if not trivial and all(strict(asked, obey(source.target, asked))):
+            return Item(
                 id=f"{source.id}-{earlier}",
                 name=source.name,
                 fields=fields,
@@ -129,7 +100,6 @@ def _make(dataset: str, source: Item, seed: int, earlier: int, split: str) -> Ge
                 target=asked,
                 cluster=source.cluster or source.id,
             )
-            return GeneratedItem(item, answer, trivial, unsolved)
     raise BadInput(f"{source.name}: no set of instructions suits its reference; leave it out")
 
 

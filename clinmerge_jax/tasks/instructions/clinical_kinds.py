@@ -11,10 +11,8 @@ import re
 from collections.abc import Callable
 
 from clinmerge_jax.instructions.counting import sentences, words
-from clinmerge_jax.seeded import pick, sample
-from clinmerge_jax.tasks.instructions.kinds import Kind
-
-Arguments = dict[str, str | int | tuple[str, ...]]
+from clinmerge_jax.seeded import between, pick, sample
+from clinmerge_jax.tasks.instructions.kinds import Arguments, Kind, no_arguments
 
 # Words frequent in clinical text whose absence costs no content.
 GENERAL = (
@@ -68,16 +66,12 @@ class Case:
         return []
 
 
-def _between(rng: random.Random, low: int, high: int) -> int:
-    return low + int(rng.random() * (high - low + 1))
-
-
 def _number(name: str, low: int, high: int, words_each: int) -> Callable[[random.Random, Case], Arguments | None]:
     """Make a `Kind.draw` for a number of parts, limited so that the reference has `words_each` words for each part."""
 
     def draw(rng: random.Random, case: Case) -> Arguments | None:
         most = min(high, case.length // words_each)
-        return {name: _between(rng, low, most)} if most >= low else None
+        return {name: between(rng, low, most)} if most >= low else None
 
     return draw
 
@@ -85,7 +79,7 @@ def _number(name: str, low: int, high: int, words_each: int) -> Callable[[random
 def _some(name: str, options: str) -> Callable[[random.Random, Case], Arguments | None]:
     def draw(rng: random.Random, case: Case) -> Arguments | None:
         found = getattr(case, options)
-        return {name: tuple(sample(rng, found, _between(rng, 1, min(2, len(found)))))} if found else None
+        return {name: tuple(sample(rng, found, between(rng, 1, min(2, len(found)))))} if found else None
 
     return draw
 
@@ -96,7 +90,7 @@ def _few_words(rng: random.Random, case: Case) -> Arguments:
 
 
 def _few_sentences(rng: random.Random, case: Case) -> Arguments:
-    return {"relation": "less than", "num_sentences": max(2, len(sentences(case.reference)) + _between(rng, 0, 2))}
+    return {"relation": "less than", "num_sentences": max(2, len(sentences(case.reference)) + between(rng, 0, 2))}
 
 
 def _first_word(rng: random.Random, case: Case) -> Arguments | None:
@@ -104,7 +98,7 @@ def _first_word(rng: random.Random, case: Case) -> Arguments | None:
     word = pick(rng, _OPENINGS[case.split])
     if number is None or word in words(f"{case.source} {case.reference}".lower()):
         return None
-    return {**number, "nth_paragraph": _between(rng, 1, number["num_paragraphs"]), "first_word": word}
+    return {**number, "nth_paragraph": between(rng, 1, number["num_paragraphs"]), "first_word": word}
 
 
 def _sections(rng: random.Random, case: Case) -> Arguments | None:
@@ -115,10 +109,6 @@ def _sections(rng: random.Random, case: Case) -> Arguments | None:
 def _names(name: str, options: tuple[tuple[str, ...], ...], rng: random.Random, case: Case) -> Arguments | None:
     fitting = [option for option in options if len(option) * 8 <= case.length]
     return {name: pick(rng, fitting)} if fitting else None
-
-
-def _nothing(rng: random.Random, case: Case) -> Arguments:
-    return {}
 
 
 # id, draw, wordings of development, wordings of the test; no wordings where a split does not use the kind
@@ -176,25 +166,25 @@ _ROWS = (
     ),
     (
         "clinical:lowercase",
-        _nothing,
+        no_arguments,
         ("Write it without a single capital letter.",),
         ("Use lowercase letters only.", "No capital letters, not even in names."),
     ),
     (
         "clinical:uppercase",
-        _nothing,
+        no_arguments,
         ("Write it with capital letters alone.",),
         ("Use uppercase letters only.", "Put everything in capitals."),
     ),
     (
         "punctuation:no_comma",
-        _nothing,
+        no_arguments,
         ("Get by without commas.",),
         ("Do not use any commas.", "There must be no comma in your answer."),
     ),
     (
         "detectable_format:title",
-        _nothing,
+        no_arguments,
         ("Above the text set a title like this: <<title>>.",),
         ("Start with a title in double angle brackets: <<title>>.", "Add a title, written as <<title>>."),
     ),
@@ -212,7 +202,7 @@ _ROWS = (
     ),
     (
         "startend:quotation",
-        _nothing,
+        no_arguments,
         ('The first and the last character should be ".',),
         ("Enclose your whole answer in double quotation marks.", 'Put the entire text between a pair of ".'),
     ),

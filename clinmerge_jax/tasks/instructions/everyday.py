@@ -3,10 +3,10 @@
 import functools
 import random
 
-from clinmerge_jax.seeded import pick, sample
+from clinmerge_jax.seeded import between, pick, sample
 from clinmerge_jax.tasks.instructions import topics
 from clinmerge_jax.tasks.instructions.compliant import LANGUAGES
-from clinmerge_jax.tasks.instructions.kinds import Kind
+from clinmerge_jax.tasks.instructions.kinds import Arguments, Kind, no_arguments
 
 _NAMES = {"es": "Spanish", "fr": "French", "nl": "Dutch", "pl": "Polish", "sv": "Swedish", "tr": "Turkish"}
 _CLOSINGS = (
@@ -17,19 +17,13 @@ _CLOSINGS = (
     "Ask me again once the swallows return.",
 )
 
-Arguments = dict[str, str | int | tuple[str, ...]]
-
-
-def _between(low: int, high: int, rng: random.Random) -> int:
-    return low + int(rng.random() * (high - low + 1))
-
 
 def _two_ways(name: str, relation: str, at_least: tuple[int, int], less_than: tuple[int, int]):
     """Make a `Kind.draw` for a number with its relation, "at least" or "less than", each with a range of its own."""
 
     def draw(rng: random.Random, request: str) -> Arguments:
         low = rng.random() > 0.5
-        return {relation: "at least" if low else "less than", name: _between(*(at_least if low else less_than), rng)}
+        return {relation: "at least" if low else "less than", name: between(rng, *(at_least if low else less_than))}
 
     return draw
 
@@ -45,28 +39,24 @@ def _letter_count(rng: random.Random, request: str) -> Arguments:
 
 
 def _some_words(name: str, rng: random.Random, request: str) -> Arguments:
-    return {name: tuple(sample(rng, topics.WORDS, _between(1, 3, rng)))}
+    return {name: tuple(sample(rng, topics.WORDS, between(rng, 1, 3)))}
 
 
 def _first_word(rng: random.Random, request: str) -> Arguments:
-    paragraphs = _between(2, 5, rng)
+    paragraphs = between(rng, 2, 5)
     return {
         "num_paragraphs": paragraphs,
-        "nth_paragraph": _between(1, paragraphs, rng),
+        "nth_paragraph": between(rng, 1, paragraphs),
         "first_word": pick(rng, topics.WORDS),
     }
 
 
 def _sections(rng: random.Random, request: str) -> Arguments:
-    return {"section_spliter": pick(rng, ("Part", "Chapter", "Stage")), "num_sections": _between(2, 5, rng)}
+    return {"section_spliter": pick(rng, ("Part", "Chapter", "Stage")), "num_sections": between(rng, 2, 5)}
 
 
 def _number(name: str, low: int, high: int):
-    return lambda rng, request: {name: _between(low, high, rng)}
-
-
-def _nothing(rng: random.Random, request: str) -> Arguments:
-    return {}
+    return lambda rng, request: {name: between(rng, low, high)}
 
 
 KINDS: list[Kind] = [
@@ -80,12 +70,12 @@ KINDS: list[Kind] = [
     ),
     Kind(
         "change_case:english_capital",
-        _nothing,
+        no_arguments,
         ("Stick to English and keep caps lock on throughout.", "English please, with every single letter a capital."),
     ),
     Kind(
         "change_case:english_lowercase",
-        _nothing,
+        no_arguments,
         ("Stay in English and never press shift: small letters only.", "English, and not one upper-case letter in it."),
     ),
     Kind(
@@ -98,7 +88,7 @@ KINDS: list[Kind] = [
     ),
     Kind(
         "combination:two_responses",
-        _nothing,
+        no_arguments,
         (
             "Offer two versions that are not the same, and put ****** between them and nowhere else.",
             "I would like a pair of alternative replies; a row of six stars (******) goes in the middle.",
@@ -122,7 +112,7 @@ KINDS: list[Kind] = [
     ),
     Kind(
         "detectable_format:constrained_response",
-        _nothing,
+        no_arguments,
         (
             'Give one of these replies as it stands: "My answer is yes.", "My answer is no.", "My answer is maybe."',
             'Pick from "My answer is maybe.", "My answer is no." and "My answer is yes."; quote it unchanged.',
@@ -130,7 +120,7 @@ KINDS: list[Kind] = [
     ),
     Kind(
         "detectable_format:json_format",
-        _nothing,
+        no_arguments,
         (
             "Return a valid JSON object and no text around it.",
             "A program will parse what you send, so send JSON alone.",
@@ -162,7 +152,7 @@ KINDS: list[Kind] = [
     ),
     Kind(
         "detectable_format:title",
-        _nothing,
+        no_arguments,
         (
             "Give the piece a name and print it between << and >>.",
             "Set a headline above the rest, enclosed as <<headline>>.",
@@ -233,7 +223,7 @@ KINDS: list[Kind] = [
     ),
     Kind(
         "punctuation:no_comma",
-        _nothing,
+        no_arguments,
         ("Do it with no comma at all.", "My comma key is broken, so manage without that mark."),
     ),
     Kind(
@@ -246,7 +236,7 @@ KINDS: list[Kind] = [
     ),
     Kind(
         "startend:quotation",
-        _nothing,
+        no_arguments,
         (
             'Start with a " and stop with a " so that it looks like speech.',
             'Let a " be both the opening and the closing character.',

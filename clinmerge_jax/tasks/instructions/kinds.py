@@ -8,6 +8,8 @@ from typing import Any
 from clinmerge_jax.instructions.target import Instruction
 from clinmerge_jax.seeded import pick, sample
 
+Arguments = dict[str, str | int | tuple[str, ...]]
+
 LAYOUTS = {
     "combination:two_responses",
     "clinical:headings",
@@ -76,6 +78,11 @@ class Kind:
             for name, value in kwargs.items()
         }
         return pick(rng, self.wordings).format(**shown)
+
+
+def no_arguments(rng: random.Random, subject: Any) -> Arguments:
+    """A `Kind.draw` for kinds without arguments."""
+    return {}
 
 
 def compatible(ids: Collection[str]) -> bool:

@@ -14,7 +14,7 @@ from clinmerge_jax.instructions.scores import FOLLOWING, strict
 from clinmerge_jax.instructions.target import Instruction, InstructionTarget
 from clinmerge_jax.metrics.form import length_ratio
 from clinmerge_jax.metrics.metric import Output, count_items
-from clinmerge_jax.tasks.instructions.clinical import clinical_items, make
+from clinmerge_jax.tasks.instructions.clinical import clinical_items
 from clinmerge_jax.tasks.instructions.clinical_kinds import kinds_of
 from clinmerge_jax.tasks.instructions.clinical_scores import (
     CLINICAL,
@@ -60,7 +60,7 @@ def _sources(prefix="row"):
 
 @pytest.fixture(scope="module")
 def made():
-    return make("mts_dialog", _sources(), seed=0, count=90)
+    return clinical_items("mts_dialog", _sources(), seed=0, count=90)
 
 
 def _asked(id_, reference="", **kwargs):
@@ -78,33 +78,33 @@ def _digest(items):
 
 def test_every_item_is_solved_by_rules_and_not_by_reference_or_input(made):
     for one in made:
-        asked = one.item.target
-        assert all(strict(asked, one.answer)), one.item.id
-        assert not all(strict(asked, asked.reference)), one.item.id
-        assert not all(strict(asked, one.item.source)), one.item.id
+        asked = one.target
+        assert all(strict(asked, obey(asked.reference, asked))), one.id
+        assert not all(strict(asked, asked.reference)), one.id
+        assert not all(strict(asked, one.source)), one.id
 
 
 def test_items_are_the_same_everywhere(made):
-    assert _digest(one.item for one in made) == "65044c82e52c620f"
+    assert _digest(made) == "65044c82e52c620f"
 
 
 def test_an_item_depends_on_its_source_and_not_on_the_others(made):
-    alone = make("mts_dialog", _sources()[1:2], seed=0, count=2)
-    assert [one for one in made if one.item.cluster == "row-1"][:2] == alone
-    assert clinical_items("mts_dialog", _sources(), 1, 3) != [one.item for one in made[:3]]
+    alone = clinical_items("mts_dialog", _sources()[1:2], seed=0, count=2)
+    assert [one for one in made if one.cluster == "row-1"][:2] == alone
+    assert clinical_items("mts_dialog", _sources(), 1, 3) != made[:3]
 
 
 def test_prompts_hold_input_request_and_instructions_and_no_reference(made):
     for one in made:
-        assert one.item.source in one.item.target.prompt and "GENHX" in one.item.target.prompt
-        assert one.item.target.reference not in one.item.target.prompt
-        assert one.item.fields["text"] == one.item.source
+        assert one.source in one.target.prompt and "GENHX" in one.target.prompt
+        assert one.target.reference not in one.target.prompt
+        assert one.fields["text"] == one.source
         form = FOLLOWING_TASKS["clinical_following_mts_dialog"].form
-        assert form.question.format_map(one.item.fields) == one.item.target.prompt
+        assert form.question.format_map(one.fields) == one.target.prompt
 
 
 def test_items_of_one_source_are_one_cluster(made):
-    assert collections.Counter(one.item.cluster for one in made) == {"row-0": 30, "row-1": 30, "row-2": 30}
+    assert collections.Counter(one.cluster for one in made) == {"row-0": 30, "row-1": 30, "row-2": 30}
     encounter = dataclasses.replace(_sources()[0], cluster="visit")
     assert clinical_items("aci_bench", [encounter], 0, 1)[0].cluster == "visit"
 
@@ -124,9 +124,9 @@ def test_development_and_test_share_neither_words_nor_pairs():
 
 def test_a_required_word_is_given_by_the_input_and_never_by_the_instruction(made):
     for one in made:
-        for instruction in one.item.target.instructions:
+        for instruction in one.target.instructions:
             for word in instruction.kwargs.get("keywords", ()):
-                assert word in one.item.source and word in one.item.target.reference
+                assert word in one.source and word in one.target.reference
 
 
 def test_short_references_are_passed_over():
@@ -190,16 +190,15 @@ def test_joint_is_the_clinical_score_of_answers_that_follow_and_nothing_else():
 
 def test_to_obey_costs_no_clinical_score(made):
     for one in made:
-        score = CLINICAL.count(Output(one.answer), one.item.target)[0]
-        assert score > 60 if "relation" in str(one.item.target.instructions) else score == 100, one.item.id
+        score = CLINICAL.count(Output(obey(one.target.reference, one.target)), one.target)[0]
+        assert score > 60 if "relation" in str(one.target.instructions) else score == 100, one.id
 
 
 def test_floors_part_what_is_said_from_how(made):
-    items = [one.item for one in made]
     metrics = [JOINT, CLINICAL, FOLLOWING["prompt_strict"]]
     scores = {}
-    for name, outputs in floors(items).items():
-        counts = count_items(metrics, outputs, [item.target for item in items])
+    for name, outputs in floors(made).items():
+        counts = count_items(metrics, outputs, [item.target for item in made])
         scores[name] = [float(metric.score(counts[metric.name].sum(axis=0))) for metric in metrics]
     assert scores["the reference itself"] == [0, 100, 0]
     assert scores["copy the input"][0] == scores["copy the input"][2] == 0
