@@ -41,8 +41,6 @@ class Vocabulary:
       files: the tokenizer files of the result, by name; empty where the leading model's stay as they are.
       notes: what was done, as lines of text for the report.
       config_updates: fields of config.json that change.
-      generation_config_updates: fields of generation_config.json that change; its new content is among `files`.
-      summary: what was done, JSON-serialisable.
       same_ids: whether every token of the leading model has its id in all models and in the result.
     """
 
@@ -53,8 +51,6 @@ class Vocabulary:
     files: Mapping[str, bytes | pathlib.Path]
     notes: tuple[str, ...]
     config_updates: Mapping[str, Any]
-    generation_config_updates: Mapping[str, Any]
-    summary: Mapping[str, Any]
     same_ids: bool
 
     def donors(self, model: str, row: int) -> Donors:
@@ -75,7 +71,6 @@ def align(
     cut_to_common: bool = False,
     special_rows: bool = True,
     adapters: Mapping[str, Adapter] | None = None,
-    field: str = "config.tokenizer",
 ) -> Vocabulary | None:
     """Decides which token gets which row of which model.
 
@@ -101,7 +96,6 @@ def align(
       cut_to_common: whether to cut embeddings of different numbers of rows to the smallest, whatever their tokens are.
       special_rows: as above.
       adapters: LoRA adapters by model name; rows that an adapter trained count as trained.
-      field: the setting that `tokenizer` comes from, for messages.
 
     Returns:
       The alignment; None where every row stays where it is.
@@ -116,11 +110,13 @@ def align(
     if type(pad_to_multiple_of) is not int or pad_to_multiple_of < 0:
         raise BadInput(f"pad_to_multiple_of: is {pad_to_multiple_of!r}; give a whole number, 0 for no padding")
     if cut_to_common and tokenizer:
-        raise BadInput(f"{field}: is {tokenizer!r}, which aligns by tokens, and cut_to_common is set; leave one out")
+        raise BadInput(
+            f"config.tokenizer: is {tokenizer!r}, which aligns by tokens, and cut_to_common is set; leave one out"
+        )
     models = AlignmentSources(dict(sources), base, leading, dict(adapters or {}))
     models.check_roles()
     if tokenizer:
-        table = rows_by_tokenizer(models, tokenizer, field, pad_to_multiple_of)
+        table = rows_by_tokenizer(models, tokenizer, pad_to_multiple_of)
     elif cut_to_common and not models.same_size:
         table = rows_cut_to_common(models, pad_to_multiple_of)
     else:
@@ -134,8 +130,8 @@ def align(
         return None
     for name, rows in untrained.items():
         table.rows[name][rows] = -1
-    fill = fill_rows(models, table, token_sources, missing, field)
-    return _vocabulary(models, table, fill, untrained, missing, sorted(token_sources))
+    fill = fill_rows(models, table, token_sources, missing)
+    return _vocabulary(models, table, fill, untrained)
 
 
 def _vocabulary(
@@ -143,8 +139,6 @@ def _vocabulary(
     table: RowTable,
     fill: Mapping[int, Donors],
     untrained: Mapping[str, Sequence[int]],
-    missing: str,
-    token_sources: Sequence[str],
 ) -> Vocabulary:
     """Builds the `Vocabulary` of a filled table."""
     used = sources.sizes[sources.leading]  # rows of the leading model that have a token
@@ -154,7 +148,7 @@ def _vocabulary(
     moved = token_id_updates(sources, table)
     notes = table.notes + _notes(sources, table, fill, untrained) + moved.notes
     files = dict(table.files)
-    if moved.generation:
+    if moved.generation_config is not None:
         files[GENERATION_FILE] = json_bytes(moved.generation_config)
     for own in table.rows.values():
         own.flags.writeable = False
@@ -166,15 +160,6 @@ def _vocabulary(
         files=files,
         notes=tuple(notes),
         config_updates={"vocab_size": table.size, **moved.config},
-        generation_config_updates=moved.generation,
-        summary={
-            "rows": table.size,
-            "tokens": len(table.tokens),
-            "missing": missing,
-            "own_rows": {name: int((own >= 0).sum()) for name, own in table.rows.items()},
-            "untrained": {name: [table.tokens[row] for row in places] for name, places in untrained.items()},
-            "token_sources": list(token_sources),
-        },
         same_ids=table.by_id and used <= table.size,
     )
 

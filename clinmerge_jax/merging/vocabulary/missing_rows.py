@@ -30,7 +30,7 @@ class _Choice:
 
 
 def fill_rows(
-    sources: AlignmentSources, table: RowTable, token_sources: Mapping[str, TokenSource], missing: str, field: str
+    sources: AlignmentSources, table: RowTable, token_sources: Mapping[str, TokenSource], missing: str
 ) -> dict[int, Donors]:
     """Decides what models take for rows that they lack.
 
@@ -39,7 +39,6 @@ def fill_rows(
       table: the result's row table; own rows that a forced source replaces become -1 in it.
       token_sources: by token, the source of a row that does not follow the rule.
       missing: the rule; see `alignment.align`.
-      field: the config field that gave the tokenizer, for messages.
 
     Returns:
       By row of the result, the donors whose mean a model without that row takes.
@@ -58,7 +57,7 @@ def fill_rows(
                 orphans.append(table.tokens[row])
     if orphans:
         raise BadInput(
-            f"{field}: {listed_tokens(orphans)} of the result have no row in any model; give them one in"
+            f"config.tokenizer: {listed_tokens(orphans)} of the result have no row in any model; give them one in"
             " tokenizer.tokens, or another tokenizer"
         )
     for row, choice in chosen.items():

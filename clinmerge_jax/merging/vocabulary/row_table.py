@@ -134,13 +134,12 @@ def rows_cut_to_common(sources: AlignmentSources, multiple: int = 0) -> RowTable
     return RowTable(_padded(size, multiple), _tokens_below(size, lead), rows, lead, {}, notes, by_id=True)
 
 
-def rows_by_tokenizer(sources: AlignmentSources, tokenizer: str, field: str, multiple: int = 0) -> RowTable:
+def rows_by_tokenizer(sources: AlignmentSources, tokenizer: str, multiple: int = 0) -> RowTable:
     """Aligns rows by the tokens' texts to the ids of the tokenizer that is asked for.
 
     Args:
       sources: the models, each with a tokenizer.
       tokenizer: "union", "base", a model, or a folder with a tokenizer; see `alignment.align`.
-      field: the config field that gave it, for messages.
       multiple: V is padded to a multiple of it; 0 for no padding.
 
     Raises:
@@ -149,14 +148,14 @@ def rows_by_tokenizer(sources: AlignmentSources, tokenizer: str, field: str, mul
     known = {name: sources.must_have(name) for name in sources.checkpoints}
     first = sources.base or sources.leading
     if tokenizer == "union":
-        return _rows_by_union(sources, known, known[first], field, multiple)
+        return _rows_by_union(sources, known, known[first], multiple)
     if tokenizer == "base":
         result, title = known[first], f"{known[first].label}'s"
     elif tokenizer in known:
         result, title = known[tokenizer], f"{known[tokenizer].label}'s"
     else:
-        path = resolve(tokenizer, field)
-        result, title = read_tokenizer(path, field), f"{path.name}'s"
+        path = resolve(tokenizer, "config.tokenizer")
+        result, title = read_tokenizer(path, "config.tokenizer"), f"{path.name}'s"
     if not _all_at(known, result, sources):
         files, kept = _with_template(tokenizer_files(result.path), sources.lead)
         notes = [f"the tokenizer is {title}, of {len(result.ids)} tokens", *kept]
@@ -175,14 +174,13 @@ def _rows_by_union(
     sources: AlignmentSources,
     known: Mapping[str, TokenizerVocabulary],
     start: TokenizerVocabulary,
-    field: str,
     multiple: int,
 ) -> RowTable:
     others = [one for one in known.values() if one is not start]
-    differences = check_union(start, others, field)
+    differences = check_union(start, others)
     if _all_at(known, start, sources):
         return rows_by_agreement(sources, multiple)
-    union = unite(start, others, field)
+    union = unite(start, others)
     files, kept = _with_template(union.files, sources.lead)
     title = f"the tokenizer is {start.label}'s, of {len(start.ids)} tokens"
     if union.added:

@@ -18,14 +18,12 @@ class TokenIdUpdates:
 
     Attributes:
       config: changed fields of config.json.
-      generation: changed fields of generation_config.json.
-      generation_config: all fields of generation_config.json after the changes.
+      generation_config: all fields of generation_config.json after the changes; None if none of them changes.
       notes: the changes, as lines of text for the report.
     """
 
     config: Mapping[str, Any]
-    generation: Mapping[str, Any]
-    generation_config: Mapping[str, Any]
+    generation_config: Mapping[str, Any] | None
     notes: list[str]
 
 
@@ -57,7 +55,8 @@ def token_id_updates(sources: AlignmentSources, table: RowTable) -> TokenIdUpdat
                 moved[key] = new
                 notes.append(f"{file}: {key} {value} becomes {'none' if new is None else new}")
         updates.append(moved)
-    return TokenIdUpdates(updates[0], updates[1], {**generation, **updates[1]}, notes)
+    changed, generation_changed = updates
+    return TokenIdUpdates(changed, {**generation, **generation_changed} if generation_changed else None, notes)
 
 
 def _new_ids(sources: AlignmentSources, table: RowTable, key: str, value: Any) -> Any:

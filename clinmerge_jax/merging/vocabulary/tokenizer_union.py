@@ -40,13 +40,12 @@ class Union:
     notes: list[str]
 
 
-def check_union(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary], field: str) -> list[str]:
+def check_union(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary]) -> list[str]:
     """Refuses tokenizers that split text in different ways, because no single tokenizer matches all of them.
 
     Args:
       start: the first one.
       others: the others.
-      field: the config field that asks for the union, for messages.
 
     Returns:
       How the union differs from one of them, as lines of text for the report.
@@ -61,21 +60,20 @@ def check_union(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary
         reason = _difference(start, one)
         if reason:
             raise BadInput(
-                f"{field}: no union of {start.label} and {one.label} encodes text as each of them does ({reason});"
-                " give base, or the model whose tokenizer the result is to have"
+                f"config.tokenizer: no union of {start.label} and {one.label} encodes text as each of them does"
+                f" ({reason}); give base, or the model whose tokenizer the result is to have"
             )
         if start.definition.get("post_processor") != one.definition.get("post_processor"):
             notes.append(f"tokens put around a text (such as the BOS) are {start.label}'s, not {one.label}'s")
     return notes
 
 
-def unite(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary], field: str) -> Union:
+def unite(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary]) -> Union:
     """Adds the others' further tokens to a tokenizer, each matched in text as in the first tokenizer that has it.
 
     Args:
       start: the first one.
       others: the others, which must have passed `check_union`.
-      field: the config field that asks for the union, for messages.
 
     Raises:
       BadInput: the first one's ids have gaps.
@@ -92,7 +90,7 @@ def unite(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary], fie
     ids = backend.get_vocab(with_added_tokens=True)
     if len(set(ids.values())) < len(ids):
         raise BadInput(
-            f"{field}: {start.label}'s tokenizer has gaps among its ids, in which added tokens would collide;"
+            f"config.tokenizer: {start.label}'s tokenizer has gaps among its ids, in which added tokens would collide;"
             " give base, or the model whose tokenizer the result is to have"
         )
     result = dataclasses.replace(start, ids=ids, backend=backend, rows=0, content=b"")

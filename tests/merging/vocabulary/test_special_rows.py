@@ -69,8 +69,10 @@ def test_untrained_special_rows_come_from_the_other_parent(write):
     told = [note for note in vocabulary.notes if "never trained" in note]
     assert [note.split(":")[0] for note in told] == ["config.clinical", "config.base"]
     assert all(all(token in note for token in chat) and "come from config.instruct" in note for note in told)
-    assert vocabulary.summary["untrained"] == {"clinical": chat, "base": chat}
-    json.dumps(vocabulary.summary)
+    lacking = {
+        name: [vocabulary.tokens[row] for row in np.flatnonzero(rows < 0)] for name, rows in vocabulary.rows.items()
+    }
+    assert lacking == {"instruct": [], "clinical": chat, "base": chat}
     assert align(sources, base="base", leading="instruct", special_rows=False) is None
 
 
@@ -134,7 +136,8 @@ def test_rows_that_an_adapter_trained_are_trained(write, tmp_path):
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 2, "target_modules": "embed_tokens"}
     (folder / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["lm_head"]}))
     safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
-    assert set(align(sources, base="", leading="chat").summary["untrained"]) == {"chat"}
+    rows = align(sources, base="", leading="chat").rows
+    assert [name for name, own in rows.items() if (own < 0).any()] == ["chat"]
     chat = open_model(f"{sources['chat'].path}+{folder}", "config.chat")
     recipe = Recipe(
         "linear",
