@@ -235,7 +235,7 @@ class MergePlan:
     @property
     def leading(self) -> Checkpoint:
         """The model whose config, licence files and, unless vocabularies are aligned, tokenizer the result takes."""
-        return self.models[self.recipe.leading or self.recipe.models[0]].checkpoint
+        return self.models[self.recipe.leading_model].checkpoint
 
     @property
     def config(self) -> dict[str, Any]:
@@ -304,7 +304,7 @@ def plan_merge(
     models = dict(zip(recipe.models, given, strict=True))
     checkpoints = {name: model.checkpoint for name, model in models.items()}
     choice = recipe.vocabulary
-    lead = recipe.leading or recipe.models[0]
+    lead = recipe.leading_model
     first = checkpoints[lead]  # the result takes its config.json and tokenizer, and warnings say so
     others = [one for name, one in checkpoints.items() if name != lead]
     embedding_shapes = {

@@ -104,23 +104,23 @@ class OnDeviceMerge:
     def _coefficients(self, tensor: PlannedTensor, order: tuple[int, ...]) -> Coefficients:
         host_half = tensor.reductions()
         try:
-            step = next(host_half)
+            reduction = next(host_half)
             tensor.pair(self._answer(tensor, DIFFERENCES, order))  # refuses values that are not finite
             while True:
-                step = host_half.send(self._answer(tensor, step, order))
+                reduction = host_half.send(self._answer(tensor, reduction, order))
         except StopIteration as done:
             return done.value
 
-    def _answer(self, tensor: PlannedTensor, step: Reduction, order: tuple[int, ...]) -> np.ndarray:
+    def _answer(self, tensor: PlannedTensor, reduction: Reduction, order: tuple[int, ...]) -> np.ndarray:
         """Answers one reduction of one tensor; reductions without arguments are computed once for all recipes."""
         method = tensor.method
-        key = (tensor.name, step.reduce, order)
-        if not step.args and key in self._answers:
+        key = (tensor.name, reduction.reduce, order)
+        if not reduction.args and key in self._answers:
             return self._answers[key]
         row, layer, leaves = self._leaves[tensor.name]
-        ranked = None if step is DIFFERENCES else method.ranked
-        answer = tensor_statistics(step, row, self.layout, [leaves[index] for index in order], layer, ranked)
-        if not step.args:
+        ranked = None if reduction is DIFFERENCES else method.ranked
+        answer = tensor_statistics(reduction, row, self.layout, [leaves[index] for index in order], layer, ranked)
+        if not reduction.args:
             self._answers[key] = answer
         return answer
 
@@ -210,7 +210,7 @@ def apply_program(layout: Layout, method: Method, dtypes: tuple[np.dtype, ...]) 
 
 
 def tensor_statistics(
-    step: Reduction,
+    reduction: Reduction,
     row: Parameter,
     layout: Layout,
     leaves: Sequence[jax.Array],
@@ -222,7 +222,7 @@ def tensor_statistics(
     Every device goes through the rows of its own shard, a block at a time.
 
     Args:
-      step: the reduction.
+      reduction: the reduction.
       row: the parameter's row in the parameter table.
       layout: the layout of the leaves.
       leaves: one per source, in the order of the method's inputs.
@@ -237,30 +237,30 @@ def tensor_statistics(
         block_statistics,
         leaves,
         np.int32(layer),
-        args=dict(step.args),
-        reduce=step.reduce,
+        args=dict(reduction.args),
+        reduce=reduction.reduce,
         ranked=ranked,
-        tiled=step.tiled,
-        bins=step.bins,
+        tiled=reduction.tiled,
+        bins=reduction.bins,
         whole=whole,
         stacked=row.stacked,
         sharding=sharding,
     )
-    if step.row is not None:
-        answer = np.asarray(block(np.int32(step.row % rows), np.int32(0), size=1))
-        return answer[step.row // rows][None]
+    if reduction.row is not None:
+        answer = np.asarray(block(np.int32(reduction.row % rows), np.int32(0), size=1))
+        return answer[reduction.row // rows][None]
     size = max(1, min(rows, _BLOCK_BYTES // (4 * columns)))
     starts = [min(start, rows - size) for start in range(0, rows, size)]  # the last block covers some rows twice
     blocks = [block(np.int32(start), np.int32(index * size), size=size) for index, start in enumerate(starts)]
-    if step.bins:
+    if reduction.bins:
         return sum(np.asarray(one).astype(np.int64) for one in blocks)
     parts = blocks[0].shape[0] // size
-    if step.column_scales:
+    if reduction.column_scales:
         width, total = leaves[0].shape[-1], 0
         for index, (start, one) in enumerate(zip(starts, blocks)):
             fresh = np.asarray(one).reshape(parts, size, -1)[:, index * size - start :]  # padded rows are zero
-            total = total + step.column_sums(fresh.reshape(-1, fresh.shape[-1]), width)
-        return step.from_column_sums(total)
+            total = total + reduction.column_sums(fresh.reshape(-1, fresh.shape[-1]), width)
+        return reduction.from_column_sums(total)
     answers = np.empty((parts, rows, blocks[0].shape[1]), blocks[0].dtype)
     for start, one in zip(starts, blocks):
         answers[:, start : start + size] = np.asarray(one).reshape(parts, size, -1)

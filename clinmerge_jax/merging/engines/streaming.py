@@ -192,7 +192,7 @@ class _Computation:
         """
         host_half = tensor.reductions()
         try:
-            step = next(host_half)
+            reduction = next(host_half)
         except StopIteration as done:  # no statistics needed: one pass does everything
             sums, passes = [], _Passes(self, tensor, keep=False)
             for (first_row, rows), piece, ranks in passes:
@@ -204,21 +204,21 @@ class _Computation:
         pair, passes = None, _Passes(self, tensor, keep=self.held(tensor))
         while True:
             sums: list[jax.Array] = []
-            answers = _Answers(step, tensor.spec.columns)
+            answers = _Answers(reduction, tensor.spec.columns)
             for (first_row, rows), piece, ranks in passes:
                 if pair is None:
                     sums.append(_reduce(DIFFERENCES, piece, first_row))
-                if step is DIFFERENCES and pair is None:
+                if reduction is DIFFERENCES and pair is None:
                     answers.add(sums[-1])
-                elif step.row is None:
-                    answers.add(_reduce(step, [*piece, *ranks], first_row))
-                elif first_row <= step.row < first_row + rows:
-                    row = step.row - first_row
-                    answers.add(_reduce(step, [part[row : row + 1] for part in (*piece, *ranks)], step.row))
+                elif reduction.row is None:
+                    answers.add(_reduce(reduction, [*piece, *ranks], first_row))
+                elif first_row <= reduction.row < first_row + rows:
+                    row = reduction.row - first_row
+                    answers.add(_reduce(reduction, [part[row : row + 1] for part in (*piece, *ranks)], reduction.row))
             if pair is None:
                 pair = tensor.pair(_rows(sums))
             try:
-                step = host_half.send(answers.whole())
+                reduction = host_half.send(answers.whole())
             except StopIteration as done:
                 coefficients = done.value
                 break
@@ -231,17 +231,17 @@ class _Computation:
 class _Answers:
     """Collects the answer to one reduction, piece by piece."""
 
-    def __init__(self, step: Reduction, columns: int):
-        self._step = step
+    def __init__(self, reduction: Reduction, columns: int):
+        self._reduction = reduction
         self._columns = columns
-        self._bins = step.bins
+        self._bins = reduction.bins
         self._counts: np.ndarray | int = 0
         self._pieces: list = []
 
     def add(self, piece: Any) -> None:
         """Adds a piece's rows or codes; codes are counted while the device computes the next piece."""
-        if self._step.column_scales:
-            self._counts = self._counts + self._step.column_sums(np.asarray(piece), self._columns)
+        if self._reduction.column_scales:
+            self._counts = self._counts + self._reduction.column_sums(np.asarray(piece), self._columns)
             return
         if self._bins and self._pieces:
             self._count(self._pieces.pop())
@@ -249,8 +249,8 @@ class _Answers:
 
     def whole(self) -> np.ndarray:
         """The whole answer: [R, K], with bins [K, bins], of column sums [K, C]."""
-        if self._step.column_scales:
-            return self._step.from_column_sums(self._counts)
+        if self._reduction.column_scales:
+            return self._reduction.from_column_sums(self._counts)
         if not self._bins:
             return _rows(self._pieces)
         self._count(self._pieces.pop())
@@ -294,8 +294,8 @@ def _reduce_program(reduce: Callable, piece: Sequence[jax.Array], first_row: np.
     return reduce(piece, first_row, args)
 
 
-def _reduce(step: Reduction, piece: Sequence[jax.Array], first_row: int) -> jax.Array:
-    return _reduce_program(step.reduce, piece, np.int32(first_row), dict(step.args))
+def _reduce(reduction: Reduction, piece: Sequence[jax.Array], first_row: int) -> jax.Array:
+    return _reduce_program(reduction.reduce, piece, np.int32(first_row), dict(reduction.args))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

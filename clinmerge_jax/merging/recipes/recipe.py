@@ -206,6 +206,11 @@ class Recipe:
         bases = [self.base, *(part.base for part in self.parts)]
         return list(dict.fromkeys([*named, *(base for base in bases if base)]))
 
+    @property
+    def leading_model(self) -> str:
+        """The location of the model that `leading` names, or of the first."""
+        return self.leading or self.models[0]
+
     def inputs(self, part: Slice) -> tuple[list[Source], Source | None]:
         """The models of a slice in the order its method takes them, and the base that changes are relative to, or None.
 
