@@ -105,8 +105,8 @@ def stored_file(folder: pathlib.Path, task: str) -> pathlib.Path:
     return folder / f"{task}.jsonl"
 
 
-def read_stored(system: System, task: str, items: Sequence[Item]) -> list[Output]:
-    """Reads the stored answers to a task's items, in the items' order.
+def read_stored(folder: pathlib.Path, task: str, items: Sequence[Item]) -> list[Output]:
+    """Reads the answers to a task's items from a folder of stored answers, in the items' order.
 
     The file has a line `{"id": ..., "answer": ...}` for each item, in any order; lines of other items are ignored.
     Optional fields are `finished` (default true) and `earlier`, the answers of earlier turns.
@@ -114,7 +114,7 @@ def read_stored(system: System, task: str, items: Sequence[Item]) -> list[Output
     Raises:
       BadInput: the file is missing or malformed, or has no answer or two answers for an item.
     """
-    path = stored_file(system.stored, task)
+    path = stored_file(folder, task)
     found: dict[str, Output] = {}
     for name, _, row in read_rows(str(path), FIELD, 'give a line {"id": ..., "answer": ...} for each item'):
         key, output = _stored(row, name)

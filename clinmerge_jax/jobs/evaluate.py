@@ -91,7 +91,7 @@ def _refuse(output: str, system: System, questions: Sequence[TaskData]) -> None:
             raise BadInput(f"config.output: {target} lies in the folder of a model; name another folder")
     if system.stored is not None:
         for one in questions:
-            read_stored(system, one.name, one.items)
+            read_stored(system.stored, one.name, one.items)
 
 
 def _learned(planned: Sequence[Planned]) -> list[str]:
@@ -168,8 +168,8 @@ def _answers(
     items, name = one.questions.items, one.questions.name
     kept = folder.path / _generations(one)
     if one.cell.stored or (kept.is_file() and not config.overwrite):
-        system = one.system if one.cell.stored else System(one.cell.system, 0, f"answers:{kept.parent}")
-        outputs, about = read_stored(system, name, items), {"items": len(items), "kept": not one.cell.stored}
+        outputs = read_stored(one.system.stored if one.cell.stored else kept.parent, name, items)
+        about = {"items": len(items), "kept": not one.cell.stored}
         progress(len(items))
     else:
         outputs, about = evaluator.answers(asked, config.seed + one.cell.example_seed, progress)
@@ -269,8 +269,8 @@ def _write_sheet(
     cells = [one for one in planned if one.questions.task.kind is Kind.GENERATION]
     answers = {}
     for one in cells:
-        stored = System(one.cell.system, 0, f"answers:{(folder.path / _generations(one)).parent}")
-        outputs = read_stored(stored, one.questions.name, one.questions.items)
+        kept = (folder.path / _generations(one)).parent
+        outputs = read_stored(kept, one.questions.name, one.questions.items)
         answers[one.cell] = {item.id: output.text for item, output in zip(one.questions.items, outputs)}
     count = human_sheet.write(config.human_sheet, config.seed, [one.cell for one in cells], answers, questions, folder)
     if count:
