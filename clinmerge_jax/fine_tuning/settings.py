@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax.data.loader import steps_of
 from clinmerge_jax.errors import BadInput
-from clinmerge_jax.fine_tuning.source import Packing, packing_of
+from clinmerge_jax.fine_tuning.source import Packing, choice, packing_of
 from clinmerge_jax.llama.attention import Use, resolve
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.lora import LoraSettings, targeted_rows
@@ -51,7 +51,7 @@ def step_settings(
     optimizer = OptimizerSettings(
         learning_rate=config.learning_rate,
         final_share=config.final_share,
-        schedule=_choice(Schedule, config.schedule, "schedule"),
+        schedule=choice(Schedule, config.schedule, "schedule"),
         warmup_steps=config.warmup_steps,
         warmup_share=config.warmup_share,
         weight_decay=config.weight_decay,
@@ -90,7 +90,7 @@ def step_settings(
         lora=lora,
         dtype=dtype,
         attention=resolve(config.attention, Use.SEQUENCES, llama, dtype, device, packed=packed),
-        remat=_choice(Remat, config.remat, "remat"),
+        remat=choice(Remat, config.remat, "remat"),
         kl=config.kl,
         l2=config.l2,
     )
@@ -133,14 +133,6 @@ def frozen_leaves(config: ConfigDict, llama: LlamaConfig) -> frozenset[tuple[str
       BadInput: as `training.weights.frozen_paths`.
     """
     return frozen_paths(llama, (config.freeze,)) if config.freeze else frozenset()
-
-
-def _choice(kind: Any, value: str, field: str) -> Any:
-    try:
-        return kind(value)
-    except ValueError as error:
-        names = ", ".join(one.value for one in kind)
-        raise BadInput(f"config.{field}: {value!r} is unknown; give one of {names}") from error
 
 
 def _dtype(name: str, field: str) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,6 +25,8 @@ from clinmerge_jax.tasks.learned import Learned, read_learned
 from clinmerge_jax.training.batching import Batching
 from clinmerge_jax.training.run import name_rows
 
+_Choice = TypeVar("_Choice", bound=enum.Enum)
+
 _LONGEST = 4096  # default maximum number of tokens of a row
 
 
@@ -36,17 +39,26 @@ class Packing(enum.Enum):
     SET = "set"  # the whole set is packed into full rows once; a step takes `batch_size` rows
 
 
+def choice(kind: type[_Choice], value: str, field: str) -> _Choice:
+    """The member of an enumeration that a config's field names.
+
+    Raises:
+      BadInput: the name is unknown.
+    """
+    try:
+        return kind(value)
+    except ValueError as error:
+        names = ", ".join(one.value for one in kind)
+        raise BadInput(f"config.{field}: {value!r} is unknown; give one of {names}") from error
+
+
 def packing_of(config: ConfigDict) -> Packing:
     """The packing that `config.packing` names.
 
     Raises:
       BadInput: the name is unknown.
     """
-    try:
-        return Packing(config.packing)
-    except ValueError as error:
-        names = ", ".join(one.value for one in Packing)
-        raise BadInput(f"config.packing: {config.packing!r} is unknown; give one of {names}") from error
+    return choice(Packing, config.packing, "packing")
 
 
 def row_length(config: ConfigDict, llama: LlamaConfig) -> int:
