@@ -1,5 +1,6 @@
 """Made-up rows of every data set, in files laid out as its authors publish them."""
 
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -192,6 +193,16 @@ def gsm8k(folder: pathlib.Path) -> None:
         write_lines(folder / f"grade_school_math/data/{split}.jsonl", [row])
 
 
-FAMILIES = (
+_FAMILIES = (
     mts_dialog, aci_bench, open_i, mimic_cxr, mimic_bhc, question_summaries, multiple_choice, pubmedqa, gsm8k,
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def all_families(tmp_path_factory):
+    """A folder with every data set that this module writes, whose files need not have the published digests."""
+    folder = tmp_path_factory.mktemp("published")
+    for write in _FAMILIES:
+        write(folder)
+    with without_digests():
+        yield folder

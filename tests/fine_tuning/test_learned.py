@@ -30,10 +30,7 @@ _TRAINABLE = [
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("published")
-    for write in published_rows.FAMILIES:
-        write(folder)
-    with published_rows.without_digests():
+    with published_rows.all_families(tmp_path_factory) as folder:
         yield folder
 
 

@@ -1,22 +1,16 @@
 """What lies beside the weights of a result whose vocabularies were aligned."""
 
-import functools
 import json
 
 import pytest
 import transformers
-from tokenizer_builders import BOS, EOT, llama_3, write_model
+from tokenizer_builders import BOS, EOT, llama_3
 
 from clinmerge_jax.merging.plan import plan_merge
 from clinmerge_jax.merging.recipes.recipe import Recipe, Source, VocabularyChoice
 from clinmerge_jax.merging.recipes.schedule import Schedule
 
 CHAT = [{"role": "user", "content": "fever"}]
-
-
-@pytest.fixture
-def write(tmp_path):
-    return functools.partial(write_model, tmp_path)
 
 
 def _plan(sources, **choice):

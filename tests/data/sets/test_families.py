@@ -14,10 +14,7 @@ from clinmerge_jax.errors import BadInput
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("published")
-    for write in published_rows.FAMILIES:
-        write(folder)
-    with published_rows.without_digests():
+    with published_rows.all_families(tmp_path_factory) as folder:
         yield Source(str(folder))
 
 

@@ -1,19 +1,13 @@
 """Alignment of vocabularies as a whole: when there is nothing to align, and what is refused."""
 
-import functools
 import re
 
 import numpy as np
 import pytest
-from tokenizer_builders import EOT, llama_3, write_model
+from tokenizer_builders import EOT, llama_3
 
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.vocabulary.alignment import align
-
-
-@pytest.fixture
-def write(tmp_path):
-    return functools.partial(write_model, tmp_path)
 
 
 def test_models_that_agree_need_no_alignment(write):

@@ -1,19 +1,12 @@
 """Whose row a model takes where it has none of its own, or where the recipe names another's."""
 
-import functools
-
 import pytest
 from alignment_checks import check_rows, rule_auto, rule_mean, rule_owner
-from tokenizer_builders import BOS, EOT, HEADER, llama_3, write_model
+from tokenizer_builders import BOS, EOT, HEADER, llama_3
 
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.recipes.recipe import TokenSource
 from clinmerge_jax.merging.vocabulary.alignment import align
-
-
-@pytest.fixture
-def write(tmp_path):
-    return functools.partial(write_model, tmp_path)
 
 
 @pytest.mark.parametrize("rule", [rule_auto, rule_owner, rule_mean])

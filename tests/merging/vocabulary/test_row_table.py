@@ -1,22 +1,16 @@
 """Which of its own rows each model has for the tokens of the result: given tokenizers, padding and cutting."""
 
-import functools
 import json
 
 import numpy as np
 import pytest
 import tokenizers
 from alignment_checks import check_rows, result_tokenizer, rule_auto
-from tokenizer_builders import LLAMA_3_SPECIALS, llama_2, llama_3, llama_3_core, tokens_by_id, write_model
+from tokenizer_builders import LLAMA_3_SPECIALS, llama_2, llama_3, llama_3_core, tokens_by_id
 from tokenizers import models
 
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.vocabulary.alignment import align
-
-
-@pytest.fixture
-def write(tmp_path):
-    return functools.partial(write_model, tmp_path)
 
 
 def test_base_takes_the_bases_tokens_and_names_what_is_dropped(write):

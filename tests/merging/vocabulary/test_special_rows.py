@@ -1,14 +1,13 @@
 """Which rows of special tokens a model never trained, and that they come from a model that did."""
 
 import dataclasses
-import functools
 import json
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import support
-from tokenizer_builders import BOS, EOT, HEADER, HEADER_END, LLAMA_3_SPECIALS, llama_3, write_model
+from tokenizer_builders import BOS, EOT, HEADER, HEADER_END, LLAMA_3_SPECIALS, llama_3
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
@@ -18,11 +17,6 @@ from clinmerge_jax.merging.recipes.recipe import Recipe, Source, VocabularyChoic
 from clinmerge_jax.merging.recipes.schedule import Schedule
 from clinmerge_jax.merging.vocabulary.alignment import align
 from clinmerge_jax.merging.vocabulary.special_rows import untrained_special_rows
-
-
-@pytest.fixture
-def write(tmp_path):
-    return functools.partial(write_model, tmp_path)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,17 +1,10 @@
 """The token ids of config.json and generation_config.json follow their tokens."""
 
-import functools
 import json
 
-import pytest
-from tokenizer_builders import BOS, EOT, LLAMA_3_SPECIALS, llama_3, write_model
+from tokenizer_builders import BOS, EOT, LLAMA_3_SPECIALS, llama_3
 
 from clinmerge_jax.merging.vocabulary.alignment import align
-
-
-@pytest.fixture
-def write(tmp_path):
-    return functools.partial(write_model, tmp_path)
 
 
 def test_token_ids_of_the_configs_follow_their_tokens(write):

@@ -1,6 +1,5 @@
 """Unions of tokenizers: each model's text is encoded as before, or the union is refused."""
 
-import functools
 import json
 import random
 
@@ -8,18 +7,13 @@ import pytest
 import tokenizers
 import transformers
 from alignment_checks import check_rows, result_tokenizer, rule_auto, rule_mean, rule_owner
-from tokenizer_builders import BOS, EOT, LLAMA_3_SPECIALS, TEXTS, llama_2, llama_3, tokens_by_id, write_model
+from tokenizer_builders import BOS, EOT, LLAMA_3_SPECIALS, TEXTS, llama_2, llama_3, tokens_by_id
 from tokenizers import AddedToken, models
 
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.merging.vocabulary.alignment import align
 
 OURS = [f"<|ours_{i}|>" for i in range(300)]
-
-
-@pytest.fixture
-def write(tmp_path):
-    return functools.partial(write_model, tmp_path)
 
 
 def _encodes_as(result, parent, texts):
