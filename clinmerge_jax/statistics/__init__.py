@@ -4,7 +4,7 @@
 `documents` is for held-out loss, where each model has one loss per document and there are no seeds.
 """
 
-from clinmerge_jax.statistics.estimation import Estimate, estimate, item_only
+from clinmerge_jax.statistics.estimation import Estimate, estimate
 from clinmerge_jax.statistics.interval import LEVEL, Interval
 from clinmerge_jax.statistics.resampling import bootstrap_interval
 from clinmerge_jax.statistics.samples import (
@@ -27,7 +27,6 @@ __all__ = [
     "difference",
     "estimate",
     "holm",
-    "item_only",
     "mcnemar",
     "mean",
     "minimum_detectable_difference",

@@ -111,12 +111,6 @@ def estimate(samples: Sample | Sequence[Sample], statistic: Statistic | Sequence
     return Estimate(value, np.sqrt(variance), freedom, skewness, "seeds and items" if seeds > 1 else "items")
 
 
-def item_only(sample: Sample, statistic: Statistic = mean) -> Estimate:
-    """The estimate as if there were no other seeds. Its intervals cover far too rarely, so name it when you show it."""
-    pooled = Sample(sample.counts_SCK.mean(axis=-3, keepdims=True), sample.sizes_C)
-    return estimate(pooled, statistic)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Parts:
     """One task's contributions to the variance."""
