@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -219,15 +219,21 @@ def without_second_bos(ids: Sequence[int], tokenizer) -> np.ndarray:
     return tokens[max(leading - 1, 0) :]
 
 
-def check_vocabulary(encoded: Sequence[Encoded], vocab_size: int, field: str) -> None:
+def check_vocabulary(tokens: Iterable[np.ndarray], vocab_size: int, field: str, owner: str = "") -> None:
     """Refuses token ids beyond the model's vocabulary: looking up their embedding would give NaN.
+
+    Args:
+      tokens: the token ids of each text.
+      vocab_size: of the model.
+      field: what the message begins with: the config field that names the model, or the model's own name.
+      owner: whose tokenizer it is, where `field` names several models.
 
     Raises:
       BadInput: a token id is too high; the message names it.
     """
-    highest = max((int(document.tokens.max()) for document in encoded), default=0)
+    highest = max((int(one.max()) for one in tokens if len(one)), default=0)
     if highest >= vocab_size:
         raise BadInput(
-            f"{field}: the tokenizer gives token id {highest}, but vocab_size in its config.json is {vocab_size};"
-            " tokenizer and weights belong to different models"
+            f"{field}: the tokenizer{owner and f' of {owner}'} gives token id {highest}, but vocab_size in its"
+            f" config.json is {vocab_size}; tokenizer and weights belong to different models"
         )

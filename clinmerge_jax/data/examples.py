@@ -96,6 +96,6 @@ def assemble(
     field: str,
 ) -> Examples:
     """Makes sequences of encoded documents. Arguments and errors are those of `prepare`."""
-    check_vocabulary(encoded, vocab_size, field)
+    check_vocabulary((one.tokens for one in encoded), vocab_size, field)
     sequences, packed = pack(encoded, length, full_rows)
     return Examples(documents, sequences, packed, sum(one.shortened for one in encoded))

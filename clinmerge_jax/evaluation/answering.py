@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from clinmerge_jax.checkpoint.adapters.lora import load_lora
 from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
 from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
+from clinmerge_jax.data.documents import check_vocabulary
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.choices import likeliest
 from clinmerge_jax.evaluation.systems import FIELD, System
@@ -108,12 +109,7 @@ class Evaluator:
             )
         prompter = Prompter(task, self.tokenizer, chat, shots, most, self._config.too_long == "cut")
         prompts = [prompter.prompt(item, mode == LETTERS) for item in items]
-        highest = max(int(prompt.tokens.max()) for prompt in prompts)
-        if highest >= self.llama.vocab_size:
-            raise BadInput(
-                f"{FIELD}: the tokenizer of {self.system.name} gives token id {highest}, but vocab_size in its"
-                f" config.json is {self.llama.vocab_size}; tokenizer and weights belong to different models"
-            )
+        check_vocabulary((prompt.tokens for prompt in prompts), self.llama.vocab_size, FIELD, self.system.name)
         needed = max(
             len(prompt.tokens) + max((len(answer) for answer in prompt.answers), default=new) for prompt in prompts
         )

@@ -4,6 +4,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from clinmerge_jax.data.documents import check_vocabulary
 from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.data.prompts import Prompt, encode_prompt, read_prompts
 from clinmerge_jax.errors import BadInput
@@ -43,11 +44,7 @@ def prepare(
     prompts = _read(config.prompts, config.fields)[: config.limit or None]
     found = [encode_prompt(prompt, tokenizer, config.chat_template, room, cut) for prompt in prompts]
     for prompt, (ids, _) in zip(prompts, found):
-        if int(ids.max()) >= llama.vocab_size:
-            raise BadInput(
-                f"config.model: the tokenizer gives token id {int(ids.max())}, but vocab_size in its config.json is"
-                f" {llama.vocab_size}; tokenizer and weights belong to different models"
-            )
+        check_vocabulary([ids], llama.vocab_size, "config.model")
         if len(ids) > room:
             raise BadInput(
                 f"{prompt.name}: {len(ids)} tokens and {config.max_new_tokens} new ones are over"

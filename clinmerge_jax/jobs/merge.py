@@ -334,7 +334,8 @@ def _encode(
         remedy = "so their losses cannot be compared; give --config.evaluate= to leave them out"
         check_same_tokens(plan.leading, checkpoint, remedy)  # all are scored on the leading model's tokens
         for held_out in encoded:
-            check_vocabulary(held_out.documents, configs[role].vocab_size, checkpoint.label)
+            tokens = (document.tokens for document in held_out.documents)
+            check_vocabulary(tokens, configs[role].vocab_size, checkpoint.label)
     return encoded
 
 

@@ -7,7 +7,7 @@ import pytest
 from support import write_tokenizer
 
 from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
-from clinmerge_jax.data.documents import Document, Encoded, check_vocabulary, encode
+from clinmerge_jax.data.documents import Document, check_vocabulary, encode
 from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.miniature.tokenizer import train_tokenizer
@@ -95,10 +95,10 @@ def test_raw_text_ends_with_the_end_token_once_and_conversations_do_not(tokenize
 
 
 def test_token_ids_beyond_the_embedding_are_refused():
-    documents = [Encoded(np.array([1, 99], np.int32), np.array([False, True]))]
-    check_vocabulary(documents, 100, "config.model")
+    tokens = [np.array([1, 99], np.int32), np.array([], np.int32)]
+    check_vocabulary(tokens, 100, "config.model")
     with pytest.raises(BadInput, match="config.model: the tokenizer gives token id 99"):
-        check_vocabulary(documents, 99, "config.model")
+        check_vocabulary(tokens, 99, "config.model")
 
 
 LLAMA31_FORM = (

@@ -18,7 +18,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
-from clinmerge_jax.data.documents import without_second_bos
+from clinmerge_jax.data.documents import check_vocabulary, without_second_bos
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.harness.model_args import open_engine
 from clinmerge_jax.generation.engine import Engine, Request
@@ -123,14 +123,9 @@ class ClinmergeLM(TemplateLM):
           BadInput: a token id exceeds the model's vocabulary.
         """
         given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        ids = without_second_bos(self.tokenizer(string, **given)["input_ids"], self.tokenizer).tolist()
-        rows = self.engine.layout.config.vocab_size
-        if max(ids, default=0) >= rows:
-            raise BadInput(
-                f"config.model: the tokenizer gives token id {max(ids)}, but vocab_size in its config.json is {rows};"
-                " tokenizer and weights belong to different models"
-            )
-        return ids
+        ids = without_second_bos(self.tokenizer(string, **given)["input_ids"], self.tokenizer)
+        check_vocabulary([ids], self.engine.layout.config.vocab_size, "config.model")
+        return ids.tolist()
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Renders a conversation as text.
