@@ -128,7 +128,6 @@ class Engine:
       length: T, the most tokens of a prompt and its answer together.
       stop_ids: tokens that end an answer.
       chunks: the chunk lengths in which prompts are read.
-      refill: whether finished slots are refilled while others go on; otherwise a batch ends before the next begins.
       share_prefix: whether a prefix common to all prompts of a call is read only once.
       int8_weights: whether the layers' matrices are stored in int8, with a scale for each row.
       int8_cache: whether keys and values are stored in int8, with a scale for each head and position.
@@ -148,7 +147,6 @@ class Engine:
         length: int,
         stop_ids: Sequence[int] = (),
         chunks: Sequence[int] = CHUNKS,
-        refill: bool = True,
         share_prefix: bool = True,
         int8_weights: bool = False,
         int8_cache: bool = False,
@@ -168,7 +166,6 @@ class Engine:
         self._asked_attention = attention
         self._reading = Reading.of(layout, slots, length, chunks)
         self._together = self._reading.refilled
-        self._refill = refill
         self._share_prefix = share_prefix
 
     def of_length(self, length: int) -> "Engine":
@@ -212,8 +209,7 @@ class Engine:
         running: dict[int, int] = {}
         while queue or running:
             free = [slot for slot in range(self.slots) if slot not in running]
-            fill = self._refill or not running
-            while fill and queue and free:
+            while queue and free:
                 first = [len(requests[index].tokens) for index in queue[: self.slots]]
                 whole = len(free) == self.slots and self._reading.all_at_once(first, len(prefix))
                 count = min(len(free), len(queue), self._reading.rows(whole))
@@ -223,7 +219,7 @@ class Engine:
                 )
                 running |= dict(chosen)
             watched = any(requests[index].stopped for index in running.values())
-            until = max(0, len(running) - self._together) if queue and self._refill else 0
+            until = max(0, len(running) - self._together) if queue else 0
             state, steps = programs.decode(
                 self._params, state, self._stops(), np.int32(_LOOP_STEPS // (4 if watched else 1)), np.int32(until),
                 layout=self.layout, kind=kind, attention=self._attention,
