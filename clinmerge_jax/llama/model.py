@@ -232,8 +232,6 @@ def forward(
     *,
     dtype=None,
     constrain: Callable[..., jax.Array] = _leave,
-    positions_BT: jax.Array | None = None,
-    segments_BT: jax.Array | None = None,
     attend: Callable[..., jax.Array] = attend_causally,
 ) -> jax.Array:
     """Computes next-token logits of every position, [B, T, V], with causal attention within each row.
@@ -250,22 +248,11 @@ def forward(
         are computed in float32 at least.
       constrain: takes an activation and its logical axes, and fixes its sharding over a mesh
         (`parallel.layout.Layout.constrain`); static under jit.
-      positions_BT: the position of each token in its document; None counts from the start of the row.
-      segments_BT: the document that each token belongs to, for rows that hold several documents. A token attends only
-        to its own document. None treats a row as one document.
       attend: computes attention as `attend_causally` does (`attention.over_sequences`); static under jit.
     """
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    x_BTD = last_states(
-        params,
-        tokens_BT,
-        config,
-        constrain=constrain,
-        positions_BT=positions_BT,
-        segments_BT=segments_BT,
-        attend=attend,
-    )
+    x_BTD = last_states(params, tokens_BT, config, constrain=constrain, attend=attend)
     return constrain(logits(params, x_BTD, config), "batch", None, "vocab")
 
 
@@ -289,7 +276,10 @@ def last_states(
         it has dropout.
       dtype: the dtype of the activations, and so of the layers' leaves, if it differs from the embedding's; None for
         the embedding's.
-      tokens_BT, config, constrain, positions_BT, segments_BT, attend: as in `forward`.
+      tokens_BT, config, constrain, attend: as in `forward`.
+      positions_BT: the position of each token in its document; None counts from the start of the row.
+      segments_BT: the document that each token belongs to, for rows that hold several documents. A token attends only
+        to its own document. None treats a row as one document.
       remat: what is stored for the backward pass (static under jit).
       lora: the adapter in the layers (static under jit).
     """

@@ -10,7 +10,7 @@ import pytest
 
 from clinmerge_jax.llama import rope
 from clinmerge_jax.llama.config import LlamaConfig, RopeConfig
-from clinmerge_jax.llama.model import forward, rms_norm
+from clinmerge_jax.llama.model import forward, last_states, logits, rms_norm
 from clinmerge_jax.llama.parameters import init_params, iterate_params
 
 CONFIG = LlamaConfig(
@@ -102,7 +102,8 @@ def test_documents_in_one_row_have_the_logits_they_have_alone(params, tokens_BT,
     sizes = [7, 1, TOKENS - 8]
     segments_BT = jnp.broadcast_to(jnp.repeat(jnp.arange(3), jnp.array(sizes)), tokens_BT.shape)
     positions_BT = jnp.broadcast_to(jnp.concatenate([jnp.arange(size) for size in sizes]), tokens_BT.shape)
-    packed = forward(params, tokens_BT, config, positions_BT=positions_BT, segments_BT=segments_BT)
+    states = last_states(params, tokens_BT, config, positions_BT=positions_BT, segments_BT=segments_BT)
+    packed = logits(params, states, config)
     start = 0
     for size in sizes:
         part = slice(start, start + size)
