@@ -4,15 +4,17 @@ Files are written to a hidden folder beside the target, which a final rename put
 hidden folder: the next run with the same identity resumes in it, and any other run starts afresh.
 """
 
+import contextlib
 import enum
 import fcntl
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
+import numpy as np
 import tqdm
 
 from clinmerge_jax import full_disk
@@ -192,6 +194,37 @@ class OutputFolder:
     def copy(self, source: pathlib.Path, name: str = "") -> None:
         """Copies one small file into the result, under its own name or another."""
         write_atomically(self.path(name or source.name), source.read_bytes())
+
+    @contextlib.contextmanager
+    def weight_file(self, name: str, header: bytes) -> Iterator[Callable[[np.ndarray], int]]:
+        """Writes a weight file piece by piece; it gets its name if the block ends without an error.
+
+        It is on the disk by then, so the journal may name it even if the power fails.
+
+        Yields:
+          A function that appends an array's values and returns their bytes.
+        """
+        part = self.path(name + ".part")
+        with part.open("wb", buffering=0) as file:
+            unsynced = 0
+
+            def append(values: np.ndarray) -> int:
+                nonlocal unsynced
+                data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+                written = 0
+                while written < len(data):
+                    written += file.write(data[written:])
+                unsynced += written
+                if unsynced >= SYNC_BYTES:
+                    os.fdatasync(file.fileno())
+                    unsynced = 0
+                return written
+
+            file.write(header)
+            yield append
+            os.fsync(file.fileno())
+        part.rename(self.path(name))
+        sync(self.partial)
 
     def read_journal(self) -> dict[str, Any]:
         """The journal in the hidden folder; empty if there is none."""

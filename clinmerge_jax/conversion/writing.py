@@ -1,16 +1,14 @@
 """Moves the tensors of a Source, piece by piece, into Hugging Face weight files or into Params for Orbax."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 
 from clinmerge_jax.checkpoint.formats.safetensors import header_bytes
-from clinmerge_jax.checkpoint.output import SYNC_BYTES, OutputFolder, sync
+from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.checkpoint.parameters.blocks import ahead, aligned_empty
 from clinmerge_jax.checkpoint.parameters.orbax_folder import host_device
 from clinmerge_jax.conversion.source import Source, SourceTensor
@@ -111,35 +109,18 @@ def write_files(
             progress(sum(source.tensors[name].size * dtypes[name].itemsize for name in names))
             continue
         tensors = [source.tensors[name] for name in names]
-        total, unsynced = Rounding(), 0
-        part = output.path(file_name + ".part")
-        with part.open("wb", buffering=0) as file:
-            stored = ((source.naming.stored(one.name), dtypes[one.name], one.shape) for one in tensors)
-            file.write(header_bytes(stored))
+        total = Rounding()
+        stored = ((source.naming.stored(one.name), dtypes[one.name], one.shape) for one in tensors)
+        with output.weight_file(file_name, header_bytes(stored)) as append:
             for _, (values, rounding) in _pieces(tensors, dtypes, source.quantized):
-                _write_all(file, values)
+                progress(append(values))
                 total.add(rounding)
-                progress(values.nbytes)
-                unsynced += values.nbytes
-                if unsynced >= SYNC_BYTES:
-                    os.fdatasync(file.fileno())
-                    unsynced = 0
-            os.fsync(file.fileno())
-        part.rename(output.path(file_name))
-        sync(output.partial)  # the journal must not name a file that a power failure could undo
         journal[file_name] = dataclasses.asdict(total)
         output.write_journal(journal)
     result = Rounding()
     for file_name in files:
         result.add(Rounding(**journal[file_name]))
     return result
-
-
-def _write_all(file: Any, values: np.ndarray) -> None:
-    data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
-    written = 0
-    while written < len(data):
-        written += file.write(data[written:])
 
 
 def read_params(

@@ -8,7 +8,6 @@ between the passes if it fits, and is read again for each pass if not.
 import concurrent.futures
 import dataclasses
 import functools
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from clinmerge_jax.checkpoint.digest import FileDigest, finish_all
 from clinmerge_jax.checkpoint.formats.safetensors import header_bytes
-from clinmerge_jax.checkpoint.output import SYNC_BYTES, OutputFolder, sync
+from clinmerge_jax.checkpoint.output import OutputFolder
 from clinmerge_jax.merging.diagnostics import TensorDifference
 from clinmerge_jax.merging.engines.counting import count_on_device, count_on_host
 from clinmerge_jax.merging.methods import DIFFERENCES, Coefficients, Method, Reduction, order
@@ -99,31 +98,18 @@ def _write_shards(
 ) -> None:
     """Writes merged pieces in order; a finished file is synced, renamed and entered into the journal."""
     for file_name in todo:
-        temporary = output.path(file_name + ".part")
-        with temporary.open("wb", buffering=0) as file:
-            tensors = [plan.tensors[name] for name in plan.files[file_name]]
-            ends = np.cumsum([tensor.nbytes for tensor in tensors])
-            total = 0
-            stored = plan.leading.naming.stored
-            file.write(header_bytes((stored(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors))
-            unsynced = 0
+        tensors = [plan.tensors[name] for name in plan.files[file_name]]
+        ends = np.cumsum([tensor.nbytes for tensor in tensors])
+        total = 0
+        stored = plan.leading.naming.stored
+        header = header_bytes((stored(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors)
+        with output.weight_file(file_name, header) as append:
             while not isinstance(item := channel.get(), _EndOfShard):
                 values = np.asarray(item)
                 if values.dtype == np.float16 and not np.isfinite(values).all():
                     raise overflow(tensors[int(np.searchsorted(ends, total, side="right"))].name)
                 total += values.nbytes
-                data = memoryview(values.reshape(-1).view(np.uint8))
-                written = 0
-                while written < len(data):
-                    written += file.write(data[written:])
-                progress(len(data))
-                unsynced += len(data)
-                if unsynced >= SYNC_BYTES:
-                    os.fdatasync(file.fileno())
-                    unsynced = 0
-            os.fsync(file.fileno())
-        temporary.rename(output.path(file_name))
-        sync(output.partial)  # the journal must not name a file that a power cut could undo
+                progress(append(values))
         journal[file_name] = [difference.to_json() for difference in item.differences]
         output.write_journal(journal)
 
