@@ -116,7 +116,7 @@ def align(
     if type(pad_to_multiple_of) is not int or pad_to_multiple_of < 0:
         raise BadInput(f"pad_to_multiple_of: is {pad_to_multiple_of!r}; give a whole number, 0 for no padding")
     if cut_to_common and tokenizer:
-        raise BadInput(f"{field}: is {tokenizer!r}, which aligns by tokens, and cut_to_common is set; leave one out")
+        raise BadInput(f"{field}: is {tokenizer!r}, which aligns by tokens, but cut_to_common is set; leave one out")
     models = AlignmentSources(dict(sources), base, leading, dict(adapters or {}))
     models.check_roles()
     if tokenizer:
