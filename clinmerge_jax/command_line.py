@@ -34,7 +34,7 @@ def _complaint(error: Exception) -> str:
     field, hint = (re.search(form, str(error)) for form in (r"^[\"'\\]+(\w+)", r'mean \\*"(\w+)'))
     if field:  # ConfigDict quotes the unknown name
         mend = f"did you mean {hint[1]}" if hint else "its config file lists the fields"
-        return f"config.{field[1]}: is no field of this job; {mend}"
+        return f"config.{field[1]}: is not a field of this job; {mend}"
     return f"--config: {error}; {mend}"
 
 

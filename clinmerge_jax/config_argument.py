@@ -12,6 +12,7 @@ def parse(arg: str, choices: Sequence[str]) -> str:
       BadInput: it is not one of them.
     """
     if arg not in choices:
-        known = ", ".join(choice for choice in choices if choice) or "none"
-        raise BadInput(f"--config: unknown argument {arg!r} after the colon; there are {known}")
+        known = ", ".join(choice for choice in choices if choice)
+        remedy = f"choose from {known}" if known else "leave it out"
+        raise BadInput(f"--config: unknown argument {arg!r} after the colon; {remedy}")
     return arg

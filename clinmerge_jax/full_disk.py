@@ -39,7 +39,7 @@ def message(cause: BaseException) -> str:
     """The one-line message for a result of `cause_of`; it says what to do."""
     reason = getattr(cause, "strerror", None) or next(text for text in _TEXTS if text in str(cause))
     place = getattr(cause, "filename", None) or "config.output"
-    return f"{place}: cannot be written ({reason}); free some space, and the same command goes on from what is there"
+    return f"{place}: cannot be written ({reason}); free some space and run the same command again to continue"
 
 
 def require(folder: pathlib.Path, nbytes: int) -> None:

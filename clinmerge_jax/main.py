@@ -44,7 +44,7 @@ def main(_: Sequence[str]) -> None:
     logging.get_absl_logger().addFilter(_of_interest)
     try:
         if config.job not in JOBS:
-            raise BadInput(f"config.job: {config.job!r} is unknown; there are {', '.join(JOBS)}")
+            raise BadInput(f"config.job: {config.job!r} is unknown; choose from {', '.join(JOBS)}")
         if _DISTRIBUTED.value and config.job in _ONE_PROCESS_JOBS:
             raise BadInput(f"--distributed: {config.job} runs in one process; leave the flag out")
         distributed = importlib.import_module("clinmerge_jax.parallel.distributed")

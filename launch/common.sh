@@ -12,7 +12,7 @@ prepare_environment() {
   local python=${PYTHON:-python3}
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     command -v "$python" >/dev/null || {
-      echo "error: $python: is not there; install Python 3.11 or newer, or set PYTHON to one" >&2
+      echo "error: $python: does not exist; install Python 3.11 or newer, or set PYTHON to one" >&2
       exit 2
     }
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -21,7 +21,7 @@ prepare_environment() {
     }
     echo "making the virtual environment .venv" >&2
     "$python" -m venv --clear .venv || {
-      echo "error: $python: cannot make a virtual environment; install its venv module (python3-venv on Debian)" >&2
+      echo "error: $python: cannot create a virtual environment; install its venv module (python3-venv on Debian)" >&2
       exit 2
     }
   fi

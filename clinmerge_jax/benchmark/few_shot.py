@@ -47,7 +47,9 @@ def run(config: ConfigDict) -> None:
         raise BadInput(f"config.weights: {config.weights}; give full, lora or both")
     measure.check_counts(config, "shots", "batch_size", "rank", "product")
     if config.shots % config.batch_size:
-        raise BadInput(f"config.shots: {config.shots} are no whole number of batches of {config.batch_size}")
+        raise BadInput(
+            f"config.shots: {config.shots} is not a multiple of the batch size; give a multiple of {config.batch_size}"
+        )
     if not _INSTRUCTION < config.length <= llama.max_position_embeddings:
         raise BadInput(
             f"config.length: is {config.length}; give over {_INSTRUCTION}, up to {llama.max_position_embeddings}"

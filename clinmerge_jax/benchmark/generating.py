@@ -62,7 +62,7 @@ def ours(
         start = time.perf_counter()
         answers = list(engine.generate([Request(prompt, new) for prompt in prompts]))
         if not all(len(answer.tokens) == new for _, answer in answers):
-            raise RuntimeError("an answer has not the length that was asked for")
+            raise RuntimeError("an answer does not have the requested length")
         return time.perf_counter() - start
 
     return generate
@@ -115,7 +115,7 @@ def peer(model: Any, prompts: np.ndarray, **more: Any) -> Generate:
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         if answer.shape[1] != prompts.shape[1] + new:
-            raise RuntimeError("an answer of the peer has not the length that was asked for")
+            raise RuntimeError("an answer of the peer does not have the requested length")
         return time.perf_counter() - start
 
     return generate

@@ -136,7 +136,7 @@ def _warm(config: ConfigDict, grid: Grid, members: Sequence[Member]) -> dict[str
         found[name] = {"seconds": _seconds(lambda way=way: way(members))}
     pairs = np.array(list(losses.values()))
     if not np.allclose(pairs[:, 0], pairs[:, 1], rtol=1e-2):
-        raise RuntimeError("the grid's runs and the single ones do not end at the same losses")
+        raise RuntimeError("the grid's runs and the single runs end with different losses")
     return found
 
 

@@ -92,7 +92,7 @@ def check_same_tensors(one: pathlib.Path, two: pathlib.Path) -> None:
     """Raises RuntimeError if two checkpoints differ in any byte of a tensor."""
     left, right = (open_checkpoint(str(path), "config.model").tensors for path in (one, two))
     if left.keys() != right.keys():
-        raise RuntimeError(f"{two} has other tensors than {one}")
+        raise RuntimeError(f"{two} does not hold the same tensors as {one}")
     for name, entry in left.items():
         other = right[name]
         if (entry.shape, entry.dtype) != (other.shape, other.dtype) or not _same_bytes(entry, other):

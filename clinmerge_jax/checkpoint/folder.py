@@ -95,7 +95,8 @@ def resolve(location: str, field: str) -> pathlib.Path:
         root = pathlib.Path(__file__).parents[1] / "miniature" / "models"
         names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
         if name not in names:
-            raise BadInput(f"{field}: there is no miniature {name!r}; there are {', '.join(names) or 'none'}")
+            choices = f"choose from {', '.join(names)}" if names else "none is installed"
+            raise BadInput(f"{field}: there is no miniature {name!r}; {choices}")
         return root / name
     path = pathlib.Path(os.path.expanduser(location))
     if os.path.isdir(path):
@@ -131,7 +132,7 @@ def open_checkpoint(location: str, field: str, dtypes: Mapping[str, np.dtype] = 
         raise BadInput(f"{field}: {path} has no config.json; give a Hugging Face checkpoint folder")
     config = parse_json(config_path.read_bytes(), config_path)
     if not isinstance(config, dict):
-        raise BadInput(f"{config_path}: is no JSON object; fetch it again")
+        raise BadInput(f"{config_path}: is not a JSON object; fetch it again")
     if quantization_key(config):
         try:
             stored = _read_tensors(path, field, ALL_DTYPES).values()
@@ -206,10 +207,10 @@ def _read_sharded(
     for file_name in sorted(set(map(str, weight_map.values()))):
         inside = pathlib.PurePath(file_name).name == file_name and "\\" not in file_name
         if not inside or not file_name.endswith(".safetensors"):
-            raise BadInput(f"{index}: weight_map names {file_name!r}; only safetensors files of the same folder may be")
+            raise BadInput(f"{index}: weight_map names {file_name!r}; it may name only safetensors files in its folder")
         shard = index.parent / file_name
         if not shard.is_file():
-            raise BadInput(f"{index}: weight_map names {file_name}, which the folder lacks; fetch that file")
+            raise BadInput(f"{index}: weight_map names {file_name}, which is not in the folder; fetch that file")
         for name, entry in read_header(shard, dtypes, buffer).items():
             if name in tensors:
                 raise BadInput(f"{shard}: tensor {name} is also in {tensors[name].file.name}; remove one of the two")

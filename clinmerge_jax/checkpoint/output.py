@@ -78,7 +78,9 @@ class OutputFolder:
             return None
         provenance = _read_provenance(self.target / PROVENANCE_FILE)
         if provenance is None:
-            raise BadInput(f"config.output: {self.target} exists and is no result of this program; name another folder")
+            raise BadInput(
+                f"config.output: {self.target} exists and is not a result of this program; name another folder"
+            )
         if self.overwrite:
             return None
         if self._same_result(provenance, self.identity):
@@ -106,7 +108,7 @@ class OutputFolder:
             if self._take_lock():
                 break
         else:
-            raise BadInput(f"config.output: cannot make {self.partial}; name another folder")
+            raise BadInput(f"config.output: cannot create {self.partial}; name another folder")
         if self.finished() is not None:  # by a process that has just released the lock
             self.discard()
             return OutputState.FINISHED
@@ -175,9 +177,9 @@ class OutputFolder:
         target = self.target.resolve()
         for field, folder in inputs.items():
             if folder.resolve() in (target, *target.parents):
-                raise BadInput(f"config.output: {self.target} lies in the folder of {field}; name another folder")
+                raise BadInput(f"config.output: {self.target} is in the folder of {field}; name another folder")
             if target in folder.resolve().parents:
-                raise BadInput(f"config.output: {self.target} holds the folder of {field}; name another folder")
+                raise BadInput(f"config.output: {self.target} contains the folder of {field}; name another folder")
 
     def path(self, name: str) -> pathlib.Path:
         """The path of a result file in the hidden folder."""
@@ -236,7 +238,7 @@ class OutputFolder:
         self.write_text(_JOURNAL_FILE, json.dumps(content))
 
     def check_space(
-        self, nbytes: int, result: str = "the result", mend: str = "free some or name a folder elsewhere"
+        self, nbytes: int, result: str = "the result", mend: str = "free some space or name a folder elsewhere"
     ) -> None:
         """Refuses a result that is larger than the free disk space.
 
@@ -258,11 +260,11 @@ class OutputFolder:
 
         Args:
           same: what is unchanged since then.
-          tables: the beginning of the sentence that ends in "README.md there.", saying what that file holds.
+          tables: the beginning of the sentence that ends in "README.md in that folder.", saying what that file holds.
         """
         return (
             f"{self.target} is finished already: {same}, nothing to do.\n"
-            f"To make it again: --config.overwrite=True. {tables} README.md there."
+            f"To make it again: --config.overwrite=True. {tables} README.md in that folder."
         )
 
     def commit(self, provenance: Mapping[str, Any]) -> None:

@@ -138,8 +138,8 @@ def fetch_hub(location: str, field: str) -> pathlib.Path:
             raise refusal from error
         _check_listing(names, location, field, **conversion)
         if not constants.HF_HUB_OFFLINE:
-            logging.warning("%s: %s is not asked for anew (%s)", field, location, _one_line(error))
-        logging.info("%s: %s, commit %s, lies in the cache: %s", field, repo, path.name, path)
+            logging.warning("%s: %s is not checked for a newer version (%s)", field, location, _one_line(error))
+        logging.info("%s: %s, commit %s, is in the cache: %s", field, repo, path.name, path)
         return path
     _check_listing([file.rfilename for file in info.siblings or ()], location, field, **conversion)
     logging.info(
@@ -150,7 +150,7 @@ def fetch_hub(location: str, field: str) -> pathlib.Path:
         path = pathlib.Path(snapshot_download(repo, revision=revision, **wanted))
     except (errors.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: what hf_xet raises
         raise _hub_refusal(error, repo, revision, field) from error
-    logging.info("%s: %s, commit %s, lies in %s", field, repo, path.name, path)
+    logging.info("%s: %s, commit %s, is in %s", field, repo, path.name, path)
     return path
 
 
@@ -166,7 +166,7 @@ def _hub_refusal(error: BaseException, repo: str, revision: str | None, field: s
     said = getattr(error, "server_message", None)
     detail = f"{status}, {' '.join(said.split())}" if said else f"{status}"
     if isinstance(error, errors.HFValidationError):
-        problem = f"{repo} is not a folder, and no hub id; give a checkpoint folder or org/name"
+        problem = f"{repo} is neither a folder nor a hub id; give a checkpoint folder or org/name"
     elif isinstance(error, errors.GatedRepoError):
         problem = (
             f"{repo} is gated, and access is not granted ({status}); accept its licence on {hub}/{repo}, then {login}"
@@ -175,15 +175,15 @@ def _hub_refusal(error: BaseException, repo: str, revision: str | None, field: s
         problem = f"{repo} has no revision {revision or 'main'}; its branches and tags are on {hub}/{repo}/tree/main"
     elif isinstance(error, errors.RepositoryNotFoundError):
         problem = (
-            f"{repo} is not a folder, and {hub} shows no such model ({status}); check the spelling, or {login} if the"
+            f"{repo} is not a folder, and {hub} has no such model ({status}); check the spelling, or {login} if the"
             " model is private"
         )
     elif status == 401:
-        problem = f"{hub} does not accept the token ({detail}); log in again with `hf auth login`, or mend HF_TOKEN"
+        problem = f"{hub} does not accept the token ({detail}); log in again with `hf auth login`, or correct HF_TOKEN"
     elif status == 403:
-        problem = f"{hub} does not give out {repo} ({detail}); {login} with a token that may read it"
+        problem = f"{hub} refuses access to {repo} ({detail}); {login} with a token that may read it"
     elif status is not None:
-        problem = f"{hub} did not give out {repo} ({detail}); try again later, or give a checkpoint folder"
+        problem = f"{hub} did not serve {repo} ({detail}); try again later, or give a checkpoint folder"
     elif isinstance(error, errors.OfflineModeIsEnabled):
         command = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
         problem = (
@@ -191,7 +191,10 @@ def _hub_refusal(error: BaseException, repo: str, revision: str | None, field: s
             f" HF_HUB_OFFLINE is set; unset it, or fetch the model first with `{command}`"
         )
     elif isinstance(error, OSError) and (error.filename is not None or _is_full(error)):
-        problem = f"{repo} cannot be kept in {cache} ({_one_line(error)}); make room, or set HF_HOME to another place"
+        problem = (
+            f"{repo} cannot be stored in {cache} ({_one_line(error)}); free some space, or set HF_HOME to another"
+            " folder"
+        )
     else:
         problem = (
             f"{repo} is not a folder, and cannot be fetched from {hub} ({_one_line(error)}); check the network or the"
@@ -240,8 +243,8 @@ def fetch_url(url: str, field: str) -> pathlib.Path:
         raise
     except OSError as error:
         raise BadInput(
-            f"{field}: {url} cannot be copied to {folder} ({_one_line(error)}); make room and run the command again, or"
-            f" set {CACHE_VARIABLE} to another place"
+            f"{field}: {url} cannot be copied to {folder} ({_one_line(error)}); free some space and run the command"
+            f" again, or set {CACHE_VARIABLE} to another folder"
         ) from error
     if fetched and _list(system, root, url, field) != listing:
         raise BadInput(f"{field}: {url} changed while it was copied; run the command again when it is finished")
@@ -260,19 +263,19 @@ def _open_url(url: str, field: str) -> tuple[Any, str]:
     if protocol in ("hf", "http", "https"):
         hub_id = rest.removeprefix("huggingface.co/").removeprefix("models/")
         hint = hub_id if is_hub_id(hub_id) else "org/name"
-        raise BadInput(f"{field}: {url} is no bucket; for a model of the hub give its id alone: {hint}")
+        raise BadInput(f"{field}: {url} is not a bucket; for a model on the hub give only its id: {hint}")
     import fsspec
 
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         package = _PACKAGES.get(protocol)
-        mend = f"run `pip install {package}`" if package else "install the package that this names"
+        mend = f"run `pip install {package}`" if package else "install the package named here"
         raise BadInput(f"{field}: {url} needs {package or f'more ({_one_line(error)})'}; {mend}") from error
     except Exception as error:  # every file system has its own exceptions: no protocol, no credentials, no project
         raise BadInput(
             f"{field}: {url} cannot be opened ({_one_line(error)}); give a folder, org/name, gs://... or s3://..., and"
-            " see to the credentials of the bucket"
+            " check the bucket's credentials"
         ) from error
 
 
@@ -282,10 +285,11 @@ def _list(system: Any, root: str, url: str, field: str) -> dict[str, dict[str, A
         system.invalidate_cache()
         entries = system.ls(root, detail=True)
     except FileNotFoundError as error:
-        raise BadInput(f"{field}: there is no folder {url}; check bucket and path") from error
+        raise BadInput(f"{field}: the folder {url} does not exist; check bucket and path") from error
     except PermissionError as error:
         raise BadInput(
-            f"{field}: {url} may not be read ({_one_line(error)}); log in to the bucket with an account that may"
+            f"{field}: reading {url} is not permitted ({_one_line(error)}); log in to the bucket with an account that"
+            " may read it"
         ) from error
     except Exception as error:  # as above: the cloud libraries' exceptions share no class
         raise BadInput(
@@ -328,7 +332,7 @@ def _copy_missing(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     missing = [name for name in wanted if name not in present]
     if not missing:
-        logging.info("%s: %s lies unchanged in %s", field, url, folder)
+        logging.info("%s: %s is unchanged in %s", field, url, folder)
         return False
     logging.info("%s: fetching %d of %d files of %s", field, len(missing), len(wanted), url)
     total = sum(wanted[name]["size"] for name in missing)
@@ -340,7 +344,7 @@ def _copy_missing(
             _copy(system, f"{root.rstrip('/')}/{name}", folder / name, wanted[name]["size"], bar, f"{field}: {url}")
             present[name] = wanted[name]
             _write_manifest(folder, url, present)
-    logging.info("%s: %s lies in %s", field, url, folder)
+    logging.info("%s: %s is in %s", field, url, folder)
     return True
 
 
@@ -361,10 +365,10 @@ def _copy(system: Any, source: str, target: pathlib.Path, size: int, bar: tqdm.t
         if _is_full(error):
             raise
         raise BadInput(
-            f"{label}: {target.name} cannot be fetched ({_one_line(error)}); run the command again, it goes on there"
+            f"{label}: {target.name} cannot be fetched ({_one_line(error)}); run the command again to continue"
         ) from error
     if _size(part) != size:
-        raise BadInput(f"{label}: {target.name} came with {_size(part)} of {size} bytes; run the command again")
+        raise BadInput(f"{label}: {target.name} arrived with {_size(part)} of {size} bytes; run the command again")
     os.replace(part, target)
     bar.update(before + size - bar.n)
 

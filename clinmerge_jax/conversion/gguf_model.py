@@ -159,7 +159,9 @@ class _Metadata:
         if value is None:
             raise BadInput(f"{self.path}: lacks {self.prefix}{key}; give a whole model, or fetch it again")
         if type(value) is not int or value < 1:
-            raise BadInput(f"{self.path}: {self.prefix}{key} is {value!r}; one positive integer for all layers is read")
+            raise BadInput(
+                f"{self.path}: {self.prefix}{key} is {value!r}; only one positive integer for all layers is supported"
+            )
         return value
 
 
@@ -172,7 +174,7 @@ def _rope_scaling(
             scaling = llama3_scaling(read_whole(tensors[_ROPE_FACTORS]), theta, head_dim)
         if scaling is None:
             raise BadInput(
-                f"{values.path}: {_ROPE_FACTORS} is no scaling of Llama 3.1's kind; have transformers load and save the"
+                f"{values.path}: {_ROPE_FACTORS} is not a scaling as in Llama 3.1; have transformers load and save the"
                 " original model, and give that folder"
             )
         return scaling
@@ -181,7 +183,9 @@ def _rope_scaling(
     if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
         return None
     if kind != "linear":
-        raise BadInput(f"{values.path}: {values.prefix}rope.scaling.type is {kind!r}; only none and linear are read")
+        raise BadInput(
+            f"{values.path}: {values.prefix}rope.scaling.type is {kind!r}; only none and linear are supported"
+        )
     return {"rope_type": "linear", "factor": factor}
 
 
@@ -194,7 +198,7 @@ def _by_name(model: Gguf, path: pathlib.Path) -> dict[str, GgufTensor]:
         found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
         key = found and ("blk.{}." * (found[1] is not None) + found[2])
         if key not in _NAMES:
-            raise BadInput(f"{path}: holds tensor {name}, which no Llama has; its forward pass is not known here")
+            raise BadInput(f"{path}: holds tensor {name}, which no Llama has; its forward pass is not supported")
         layer = [] if found[1] is None else [int(found[1])]
         named[f"{_NAMES[key].format(*layer)}.{found[3]}"] = tensor
     return named
@@ -204,14 +208,14 @@ def _check(named: Mapping[str, GgufTensor], llama: LlamaConfig, path: pathlib.Pa
     expected = {name: row.shape(llama) for row in parameters(llama) for name in row.names(llama)}
     missing = next((name for name in expected if name not in named), None)
     if missing is not None:
-        raise BadInput(f"{path}: has no tensor for {missing}, which its metadata ask for; fetch it again")
+        raise BadInput(f"{path}: has no tensor for {missing}, which its metadata require; fetch it again")
     extra = next((name for name in named if name not in expected), None)
     if extra is not None:
-        raise BadInput(f"{path}: holds {named[extra].name}, which its metadata do not ask for; fetch it again")
+        raise BadInput(f"{path}: holds {named[extra].name}, which its metadata do not expect; fetch it again")
     for name, shape in expected.items():
         if named[name].shape != shape:
             raise BadInput(
-                f"{path}: tensor {named[name].name} has shape {list(named[name].shape)} where its metadata ask for"
+                f"{path}: tensor {named[name].name} has shape {list(named[name].shape)}, but its metadata require"
                 f" {list(shape)}; it is damaged, fetch it again"
             )
 

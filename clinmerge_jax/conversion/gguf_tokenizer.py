@@ -156,7 +156,7 @@ class _Vocabulary:
         if index is None:
             return None
         if type(index) is not int or not 0 <= index < len(self.tokens):
-            raise BadInput(f"{self.path}: {_PREFIX}{key} is {index!r}, no token's id; {self._mend}")
+            raise BadInput(f"{self.path}: {_PREFIX}{key} is {index!r}, which is not a token id; {self._mend}")
         return self.tokens[index]
 
     def _ids(self) -> dict[str, int]:
@@ -209,6 +209,6 @@ class _Vocabulary:
             halves = [(merge[:cut], merge[cut + 1 :]) for cut in range(1, len(merge)) if merge[cut] == " "]
             fitting = [pair for pair in halves if pair[0] in ids and pair[1] in ids and "".join(pair) in ids]
             if not fitting:
-                raise BadInput(f"{self.path}: merge {index} joins no two tokens into a third; {self._mend}")
+                raise BadInput(f"{self.path}: merge {index} does not join two tokens into a third; {self._mend}")
             merges.append(fitting[0])
         return merges

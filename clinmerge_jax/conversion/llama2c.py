@@ -188,7 +188,7 @@ def _blocks(path: pathlib.Path) -> tuple[Header, list[Block]]:
     actual = path.stat().st_size
     if actual != expected:
         problem = "truncated" if actual < expected else "too long"
-        raise BadInput(f"{path}: {problem}: {actual} bytes, but its header asks for {expected}; fetch it again")
+        raise BadInput(f"{path}: {problem}: {actual} bytes, but its header requires {expected}; fetch it again")
     return header, blocks
 
 

@@ -38,8 +38,8 @@ def open_source(location: str, tokenizer: str) -> Source:
             return gguf_model.open_source(path, _tokenizer_folder(tokenizer))
         if not tokenizer or not os.path.isfile(os.path.expanduser(tokenizer)):
             raise BadInput(
-                f"{FIELD}: {path} is a file but no GGUF file; for a llama2.c checkpoint give its tokenizer file with"
-                f" --{TOKENIZER_FIELD}, else a folder"
+                f"{FIELD}: {path} is a file but not a GGUF file; give a folder, or for a llama2.c checkpoint its"
+                f" tokenizer file with --{TOKENIZER_FIELD}"
             )
         return llama2c.open_source(path, pathlib.Path(os.path.expanduser(tokenizer)))
     folder = resolve(location, FIELD)

@@ -56,7 +56,9 @@ def convert(values: np.ndarray, dtype: np.dtype, name: str) -> tuple[np.ndarray,
         result = values.astype(dtype)
     before, after = (x.astype(np.float32, copy=False) for x in (values, result))
     if not np.isfinite(after).all() and np.isfinite(before).all():
-        raise BadInput(f"config.dtype: tensor {name} holds values that {dtype} cannot; give float32 or bfloat16")
+        raise BadInput(
+            f"config.dtype: tensor {name} holds values that {dtype} cannot represent; give float32 or bfloat16"
+        )
     changed = (before != after) & ~np.isnan(before)
     rounding.changed = int(np.count_nonzero(changed))
     if rounding.changed:

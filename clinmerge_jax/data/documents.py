@@ -103,7 +103,7 @@ def encode(
     if document.text is not None:
         tokens = _ended(_plain(document.text, tokenizer), end)
         if not tokens.size:
-            raise BadInput(f"{document.name}: the tokenizer makes no token of it; remove it")
+            raise BadInput(f"{document.name}: has no tokens; remove it")
         return Encoded(tokens, np.arange(len(tokens)) > 0)
     if document.messages is not None or chat:
         source, build = _conversation(document, tokenizer)
@@ -153,8 +153,8 @@ def _encode_chat(name: str, messages: Sequence[Mapping[str, str]], tokenizer) ->
     except jinja2.TemplateError as error:
         # The template's error message is left out: it may quote the conversation.
         system = any(message["role"] == "system" for message in messages)
-        mend = "put its system message into the first user message" if system else "mend the conversation"
-        raise BadInput(f"{name}: the chat template refuses it; {mend}, or mend the template") from error
+        mend = "put its system message into the first user message" if system else "correct the conversation"
+        raise BadInput(f"{name}: the chat template refuses it; {mend}, or correct the template") from error
 
 
 def _encode_completion(document: Document, prompt: str, tokenizer, end: int | None) -> Encoded:
@@ -186,10 +186,12 @@ def _encode_messages(name: str, messages: Sequence[Mapping[str, str]], tokenizer
 
 def _checked(name: str, tokens: np.ndarray, targets: np.ndarray, bos: int | None) -> Encoded:
     if not targets[1:].any():
-        raise BadInput(f"{name}: has no assistant message or completion with content, so nothing of it would be scored")
+        raise BadInput(f"{name}: has no assistant message or completion with content, so none of it would be scored")
     if np.all(tokens[~targets] == bos):
-        raise BadInput(f"{name}: nothing but the answer is left of it, so all of it would be scored; mend the prompt or"
-                       " the chat template, or give 'text'")  # fmt: skip
+        raise BadInput(
+            f"{name}: only the answer is left of it, so all of it would be scored; correct the prompt or the chat"
+            " template, or give 'text'"
+        )
     targets[0] = False
     return Encoded(tokens, targets)
 

@@ -61,7 +61,7 @@ def read(task: str, field: str, label: str = "", data_dir: str = "", fields: str
         return read_documents(task, field, label or None, data_dir or None, fields)
     name = task.removeprefix(_MINIATURE)
     if name not in ("clinical", "instruct"):
-        raise BadInput(f"{field}: there is no corpus {task!r}; there are miniature:clinical and miniature:instruct")
+        raise BadInput(f"{field}: {task!r} is not a corpus; choose from miniature:clinical, miniature:instruct")
     return corpus(name, _MINIATURE_SEED, _MINIATURE_DOCUMENTS)
 
 

@@ -83,7 +83,7 @@ def divide(shots: int, counts: Sequence[int], shares: Sequence[float]) -> list[i
     if short:
         raise BadInput(
             f"config.shots: {shots} take {given[short[0]]} from set {short[0] + 1} of config.task, which has"
-            f" {counts[short[0]]}; give fewer shots, or other shares"
+            f" {counts[short[0]]}; give fewer shots or different shares"
         )
     return given
 

@@ -47,7 +47,7 @@ def local_rows(sharding: Sharding, rows: int) -> slice:
     held = {part.indices(rows)[:2] for (part,) in sharding.addressable_devices_indices_map((rows,)).values()}
     start, stop = min(held)[0], max(stop for _, stop in held)
     if sum(stop - start for start, stop in held) != stop - start:
-        raise ValueError(f"this process holds rows {sorted(held)} of {rows}, which do not follow one another")
+        raise ValueError(f"this process holds rows {sorted(held)} of {rows}, which are not consecutive")
     return slice(start, stop)
 
 

@@ -71,7 +71,7 @@ def pack(encoded: Sequence[Encoded], length: int, full_rows: bool = False) -> tu
         origins += [number] * len(parts)
         cut += len(parts) > 1
     if not pieces:
-        raise BadInput(f"config.task: of {len(encoded)} documents none has a token to learn; give longer ones")
+        raise BadInput(f"config.task: none of the {len(encoded)} documents has a token to learn; give longer ones")
     sizes = [len(piece.tokens) for piece in pieces]
     groups = best_fit(sizes, length) if full_rows else [[index] for index in range(len(pieces))]
     sequences = sequences_of([[pieces[index] for index in group] for group in groups])

@@ -16,7 +16,9 @@ from clinmerge_jax.errors import BadInput
 
 _FORMS = ("prompt", "messages", "conversations")
 _KINDS = "'prompt', 'messages' and 'conversations'"
-_MEND = f"give JSON lines, a JSON array, CSV, TSV or Parquet with one of {_KINDS}, or a .txt file with a prompt a line"
+_MEND = (
+    f"give JSON lines, a JSON array, CSV, TSV or Parquet with one of {_KINDS}, or a .txt file with one prompt per line"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ def _prompt(made: Mapping[str, Any], row: Row, index: int, option: str) -> Promp
     own = index if made.get("id") in (None, "") else made["id"]
     if given == ["prompt"]:
         if not isinstance(made["prompt"], str) or not made["prompt"]:
-            raise BadInput(f"{name}: 'prompt' is no text; give some")
+            raise BadInput(f"{name}: 'prompt' is not text; give text")
         return Prompt(name, own, text=made["prompt"])
     messages = conversation(made, given[0], name)
     if messages[-1]["role"] == "assistant":
@@ -111,7 +113,7 @@ def encode_prompt(
             ids = _rendered(prompt.name, shown, tokenizer)
         tokens = without_second_bos(ids, tokenizer)
         if not tokens.size:
-            raise BadInput(f"{prompt.name}: the tokenizer makes no token of it; remove it")
+            raise BadInput(f"{prompt.name}: has no tokens; remove it")
         return tokens, len(tokens)
 
     if not (most and cut and source):
@@ -119,7 +121,7 @@ def encode_prompt(
     tokens, length, shortened = fit(build, source, most, tokenizer)
     if tokens is None:
         raise BadInput(
-            f"{prompt.name}: {most} tokens fit beside the answer, and cut as far as it may be it has {length}; give"
+            f"{prompt.name}: has {length} tokens after the largest cut allowed, and {most} fit beside the answer; give"
             " fewer new tokens with config.max_new_tokens"
         )
     return tokens, shortened
@@ -136,4 +138,4 @@ def _rendered(name: str, messages: Sequence[Mapping[str, str]], tokenizer) -> li
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
         )
     except jinja2.TemplateError as error:  # the template's error message may quote the conversation
-        raise BadInput(f"{name}: the chat template refuses it; mend the conversation or the template") from error
+        raise BadInput(f"{name}: the chat template refuses it; correct the conversation or the template") from error

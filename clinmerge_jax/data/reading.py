@@ -56,8 +56,8 @@ def _document(row: dict[str, Any], name: str, label: str | None, mapped: Fields 
     if label is not None:
         if not is_plain(row.get(label)) or row[label] == "":
             raise BadInput(
-                f"{name}: has no {label!r} to balance classes by; give it to every row, or name another column than"
-                f" these with config.label: {shown(row)}"
+                f"{name}: has no {label!r} to balance classes by; give it to every row, or name with config.label a"
+                f" column that every row has; this one has {shown(row)}"
             )
         group = str(row[label])
     made = mapped.apply(row, name) if mapped else row
@@ -102,7 +102,7 @@ def _told_apart(documents: Iterable[Document]) -> list[Document]:
                 document = dataclasses.replace(document, given_id=f"{document.id}-{copies[document.id]}")
         if document.id in found:
             raise BadInput(
-                f"{document.name}: has the same id as {found[document.id].name}; give each an id of its own, or none"
+                f"{document.name}: has the same id as {found[document.id].name}; give each its own id, or none"
             )
         found[document.id] = document
     return list(found.values())

@@ -104,8 +104,8 @@ class Evaluator:
         most = self._context - new
         if most < 1:
             raise BadInput(
-                f"config.max_new_tokens: {new} for task {task.name} leave nothing of the {self._context} tokens of"
-                " context; give fewer"
+                f"config.max_new_tokens: {new} for task {task.name} leaves no room for a prompt in the context of"
+                f" {self._context} tokens; give fewer"
             )
         prompter = Prompter(task, self.tokenizer, chat, shots, most, self._config.too_long == "cut")
         prompts = [prompter.prompt(item, mode == LETTERS) for item in items]
@@ -119,8 +119,8 @@ class Evaluator:
                 needed = max(needed, len(last) + (len(item.turns) + 1) * new + _SLACK)
         if needed > self._context:
             raise BadInput(
-                f"config.max_new_tokens: the turns of task {task.name} take {needed} tokens with so many for each"
-                f" answer, and the context has {self._context}; give fewer"
+                f"config.max_new_tokens: the turns of task {task.name} take {needed} tokens with this many for each"
+                f" answer, but the context has {self._context}; give fewer"
             )
         length = min(-(-needed // _LENGTH_STEP) * _LENGTH_STEP, self._context)
         check_engine(

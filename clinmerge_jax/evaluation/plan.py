@@ -66,17 +66,17 @@ def check(config: ConfigDict, systems: Sequence[System], questions: Sequence[Tas
     if config.human_sheet and not config.save_generations:
         raise BadInput("config.human_sheet: needs the answers; set config.save_generations=True too")
     if config.human_sheet and not any(one.task.kind is Kind.GENERATION for one in questions):
-        raise BadInput("config.human_sheet: no task of this run asks for text; leave it at 0")
+        raise BadInput("config.human_sheet: no task of this run generates text; leave it at 0")
     if config.harness_tasks and all(system.checkpoint is None for system in systems):
-        raise BadInput("config.harness_tasks: stored answers cannot be asked lm-eval's questions; give a model")
+        raise BadInput("config.harness_tasks: lm-eval's tasks need a model, not stored answers; give a model")
     if config.harness_tasks and config.temperature > 0:
-        raise BadInput("config.temperature: lm-eval's tasks say themselves how they sample; leave it at 0")
+        raise BadInput("config.temperature: lm-eval's tasks set their own sampling; leave it at 0")
     names = {system.name for system in systems}
     for other in others(config):
         if other not in names:
-            raise BadInput(f"config.compare_to: {other!r} is no model; there are {', '.join(sorted(names))}")
+            raise BadInput(f"config.compare_to: {other!r} is not a model; choose from {', '.join(sorted(names))}")
     for name in names & scoring.TRIVIAL:
-        raise BadInput(f"config.model: {name!r} is the name of a floor; give the model another one")
+        raise BadInput(f"config.model: {name!r} is the name of a floor; give the model another name")
     for one in questions:
         one.shots(config.shots, 0)
 
@@ -94,7 +94,9 @@ def _seeds(config: ConfigDict) -> list[int]:
     try:
         seeds = [int(seed) for seed in str(config.seeds).split(",")]
     except ValueError as error:
-        raise BadInput(f"config.seeds: {config.seeds!r} is no list of whole numbers; give such as 0,1,2") from error
+        raise BadInput(
+            f"config.seeds: {config.seeds!r} is not a list of whole numbers; give a list such as 0,1,2"
+        ) from error
     if len(set(seeds)) < len(seeds):
         raise BadInput(f"config.seeds: {config.seeds!r} names a seed twice; name each once")
     return seeds

@@ -54,7 +54,9 @@ def held_out_sets(spec: str, miniature: bool) -> list[HeldOut]:
     """
     if spec == "auto":
         if not miniature:
-            logging.info("evaluate=auto: held-out text ships for the miniature only; name yours with NAME=FILE.jsonl")
+            logging.info(
+                "evaluate=auto: held-out text is included only for the miniature; name yours with NAME=FILE.jsonl"
+            )
         spec = "miniature" if miniature else ""
     if not spec:
         return []

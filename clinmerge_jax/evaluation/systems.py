@@ -137,7 +137,7 @@ def _stored(row: Mapping[str, Any], name: str) -> tuple[str, Output]:
     if not isinstance(finished, bool):
         raise BadInput(f"{name}: 'finished' is neither true nor false; give one of the two, or leave it out")
     if not isinstance(earlier, list) or not all(isinstance(answer, str) for answer in earlier):
-        raise BadInput(f"{name}: 'earlier' is no list of answers; give one for each earlier turn, or leave it out")
+        raise BadInput(f"{name}: 'earlier' is not a list of answers; give one for each earlier turn, or leave it out")
     return str(row["id"]), Output(row["answer"], finished, tuple(earlier))
 
 

@@ -68,8 +68,8 @@ class TaskData:
             return []
         if len(self.train) < count:
             raise BadInput(
-                f"config.shots: {count} examples for {self.name}, whose training split has {len(self.train)} that are"
-                " not asked too; give fewer, or 0"
+                f"config.shots: {count} examples for {self.name}, but its training split has {len(self.train)} that are"
+                " not test items too; give fewer, or 0"
             )
         chosen = choose(self.train, count, seed)
         if not all(isinstance(item.target if item.shown is None else item.shown, str) for item in chosen):
@@ -157,11 +157,11 @@ def read_tasks(
             known = about.sha256
             asked = items(task.dataset, task.test, source, limit)
             if task.train not in about.left_out and not shown:
-                logging.info("%s: no training split lies in %s; one floor is left out", task.name, source.data_dir)
+                logging.info("%s: no training split is in %s; one floor is left out", task.name, source.data_dir)
                 task = dataclasses.replace(task, train="")
             train = items(task.dataset, task.train, source) if task.train else []
             if about.left_out[task.test]:
-                logging.warning("%s: %d rows lack the part that is asked for and are left out", task.name,
+                logging.warning("%s: %d rows lack the requested part and are left out", task.name,
                                 about.left_out[task.test])  # fmt: skip
         found.append(_questions(task, asked, train, known, extra))
     return found

@@ -25,13 +25,13 @@ def run_configs(config: ConfigDict) -> dict[str, ConfigDict]:
     for field, only in _ONE_BY_ONE.items():
         if config[field] != only:
             raise BadInput(
-                f"config.{field}: is {config[field]}, and a grid takes every run to its last step; leave it at {only},"
+                f"config.{field}: is {config[field]}, but a grid trains every run to its last step; leave it at {only},"
                 " or train the runs one by one with --config=configs/sft.py"
             )
     for axis in ("fsdp", "tensor"):
         if config.mesh[axis] not in (0, 1):
             raise BadInput(
-                f"config.mesh.{axis}: is {config.mesh[axis]}, and each device of a grid trains whole runs; leave it at"
+                f"config.mesh.{axis}: is {config.mesh[axis]}, but each device of a grid trains whole runs; leave it at"
                 " 0, or train the runs one by one with --config=configs/sft.py"
             )
     seeds = _values(config, "seeds", int)

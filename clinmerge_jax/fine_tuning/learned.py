@@ -153,7 +153,7 @@ class Reader:
         made = GENERATED_SETS.get(task.dataset)
         splits = list(prepare(task.dataset, source).left_out) if made is None else made.splits
         if split not in splits:
-            raise BadInput(f"{field}: {task.name} has no split {split!r} here; choose of {', '.join(splits)}")
+            raise BadInput(f"{field}: {task.name} has no split {split!r} here; choose from {', '.join(splits)}")
         return items(task.dataset, split, source) if made is None else made.items(split, source), splits
 
     @property
@@ -176,7 +176,7 @@ class Reader:
             raise _nothing_to_learn(task, field)
         split = split or ("" if field == "config.validation" else task.train)
         if not split:
-            raise BadInput(f"{field}: {task.name} does not say which of its splits; give {task.name}@SPLIT")
+            raise BadInput(f"{field}: {task.name} has no default split; give {task.name}@SPLIT")
         rows, splits = read_items(split)
         if not all(isinstance(answer(item), str) and answer(item).strip() and not item.turns for item in rows):
             raise _nothing_to_learn(task, field)
@@ -204,4 +204,4 @@ class Reader:
 def _nothing_to_learn(task: Task, field: str) -> BadInput:
     """The error for a task whose items define how an answer is judged but have no reference answer."""
     able = ", ".join(name for name, one in TASKS.items() if one.train)
-    return BadInput(f"{field}: {task.name} has no answers to learn; choose of {able}")
+    return BadInput(f"{field}: {task.name} has no answers to learn; choose from {able}")

@@ -43,8 +43,8 @@ def step_settings(
     steps = steps_of(sequences, config.batch_size, config.epochs, config.steps, replayed)
     if config.warmup_steps >= steps > 1:
         raise BadInput(
-            f"config.warmup_steps: {config.warmup_steps} of {steps} steps leave none at the learning rate that is asked"
-            " for; give fewer, or 0 to go by config.warmup_share"
+            f"config.warmup_steps: {config.warmup_steps} of {steps} steps leave none at the full learning rate; give"
+            " fewer, or 0 to use config.warmup_share"
         )
     if not 0 <= config.seed < 2**32:
         raise BadInput(f"config.seed: is {config.seed}; give a whole number from 0 to 4294967295")
@@ -74,11 +74,11 @@ def step_settings(
         if config.freeze:
             raise BadInput("config.freeze: with an adapter the weights are frozen anyway; leave it out")
     elif config.merge_adapter:
-        raise BadInput("config.merge_adapter: there is no adapter where config.lora.rank is 0; leave it out")
+        raise BadInput("config.merge_adapter: there is no adapter if config.lora.rank is 0; leave it out")
     if not 0 < config.wise_ft <= 1:
         raise BadInput(f"config.wise_ft: is {config.wise_ft}; give a share over 0, up to 1")
     if lora is not None and config.wise_ft != 1 and not config.merge_adapter:
-        raise BadInput("config.wise_ft: of an adapter it needs config.merge_adapter=True; add that, or leave it at 1")
+        raise BadInput("config.wise_ft: requires config.merge_adapter=True for an adapter; set that, or leave it at 1")
     computed = config.dtype
     if computed == "auto":
         computed = "float32" if device.platform == "cpu" else "bfloat16"
@@ -115,13 +115,11 @@ def loop_settings(config: ConfigDict, steps: int, validated: bool) -> LoopSettin
     if config.select not in ("last", "best"):
         raise BadInput(f"config.select: {config.select!r} is unknown; give last or best")
     if not validated and (config.select == "best" or config.patience or config.validate_every):
-        raise BadInput(
-            "config.validation: is empty, and select=best, patience and validate_every go by it; name a file"
-        )
+        raise BadInput("config.validation: is empty, but select=best, patience and validate_every need it; name a file")
     if (config.select == "best" or config.patience) and not 0 < config.validate_every < steps:
         raise BadInput(
-            f"config.validate_every: is {config.validate_every}, and select=best and patience compare several"
-            f" validations in the {steps} steps; give fewer than them"
+            f"config.validate_every: is {config.validate_every}, but select=best and patience compare several"
+            f" validations in the {steps} steps; give a number over 0 and under {steps}"
         )
     return LoopSettings(steps, config.save_every, config.validate_every, config.patience)
 

@@ -226,8 +226,8 @@ class Source:
             shared = [one for one in self._validation.documents if one.digest in digests]
             if shared:
                 raise BadInput(
-                    f"config.validation: the words of {len(shared)} of its documents are among the examples too,"
-                    f" {shared[0].id} the first; take them out"
+                    f"config.validation: {len(shared)} of its documents are also among the examples, the first is"
+                    f" {shared[0].id}; remove them"
                 )
         taken = [*parts, *((one, one.documents) for one in self._replayed)]
         tasks = [task for one, chosen in taken if (task := one.learned(chosen)) is not None]

@@ -106,7 +106,9 @@ def check_engine(
     """
     context, parts = layout.config.max_position_embeddings, layout.parts("batch")
     if slots < 1 or slots % parts:
-        raise BadInput(f"config.slots: is {slots}; give a multiple of {parts}, as many as the mesh cuts a batch into")
+        raise BadInput(
+            f"config.slots: is {slots}; give a multiple of {parts}, the parts into which the mesh cuts a batch"
+        )
     if not 1 < length <= context:
         raise BadInput(
             f"config.length: {length} tokens of prompt and answer do not fit the model's context of {context}; give"
@@ -302,7 +304,7 @@ class Engine:
             raise BadInput(f"{name}: is empty; give at least one token, such as the BOS")
         if more < 0 or given + more > self.length:
             raise BadInput(
-                f"{name}: {given} tokens and {more} more are over the {self.length} that a slot holds; shorten it, or"
+                f"{name}: {given} tokens and {more} new ones exceed the {self.length} that a slot holds; shorten it, or"
                 " give more with config.length"
             )
 

@@ -19,8 +19,8 @@ def check_memory(layout: Layout, slots: int, length: int, dtype: Any) -> None:
     if free is not None and wanted > free:
         fit = int(free // cache_bytes(layout.config, 1, length, dtype))
         raise BadInput(
-            f"config.slots: a cache of {slots} slots of {length} tokens takes {wanted / 1e9:.3g} GB and the devices"
-            f" have {free / 1e9:.3g} GB free; give {fit or 'none: shorten config.length'}"
+            f"config.slots: a cache of {slots} slots of {length} tokens takes {wanted / 1e9:.3g} GB, but the devices"
+            f" have {free / 1e9:.3g} GB free; {f'give {fit}' if fit else 'give a smaller config.length'}"
         )
 
 

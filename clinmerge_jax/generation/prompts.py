@@ -40,14 +40,16 @@ def prepare(
     room = most - config.max_new_tokens
     cut = config.too_long == "cut"
     if cut and room < 1:
-        raise BadInput(f"config.max_new_tokens: {config.max_new_tokens} leave nothing of {most} tokens; give fewer")
+        raise BadInput(
+            f"config.max_new_tokens: {config.max_new_tokens} leaves no room for a prompt in {most} tokens; give fewer"
+        )
     prompts = _read(config.prompts, config.fields)[: config.limit or None]
     found = [encode_prompt(prompt, tokenizer, config.chat_template, room, cut) for prompt in prompts]
     for prompt, (ids, _) in zip(prompts, found):
         check_vocabulary([ids], llama.vocab_size, "config.model")
         if len(ids) > room:
             raise BadInput(
-                f"{prompt.name}: {len(ids)} tokens and {config.max_new_tokens} new ones are over"
+                f"{prompt.name}: {len(ids)} tokens and {config.max_new_tokens} new ones exceed"
                 f" {'config.length' if length else 'the model context'} of {most}; shorten it, have it shortened with"
                 " config.too_long=cut, or give fewer with config.max_new_tokens"
             )

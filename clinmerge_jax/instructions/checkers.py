@@ -77,7 +77,7 @@ def instruction(
     names = [key for key in inspect.signature(checkers[kind]).parameters if key != "response"]
     kwargs = {key: value for key, value in given.items() if value is not None}
     if sorted(kwargs) != sorted(names):
-        raise BadInput(f"{name}: {kind} has {_listed(kwargs)} and takes {_listed(names)}; give exactly these")
+        raise BadInput(f"{name}: {kind} has {_listed(kwargs)} but takes {_listed(names)}; give exactly these")
     return Instruction(kind, {key: _read(kwargs[key], due[key], f"{name}: {kind}: {key}") for key in names})
 
 

@@ -40,9 +40,9 @@ def run(config: ConfigDict) -> None:
       BadInput: the model does not exist, it or its tokenizer is damaged, it is not a Llama, or a field is wrong.
     """
     if config.format not in FORMATS:
-        raise BadInput(f"config.format: {config.format!r} is unknown; there are {', '.join(FORMATS)}")
+        raise BadInput(f"config.format: {config.format!r} is unknown; choose from {', '.join(FORMATS)}")
     if config.dtype not in ("", *_DTYPES):
-        raise BadInput(f"config.dtype: {config.dtype!r} is unknown; there are {', '.join(_DTYPES)}")
+        raise BadInput(f"config.dtype: {config.dtype!r} is unknown; choose from {', '.join(_DTYPES)}")
     if not 0 < config.max_shard_gb < math.inf:
         raise BadInput(f"config.max_shard_gb: is {config.max_shard_gb}; give a size over 0, such as 5.0")
     source = open_source(config.source, config.tokenizer)
@@ -74,7 +74,7 @@ def _convert(config: ConfigDict, source: Source) -> None:
         output.refuse_overlap({"config.source": source.path})
         state = output.open()
         if state is OutputState.FINISHED:
-            print(output.finished_text("same source, format and dtype", "Where it comes from is in"))
+            print(output.finished_text("same source, format and dtype", "Its source is described in"))
             return
         if state is OutputState.RESUMED:
             logging.info("continuing the interrupted conversion in %s", output.partial)

@@ -80,7 +80,7 @@ def run(config: ConfigDict) -> None:
             print(f"lm-eval's scores of {system.name} are in {folder.path / _harness_file(config, system)}.")
         print(f"\n{folder.path / RESULTS_FILE} has a line for each cell. summary.md beside it has these tables,"
               " the .csv and .tex files the numbers.")  # fmt: skip
-        print("Next: more models or tasks into the same --config.output; what is done is not done again.")
+        print("Next: add models or tasks with the same --config.output; finished cells are not repeated.")
 
 
 def _refuse(output: str, system: System, questions: Sequence[TaskData]) -> None:
@@ -88,7 +88,7 @@ def _refuse(output: str, system: System, questions: Sequence[TaskData]) -> None:
     target = result_path(output).resolve()
     for part in system.parts:
         if part.path.resolve() in (target, *target.parents):
-            raise BadInput(f"config.output: {target} lies in the folder of a model; name another folder")
+            raise BadInput(f"config.output: {target} is in the folder of a model; name another folder")
     if system.stored is not None:
         for one in questions:
             read_stored(system.stored, one.name, one.items)
@@ -277,4 +277,4 @@ def _write_sheet(
         print(f"{count} answers to rate are in {folder.path / human_sheet.SHEET}; who wrote which is in"
               f" {folder.path / human_sheet.KEY}, which raters do not get.")  # fmt: skip
     else:
-        print(f"{folder.path / human_sheet.SHEET} is there already and stays as it is; move it away for a new one.")
+        print(f"{folder.path / human_sheet.SHEET} exists already and is left as it is; move it away to get a new one.")

@@ -80,7 +80,9 @@ def run(config: ConfigDict) -> None:
             alpha = int(alpha) if alpha == int(alpha) else alpha  # PEFT expects an integer, but accepts other numbers
             nbytes = sum(target.nbytes for target in targets)
             if state is OutputState.FRESH:
-                output.check_space(nbytes, "the adapter", "free some, name a folder elsewhere or give a lower rank")
+                output.check_space(
+                    nbytes, "the adapter", "free some space, name a folder elsewhere or give a lower rank"
+                )
             left = _factor(difference, targets, alpha / rank, output)
         output.write_text(CONFIG_FILE, config_text(config.base, base, model, targets, rank, alpha))
         for path in model.carried_files():
@@ -116,8 +118,8 @@ def run(config: ConfigDict) -> None:
     )
     print(
         f"Next: name {config.base}+{output.target} as a model of a recipe (--config.recipe=FILE), or load it with PEFT:"
-        f" PeftModel.from_pretrained(base, {str(output.target)!r});\nmore of the difference with a higher"
-        " --config.rank or further --config.modules, into another --config.output."
+        f" PeftModel.from_pretrained(base, {str(output.target)!r});\nor keep more of the difference with a higher"
+        " --config.rank or more --config.modules and another --config.output."
     )
 
 
@@ -125,9 +127,9 @@ def _check_fields(config: ConfigDict) -> None:
     if config.rank < 0:
         raise BadInput(f"config.rank: is {config.rank}; give a positive integer, or 0 for the full rank")
     if not 0 <= config.alpha < math.inf:
-        raise BadInput(f"config.alpha: is {config.alpha}; give a positive number, or 0 for that of the rank")
+        raise BadInput(f"config.alpha: is {config.alpha}; give a positive number, or 0 to use the rank")
     if config.dtype not in ("", *_DTYPES):
-        raise BadInput(f"config.dtype: {config.dtype!r} is unknown; there are {', '.join(_DTYPES)}")
+        raise BadInput(f"config.dtype: {config.dtype!r} is unknown; choose from {', '.join(_DTYPES)}")
 
 
 def _matching(model: Checkpoint, filters: Sequence[str]) -> list[str]:
@@ -143,14 +145,16 @@ def _matching(model: Checkpoint, filters: Sequence[str]) -> list[str]:
         if any(text in name for name in matrices):
             continue
         if any(text in name for name in model.tensors):
-            raise BadInput(f"config.modules: {text!r} fits no matrix, and LoRA holds nothing else; leave it out")
-        raise BadInput(f"config.modules: {text!r} fits no tensor of {model.path}; leave it out or mend it")
+            raise BadInput(
+                f"config.modules: {text!r} matches no matrix, and LoRA can change only matrices; leave it out"
+            )
+        raise BadInput(f"config.modules: {text!r} matches no tensor of {model.path}; correct it or leave it out")
     wanted = [name for name in matrices if any(text in name for text in filters)]
     shared = next((name for name in wanted if last_part(name) in EMBEDDINGS), None)
     if shared and is_tied(model):
         raise BadInput(
             f"config.modules: {shared} is shared between embedding and output (tie_word_embeddings), and an adapter"
-            " would change one of them alone; leave it out"
+            " would change only one of them; leave it out"
         )
     return wanted
 
@@ -175,12 +179,15 @@ def _measure(difference: Difference, output: OutputFolder) -> dict[str, float]:
 
 def _refuse_equal(model: Checkpoint, base: Checkpoint, differences: Mapping[str, float], wanted: Sequence[str]) -> None:
     if not any(differences.values()):
-        raise BadInput(f"{model.label}: {model.path} holds the weights of {base.path} ({base.label}); nothing differs")
+        raise BadInput(
+            f"{model.label}: {model.path} has the same weights as {base.path} ({base.label}); give two models that"
+            " differ"
+        )
     if not any(differences[name] for name in wanted if last_part(name) not in EMBEDDINGS):
         modules = dict.fromkeys(module_of(name) for name, square in differences.items() if square)
         raise BadInput(
-            f"config.modules: no matrix to factor among them differs; what differs is {', '.join(modules)}: name one of"
-            " these that is a matrix, neither embed_tokens nor lm_head"
+            f"config.modules: names no matrix to factor that differs; the models differ in {', '.join(modules)}: name"
+            " a matrix among these, but not embed_tokens or lm_head"
         )
 
 

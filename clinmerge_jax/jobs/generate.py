@@ -141,7 +141,8 @@ def run(config: ConfigDict) -> None:
     print(f"{len(prompts)} answers, {endless} of them cut at {config.max_new_tokens} tokens, are in")
     print(f"{output.target / ANSWERS_FILE}")
     print(
-        "Next: other settings into another --config.output; --config.chat_template=True asks a chat model raw prompts."
+        "Next: try other settings with another --config.output; --config.chat_template=True is for raw prompts to a"
+        " chat model."
     )
 
 

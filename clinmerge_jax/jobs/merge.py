@@ -51,12 +51,12 @@ from clinmerge_jax.report.retention import retention_text
 from clinmerge_jax.report.tables import table
 
 _NEXT_STEP_OF_A_RECIPE = (
-    "Next: change the recipe, look at it with --config.dry_run, and merge into another --config.output; measure the\n"
+    "Next: change the recipe, check it with --config.dry_run, and merge with another --config.output; measure the\n"
     "models on your own text with --config.evaluate=NAME=FILE.jsonl."
 )
 _NEXT_STEP = (
-    "Next: another balance with --config.t=0.3 (0 is instruct, 1 is clinical) or over depth with"
-    " --config.t='self_attn=0,1; mlp=1,0; 0.5', into another --config.output;\nyour own models with"
+    "Next: try another balance with --config.t=0.3 (0 is instruct, 1 is clinical) or over depth with"
+    " --config.t='self_attn=0,1; mlp=1,0; 0.5', and another --config.output;\nor your own models with"
     " --config.instruct=DIR --config.clinical=DIR, your own text with --config.evaluate=NAME=FILE.jsonl."
 )
 # Config fields that a recipe file replaces.
@@ -112,7 +112,7 @@ def run(config: ConfigDict) -> None:
 def _stages(config: ConfigDict) -> list[_Stage]:
     """The merges that the config or its recipe file describes, in the order in which they run."""
     if config.recipe:
-        logging.info("config.recipe: %s says what is merged; %s are not used", config.recipe, ", ".join(_OF_THE_RECIPE))
+        logging.info("config.recipe: %s defines the merge; %s are ignored", config.recipe, ", ".join(_OF_THE_RECIPE))
         read = mergekit_yaml.read_stages(config.recipe, config.output, config.seed)
         return [_Stage(one.recipe, one.output, _roles(one.recipe), one is read[-1]) for one in read]
     base = config.base
@@ -192,7 +192,7 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
     if plan.vocabulary is not None:
         identity["tokenizer"] = {name: _sha256(content) for name, content in plan.vocabulary.files.items()}
     sizes = {role: [{n: f["bytes"] for n, f in i["files"].items()}, i["carried"]] for role, i in inputs.items()}
-    distributed.refuse_difference("what lies in the folder", sizes)
+    distributed.refuse_difference("the content of the folder", sizes)
     with OutputFolder(stage.output, identity, config.overwrite, provenance.same_result) as output:
         distributed.at_bad_input(output.discard)
         output.refuse_overlap({stage.field(model): checkpoints[role].path for model, role in roles.items()})
@@ -287,9 +287,9 @@ def _mesh_layout(engine: str, plan: MergePlan, wanted: MeshShape) -> Layout | No
             raise BadInput("config.engine: streaming merges in one process; give mesh, or leave out --distributed")
         return None
     if engine != "mesh":
-        raise BadInput(f"config.engine: {engine!r} is unknown; there are streaming, mesh")
+        raise BadInput(f"config.engine: {engine!r} is unknown; choose from streaming, mesh")
     if plan.in_files_alone:
-        raise BadInput(f"config.engine: mesh does not {plan.in_files_alone}; give streaming")
+        raise BadInput(f"config.engine: mesh cannot {plan.in_files_alone}; give streaming")
     config, *_ = [llama_config(model.checkpoint) for model in plan.models.values()]
     return make_layout(config, wanted)
 

@@ -54,7 +54,7 @@ def run(config: ConfigDict) -> None:
     _make(config, "clinical", start=base)
     _make(config, "instruct", start=base)
     print(
-        f"The miniature lies in {output}.\nNext: python -m clinmerge_jax.main --config=configs/merge.py"
+        f"The miniature is in {output}.\nNext: python -m clinmerge_jax.main --config=configs/merge.py"
         f" --config.instruct={output / 'instruct'} --config.clinical={output / 'clinical'} --config.base={base}"
     )
 

@@ -51,7 +51,7 @@ def run(config: ConfigDict) -> None:
         state = OutputState(distributed.on_first(lambda: output.open().value))
         if state is OutputState.FINISHED:
             if distributed.is_first():
-                print(output.finished_text("same start, examples and settings", "What it is says"))
+                print(output.finished_text("same start, examples and settings", "Its description is in"))
             return
         if state is OutputState.RESUMED and not config.resume and distributed.is_first():
             for name in (STEPS, LOG):
@@ -127,23 +127,23 @@ def _report(
         start, *later = held_out
         least = min(later, key=lambda pair: pair[1])
         print(
-            f"Validation loss: {start[1]:.3f} at the start, {later[-1][1]:.3f} at step {later[-1][0]}; the least is"
+            f"Validation loss: {start[1]:.3f} at the start, {later[-1][1]:.3f} at step {later[-1][0]}; the lowest is"
             f" {least[1]:.3f} at step {least[0]}."
         )
     if outcome.stopped_early:
-        print(f"Stopped early: {config.patience} validations without a new least loss.")
+        print(f"Stopped early: {config.patience} validations without a lower loss.")
     what = "adapter" if adapter else "checkpoint"
     print(f"The {what} of step {step} is {output.target}; its log is in {output.target / LOG}.")
     trained = f"{config.model}+{output.target}" if adapter else output.target
     print(
-        "Next: compare it with its start on what it has learned,"
-        f" --config=configs/evaluate.py --config.model=start={config.model},trained={trained}"
-        f" --config.chat_template={config.chat_template} --config.tasks={_evaluated(config)}"
+        "Next: compare it with its start on what it has learned, --config=configs/evaluate.py"
+        f" --config.model=start={config.model},trained={trained} --config.chat_template={config.chat_template}"
+        f" --config.tasks={_evaluated(config)}"
     )
     if adapter:
         print(
             f"Or name {trained} as a model of a recipe (--config.recipe=FILE), or get the whole model with"
-            " --config.merge_adapter=True, into another --config.output."
+            " --config.merge_adapter=True and another --config.output."
         )
     else:
         print(f"Or merge it: --config=configs/merge.py --config.clinical={trained} --config.instruct=DIR")

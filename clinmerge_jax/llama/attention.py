@@ -113,19 +113,19 @@ def _missing(
         return None
     needed = "gpu" if backend is Backend.CUDNN else "tpu"
     if device.platform != needed:
-        return f"needs a {needed.upper()} and this is a {device.platform.upper()}"
+        return f"needs a {needed.upper()}, but this is a {device.platform.upper()}"
     if backend is Backend.CUDNN:
         if dtype not in (jnp.bfloat16, jnp.float16):
             return f"computes in bfloat16 or float16, not in {dtype}"
-        return "knows no rows of several documents" if packed else _cudnn_fails(config, dtype, device)
+        return "does not support rows of several documents" if packed else _cudnn_fails(config, dtype, device)
     if backend is Backend.SPLASH:
         return None if importlib.util.find_spec(_SPLASH) else f"is not part of JAX {jax.__version__}"
     if dtype not in (jnp.bfloat16, jnp.float32):
         return f"reads a cache in bfloat16 or float32, not in {dtype}"
     if config.head_dim % _LANES:
-        return f"reads heads of a multiple of {_LANES}, not of {config.head_dim}"
+        return f"needs a head_dim that is a multiple of {_LANES}, not {config.head_dim}"
     if not ragged.block_size(config.num_key_value_heads, length, config.head_dim, dtype.itemsize):
-        return f"reads a cache of a multiple of {ragged.BLOCK_STEP} tokens, not of {length}"
+        return f"needs a cache whose length is a multiple of {ragged.BLOCK_STEP} tokens, not {length}"
     return None
 
 
@@ -218,7 +218,8 @@ def _products_of(dtype: jnp.dtype) -> contextlib.AbstractContextManager:
 def _cudnn(q_BTNH: jax.Array, k_BTGH: jax.Array, v_BTGH: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
     if segments_BT is not None:
         raise BadInput(
-            "config.attention: cudnn knows no rows of several documents; give reference, or a document a row"
+            "config.attention: cudnn does not support rows of several documents; give reference, or one document per"
+            " row"
         )
     return jax.nn.dot_product_attention(q_BTNH, k_BTGH, v_BTGH, is_causal=True, implementation="cudnn")
 

@@ -120,7 +120,7 @@ class _Reader:
         if value is None:
             value = default
         if value is None:
-            raise self.fail(field, "is missing; a config.json of this family states it")
+            raise self.fail(field, "is missing; add it to config.json")
         valid = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
         if not valid or (kind is int and value != int(value)):
             raise self.fail(field, f"is {value!r}; give a positive {'integer' if kind is int else 'number'}")
@@ -137,19 +137,21 @@ class _Reader:
         model_type = raw.get("model_type")
         family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
         if family is None:
-            raise self.fail("model_type", f"is {model_type!r}; a forward pass is there for {', '.join(FAMILIES)}")
+            raise self.fail("model_type", f"is {model_type!r}; supported are {', '.join(FAMILIES)}")
         if raw.get("hidden_act", "silu") != "silu":
-            raise self.fail("hidden_act", f"is {raw['hidden_act']!r}; the MLP is SwiGLU, which is 'silu'")
+            raise self.fail("hidden_act", f"is {raw['hidden_act']!r}; only 'silu' (SwiGLU) is supported")
         hidden = self.number(raw, "hidden_size")
         heads = self.number(raw, "num_attention_heads")
         kv_heads = self.number(raw, "num_key_value_heads", default=family.key_value_heads or heads)
         if heads % kv_heads:
             raise self.fail("num_key_value_heads", f"is {kv_heads}; it must divide num_attention_heads ({heads})")
         if raw.get("head_dim") is None and not family.head_dim and hidden % heads:
-            raise self.fail("hidden_size", f"is {hidden}, no multiple of num_attention_heads ({heads}); state head_dim")
+            raise self.fail(
+                "hidden_size", f"is {hidden}, not a multiple of num_attention_heads ({heads}); add head_dim"
+            )
         head_dim = self.number(raw, "head_dim", default=family.head_dim or hidden // heads)
         if head_dim % 2:
-            raise self.fail("head_dim", f"is {head_dim}; rotary embeddings need an even one")
+            raise self.fail("head_dim", f"is {head_dim}; rotary embeddings require an even number")
         max_positions = self.number(raw, "max_position_embeddings", default=family.max_positions)
         rope = self.rope(max_positions, head_dim)
         window = self.window(family, max_positions)

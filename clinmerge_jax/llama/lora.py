@@ -60,8 +60,8 @@ def targeted_rows(config: LlamaConfig, lora: LoraSettings) -> list[Parameter]:
     linear = {row.path[-2]: row for row in parameters(config) if row.stacked and len(row.axes) == 2}
     unknown = [name for name in lora.targets if name not in linear]
     if unknown or not lora.targets:
-        problem = f"{unknown[0]!r} is no linear layer of this model" if unknown else "names no layer"
-        raise BadInput(f"config.lora.targets: {problem}; give some of {', '.join(linear)}")
+        problem = f"{unknown[0]!r} is not a linear layer of this model" if unknown else "names no layer"
+        raise BadInput(f"config.lora.targets: {problem}; choose from {', '.join(linear)}")
     return [row for name, row in linear.items() if name in lora.targets]
 
 

@@ -89,7 +89,7 @@ def check_same_tokens(first: Checkpoint, other: Checkpoint, remedy: str) -> None
     known = [read_token_ids(checkpoint.path) for checkpoint in (first, other)]
     if None in known:
         logging.warning(
-            "%s and %s: without %s in both, ids are taken to mean the same tokens",
+            "%s and %s: without %s in both, ids are assumed to mean the same tokens",
             first.label,
             other.label,
             TOKENIZER_FILE,
@@ -99,7 +99,7 @@ def check_same_tokens(first: Checkpoint, other: Checkpoint, remedy: str) -> None
     renamed = refuse_other_tokens(one, two, remedy)
     if renamed:
         _, ours, theirs = renamed[0]
-        logging.warning("%s calls %s %s; the result calls it as %s does", other.label, ours, theirs, first.label)
+        logging.warning("%s names %s %s; the result keeps the name in %s", other.label, ours, theirs, first.label)
 
 
 @dataclasses.dataclass(frozen=True)

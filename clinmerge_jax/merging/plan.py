@@ -406,7 +406,7 @@ def _check_layers(source: Source, checkpoint: Checkpoint, file: str) -> None:
     start, end = source.layers
     if not 0 <= start < end <= checkpoint.num_hidden_layers:
         raise BadInput(
-            f"{file or 'recipe'}: layer_range [{start}, {end}] of {source.model} lies outside its"
+            f"{file or 'recipe'}: layer_range [{start}, {end}] of {source.model} is outside its"
             f" {checkpoint.num_hidden_layers} layers; give a first layer and an end from 0 to"
             f" {checkpoint.num_hidden_layers}"
         )

@@ -79,7 +79,7 @@ def parse_composite(spec: str, known: Mapping[str, Metric]) -> Metric:
         raise BadInput(f"composite: {spec!r} is not NAME=METRIC,METRIC")
     name = match[1]
     if name in known or name in RESERVED:
-        raise BadInput(f"composite: there is a metric {name!r} already; take another name")
+        raise BadInput(f"composite: a metric {name!r} exists already; choose another name")
     parts = named(match[2], known, field=f"composite {name}")
     for part in parts:
         if not part.graded:
@@ -101,7 +101,7 @@ def named(names: str, known: Mapping[str, Metric] = METRICS, field: str = "metri
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in known:
-            raise BadInput(f"{field}: {name!r} is unknown; choose of {', '.join(known)}")
+            raise BadInput(f"{field}: {name!r} is unknown; choose from {', '.join(known)}")
         if chosen.count(name) > 1:
             raise BadInput(f"{field}: {name!r} is given twice; name it once")
     return [known[name] for name in chosen]

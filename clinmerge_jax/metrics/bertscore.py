@@ -59,7 +59,10 @@ def bertscore(model: str, layer: int | None = None, field: str = "bertscore.mode
     encoder = load_encoder(model, field, layer)
     if layer is None:
         logging.warning(
-            "%s: no layer of %s is known to agree best with people; the last, %d, is taken", field, name, encoder.layer
+            "%s: the layer of %s that agrees best with people is not known; using the last, %d",
+            field,
+            name,
+            encoder.layer,
         )
 
     def count_all(outputs: Sequence[Output], references: Sequence[Any], sources: Sequence[str] | None) -> np.ndarray:
@@ -80,7 +83,7 @@ def _scores(encoder: Encoder, answers: Sequence[str], references: Sequence[str])
     rows, cut = encoder.tokenize(texts)
     if cut:
         most = encoder.config.max_tokens
-        logging.warning("BERTScore: %d of %d texts have over %d tokens; the rest is not read", cut, len(texts), most)
+        logging.warning("BERTScore: %d of %d texts have over %d tokens; the rest is ignored", cut, len(texts), most)
     weights = [~np.isin(row, encoder.specials) for row in rows]
     empty = {text for text, weight in zip(texts, weights) if not weight.any()}
     pairs = list(zip(answers, references))

@@ -71,7 +71,7 @@ def external(
     try:
         arguments = shlex.split(command)
     except ValueError as error:
-        raise BadInput(f"{name}: its command does not split ({error}); close its quotes") from error
+        raise BadInput(f"{name}: its command cannot be parsed ({error}); close its quotes") from error
     if not arguments:
         raise BadInput(f"{name}: has no command; give NAME=COMMAND")
     if not -math.inf < lower < upper < math.inf:
@@ -122,7 +122,7 @@ def parse_external(spec: str, taken: Collection[str]) -> dict[str, Metric]:
         bounds = {key: _bound(match["name"], match[key]) for key in ("lower", "upper") if match[key] is not None}
         for metric in external(match["name"], match["command"], parts=parts, **bounds):
             if metric.name in taken or metric.name in metrics:
-                raise BadInput(f"external: there is a metric {metric.name!r} already; take another name")
+                raise BadInput(f"external: a metric {metric.name!r} exists already; choose another name")
             metrics[metric.name] = metric
     return metrics
 
@@ -153,22 +153,22 @@ class _Answers:
         try:
             answer = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise self.refusal("is no JSON") from error
+            raise self.refusal("is not JSON") from error
         index = answer.get("id") if isinstance(answer, dict) else None
         if type(index) is not int or not 0 <= index < len(self.scores):
-            raise self.refusal("has no id of an item")
+            raise self.refusal("has no valid item id")
         if np.isfinite(self.scores[index, 0]):
-            raise self.refusal(f"is a second one to id {index}")
+            raise self.refusal(f"is a second one for id {index}")
         if not self.parts:
             values = [answer.get("score")]
         else:
             given = answer.get("scores")
             if not isinstance(given, dict) or set(given) != set(self.parts):
-                raise self.refusal(f"has no scores of {', '.join(self.parts)}, and these alone, for id {index}")
+                raise self.refusal(f"does not have exactly the scores {', '.join(self.parts)} for id {index}")
             values = [given[part] for part in self.parts]
         for value in values:
             if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise self.refusal(f"has no number as score for id {index}")
+                raise self.refusal(f"has no numeric score for id {index}")
             if not self.lower <= value <= self.upper:
                 raise self.refusal(
                     f"has a score for id {index} outside of {self.lower:g} to {self.upper:g} (state its scale, as in"
@@ -178,7 +178,7 @@ class _Answers:
 
     def refusal(self, problem: str) -> BadInput:
         """The error for an invalid answer."""
-        return BadInput(f"{self.name}: its program's answer after {self.progress()} {problem}; mend the program")
+        return BadInput(f"{self.name}: its program's answer after {self.progress()} {problem}; correct the program")
 
     def progress(self) -> str:
         """The number of items answered, in words."""
@@ -211,7 +211,7 @@ def _ask(
             status = process.wait(timeout)
         except (queue.Empty, subprocess.TimeoutExpired) as error:
             raise RunFailure(
-                f"{answers.name}: its program said nothing for {timeout:g} s after {answers.progress()}, and did not"
+                f"{answers.name}: its program printed nothing for {timeout:g} s after {answers.progress()}, and did not"
                 " end; run it by hand, or give it more time"
             ) from error
     answers.end(status)
@@ -229,7 +229,9 @@ def _started(arguments: Sequence[str], name: str, show_stderr: bool) -> Iterator
             start_new_session=True,
         )
     except OSError as error:
-        raise BadInput(f"{name}: {arguments[0]!r} does not start ({error.strerror}); give a program's path") from error
+        raise BadInput(
+            f"{name}: {arguments[0]!r} cannot be started ({error.strerror}); give a program's path"
+        ) from error
     try:
         yield process
     except BaseException:

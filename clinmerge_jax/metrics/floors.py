@@ -19,7 +19,9 @@ def another_target(targets: Sequence[str], clusters: Sequence[Hashable], seed: i
       BadInput: all items belong to one cluster.
     """
     if len(set(clusters)) < 2:
-        raise BadInput("clusters: all items are of one; another's target needs a second")
+        raise BadInput(
+            "clusters: all items are in one cluster; taking the target of another cluster needs at least two"
+        )
     rng = np.random.default_rng(seed)
     outputs = []
     for own in clusters:

@@ -77,7 +77,9 @@ def check_texts(references: Sequence[Any], name: str) -> None:
     """
     odd = next((one for one in references if not isinstance(one, str)), None)
     if odd is not None:
-        raise BadInput(f"{name}: a reference is a {type(odd).__name__}; choose it for tasks whose references are texts")
+        raise BadInput(
+            f"{name}: a reference is a {type(odd).__name__}; use this metric for tasks whose references are texts"
+        )
 
 
 def columns(names: Sequence[str], signature: str, count_all: CountAll) -> tuple[Metric, ...]:

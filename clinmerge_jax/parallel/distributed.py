@@ -86,8 +86,8 @@ def refuse_difference(what: str, value: Mapping[str, Any]) -> None:
     if value != first:
         where = next(key for key in value if value[key] != first.get(key))
         raise BadInput(
-            f"--distributed: {what} ({where}) of process {jax.process_index()} is not that of process 0; run the same"
-            " command in every process"
+            f"--distributed: {what} ({where}) of process {jax.process_index()} differs from that of process 0; run the"
+            " same command in every process"
         )
     barrier(f"{what} compared")  # no process starts writing while another one is about to refuse
 

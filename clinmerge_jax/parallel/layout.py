@@ -48,7 +48,7 @@ def partition_spec(*axes: str | None) -> PartitionSpec:
     cuts = [RULES[axis] if axis is not None else () for axis in axes]
     used = [mesh_axis for cut in cuts for mesh_axis in cut]
     if len(set(used)) != len(used):
-        raise ValueError(f"axes {axes} ask for one mesh axis twice: {used}")
+        raise ValueError(f"axes {axes} use one mesh axis twice: {used}")
     return PartitionSpec(*(cut if len(cut) > 1 else cut[0] if cut else None for cut in cuts))
 
 

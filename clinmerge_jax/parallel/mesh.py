@@ -80,13 +80,13 @@ def pick_shape(config: LlamaConfig, devices: int, wanted: MeshShape | None = Non
         reasons.append(f"fsdp {fsdp} divides hidden size {config.hidden_size}")
     if not data:
         data, left = left, 1
-        reasons.append(f"data {data} is what is left")
+        reasons.append(f"data {data} is the rest")
     if left != 1:
         found = MeshShape(data, fsdp, tensor)
         raise BadInput(
-            f"config.mesh: {wanted} leaves the model {found}, {found.size} of {devices} devices, as its heads"
+            f"config.mesh: {wanted} leaves the model {found}, {found.size} of {devices} devices, because its heads"
             f" ({config.num_attention_heads}, {config.num_key_value_heads} for keys), MLP width"
-            f" {config.intermediate_size} and hidden size {config.hidden_size} take no more; leave data at 0"
+            f" {config.intermediate_size} and hidden size {config.hidden_size} allow no more; leave data at 0"
         )
     return MeshShape(data, fsdp, tensor), "; ".join(reasons) or "as the config says"
 

@@ -77,7 +77,9 @@ class Group:
         shared = set.intersection(*map(set, many)) if many else set()
         for system, by_seed in zip(systems, found):
             if len(by_seed) > 1 and set(by_seed) != shared:
-                logging.warning("%s, %s: only seeds that the others have count: %s", self.title, system, sorted(shared))
+                logging.warning(
+                    "%s, %s: only seeds that the others also have are used: %s", self.title, system, sorted(shared)
+                )
         return [{seed: by_seed[seed] for seed in sorted(shared)} if len(by_seed) > 1 else by_seed for by_seed in found]
 
     def sample(self, metric: str, *systems: str) -> Sample | None:

@@ -116,7 +116,7 @@ def read_results(path: pathlib.Path) -> list[Result]:
     try:
         return [Result.from_json(line) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: holds lines that are no Results of this version; name another folder") from error
+        raise BadInput(f"{path}: holds lines that are not Results of this version; name another folder") from error
 
 
 class ResultsFolder:
@@ -163,7 +163,7 @@ class ResultsFolder:
             salt = b""
         if len(salt) != _SALT_BYTES:
             raise BadInput(
-                f"{path}: is damaged, and ids would no longer be those of {RESULTS_FILE}; name another folder"
+                f"{path}: is damaged, so ids would no longer match those of {RESULTS_FILE}; name another folder"
             )
         return salt
 

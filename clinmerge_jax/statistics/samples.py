@@ -55,7 +55,7 @@ def count_sample(*counts: np.ndarray, clusters: Sequence[Hashable] | None = None
     if len(items) != 1 or len(seeds) > 1:
         shapes = ", ".join(str(array.shape[-3:-1]) for array in systems)
         raise BadInput(
-            f"scores: (seeds, items) of {shapes} do not pair; give the same items, and the same seeds or one"
+            f"scores: (seeds, items) of {shapes} cannot be paired; give the same items, and the same seeds or one"
         )
     if not all(np.isfinite(array).all() for array in systems):
         raise BadInput("scores: a value is not finite; score every item of every seed")
@@ -65,7 +65,7 @@ def count_sample(*counts: np.ndarray, clusters: Sequence[Hashable] | None = None
         raise BadInput(f"clusters: {len(names)} ids for {length} items; give one for each item")
     order = {name: index for index, name in enumerate(dict.fromkeys(names))}
     if len(order) < 2:
-        raise BadInput("items: fewer than two independent ones (clusters); nothing can be said of their spread")
+        raise BadInput("items: fewer than two independent ones (clusters); their spread cannot be estimated")
     cluster_I = np.array([order[name] for name in names])
     sizes_C = np.bincount(cluster_I)
     count = max(array.shape[-3] for array in systems)

@@ -64,10 +64,12 @@ def without_asked(train: Sequence[Item], asked: Sequence[Item], name: str) -> li
     clusters = {item.cluster for item in asked if item.cluster}
     left = [item for item in train if item.id not in told and item.cluster not in clusters]
     if train and not left:
-        raise BadInput(f"task {name}: every training item is asked too; give another training file than the test's")
+        raise BadInput(
+            f"task {name}: every training item is also an evaluation item; give a training file other than the test"
+        )
     if len(left) < len(train):
         logging.warning(
-            "%s: %d training items are asked too, nearly so, or of the same cluster; they are left out",
+            "%s: %d training items are also evaluation items, nearly equal to one, or of its cluster; left out",
             name,
             len(train) - len(left),
         )

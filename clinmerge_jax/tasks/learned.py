@@ -58,7 +58,7 @@ def read_learned(folder: pathlib.Path) -> list[Learned]:
         return [Learned(**{**row, "form": Form(**row["form"]), "ids": tuple(row["ids"])}) for row in rows]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadInput(
-            f"{file}: its {_KEY!r} is not as fine-tuning writes it; take it out, or make the model again"
+            f"{file}: its {_KEY!r} does not have the form that fine-tuning writes; remove it, or train the model again"
         ) from error
 
 
@@ -86,14 +86,16 @@ def remarks(
         lines.append(f"{system} was fine-tuned on {len(one.ids)} examples of {one.task}@{one.split}, {_way(one.chat)}")
         known = len({item.id for item in items} & set(one.ids))
         if known:
-            lines.append(f"WARNING: {known} of the {len(items)} items of {task} are among what {system} has learned")
+            lines.append(
+                f"WARNING: {known} of the {len(items)} items of {task} are among the training examples of {system}"
+            )
         if one.chat != chat:
             lines.append(
-                f"WARNING: {task} is asked {_way(chat)}, and {system} has learned it {_way(one.chat)}; set"
+                f"WARNING: {task} is asked {_way(chat)}, but {system} has learned it {_way(one.chat)}; set"
                 f" config.chat_template={one.chat}"
             )
         if one.form != form:
-            lines.append(f"WARNING: {task} is asked in other words than {system} has learned it in")
+            lines.append(f"WARNING: {task} is asked in other words than in the fine-tuning of {system}")
     return lines
 
 

@@ -35,15 +35,17 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
       BadInput: a field is wrong. The reading function raises it too; it names file and line and never quotes text.
     """
     if not _NAME.fullmatch(own.name):
-        raise BadInput(f"config.own.name: {own.name!r} is no name; give small letters, digits and underscores")
+        raise BadInput(
+            f"config.own.name: {own.name!r} is not a valid name; give lower-case letters, digits and underscores"
+        )
     if own.name in TASKS or own.name in GROUPS:
-        raise BadInput(f"config.own.name: {own.name!r} is a task that there is already; give another name")
+        raise BadInput(f"config.own.name: a task {own.name!r} exists already; give another name")
     kinds = {kind.value: kind for kind in Kind}
     if own.kind not in kinds:
-        raise BadInput(f"config.own.kind: {own.kind!r} is unknown; choose of {', '.join(kinds)}")
+        raise BadInput(f"config.own.kind: {own.kind!r} is unknown; choose from {', '.join(kinds)}")
     kind = kinds[own.kind]
     if not (own.test or own.train):
-        raise BadInput("config.own.test: is empty; name what is scored, or with config.own.train what is learned")
+        raise BadInput("config.own.test: is empty; name the file to score, or with config.own.train the file to learn")
     if own.max_new_tokens < 1:
         raise BadInput(f"config.own.max_new_tokens: is {own.max_new_tokens}; give 1 or more")
     default = f"{{{own.source}}}" if kind is Kind.GENERATION else f"Question: {{{own.source}}}\n{{choices}}\nAnswer:"
@@ -66,7 +68,7 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
         if not files.get(split):
             raise BadInput(f"config.own: {own.name} has no split {split!r}; name its file with config.own.{split}")
         if files[split].startswith(PREFIX):
-            raise BadInput(f"config.own.{split}: {files[split]} is no file; save its rows in one, {_MEND}")
+            raise BadInput(f"config.own.{split}: {files[split]} is not a file; save its rows in one, {_MEND}")
         found: dict[str, Item] = {}
         for row in read_rows(files[split], f"config.own.{split}", _MEND):
             item = _item(row, split, own, kind)
@@ -76,9 +78,7 @@ def own_task(own: ConfigDict) -> tuple[Task, Callable[[str], list[Item]]]:
                     f"{item.name}: has no text {lacking[0]!r}, which config.own.question names; name one of its fields"
                 )
             if item.id in found:
-                raise BadInput(
-                    f"{item.name}: has the same {own.id!r} as {found[item.id].name}; give each row one of its own"
-                )
+                raise BadInput(f"{item.name}: has the same {own.id!r} as {found[item.id].name}; give each row its own")
             found[item.id] = item
         return list(found.values())
 
@@ -91,7 +91,9 @@ def _metrics(own: ConfigDict, kind: Kind) -> tuple[Metric, ...]:
         wrong = [name.strip() for name in own.metrics.split(",") if name.strip() not in ("", *_OF_CHOICES)]
         if wrong or own.composite:
             field = "metrics" if wrong else "composite"
-            raise BadInput(f"config.own.{field}: of choices only {' and '.join(_OF_CHOICES)} are taken; name these")
+            raise BadInput(
+                f"config.own.{field}: for choices only {' and '.join(_OF_CHOICES)} are supported; name these"
+            )
         return tuple(named(own.metrics or _OF_CHOICES[0], field="config.own.metrics"))
     metrics = tuple(named(own.metrics, field="config.own.metrics")) if own.metrics else overlap_metrics()
     if not own.composite:
@@ -100,12 +102,13 @@ def _metrics(own: ConfigDict, kind: Kind) -> tuple[Metric, ...]:
     name = name.strip()
     if not equals or not _NAME.fullmatch(name) or name in METRICS:
         raise BadInput(
-            f"config.own.composite: {own.composite!r} is not spelled NAME=METRIC,METRIC with a new name; give it so"
+            f"config.own.composite: {own.composite!r} does not have the form NAME=METRIC,METRIC with a new name; give"
+            " one that does"
         )
     chosen = named(parts, field="config.own.composite")
     unbounded = [part.name for part in chosen if part.name in _UNBOUNDED]
     if unbounded:
-        raise BadInput(f"config.own.composite: {unbounded[0]} is no score that goes up to 100; leave it out")
+        raise BadInput(f"config.own.composite: {unbounded[0]} is not a score that goes up to 100; leave it out")
     return composite(name, chosen), *metrics
 
 
@@ -142,7 +145,7 @@ def _text(row: Mapping[str, Any], key: str, name: str, field: str) -> str:
     if key not in row:
         raise BadInput(f"{name}: has no {key!r}; name one of {shown(row)} with config.own.{field}")
     if not is_plain(row[key]) or not str(row[key]).strip():
-        raise BadInput(f"{name}: {key!r} is empty or no text; give some to every row")
+        raise BadInput(f"{name}: {key!r} is empty or not text; give text in every row")
     return str(row[key])
 
 
@@ -154,7 +157,7 @@ def _options(row: Mapping[str, Any], key: str, name: str) -> dict[str, str]:
     if isinstance(given, dict):  # Parquet gives every row the letters of all rows, with None for its own gaps
         given = {letter: text for letter, text in given.items() if text is not None}
     if not isinstance(given, dict) or not 2 <= len(given) <= len(LETTERS):
-        raise BadInput(f"{name}: {key!r} is no list of 2 to {len(LETTERS)} options; name it with config.own.choices")
+        raise BadInput(f"{name}: {key!r} is not a list of 2 to {len(LETTERS)} options; name it with config.own.choices")
     return {letter: _text(given, letter, name, "choices") for letter in given}
 
 
@@ -171,6 +174,6 @@ def _right(row: Mapping[str, Any], key: str, options: Mapping[str, str], name: s
     elif not isinstance(given, str):
         raise BadInput(f"{name}: has no answer in {key!r}; name the right column with config.own.target")
     if len(places) != 1:
-        what = "could be several of its options" if places else "is none of its options"
+        what = "could be several of its options" if places else "is not one of its options"
         raise BadInput(f"{name}: the answer in {key!r} {what}; give its letter, its place from 0 or its text")
     return LETTERS[places.pop()]

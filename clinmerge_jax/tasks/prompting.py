@@ -136,7 +136,7 @@ class Prompter:
         place = whole.rfind(target)
         if place < 0:
             raise BadInput(
-                f"{item.name}: the chat template changes the words of an answer, so they cannot be learned; mend the"
+                f"{item.name}: the chat template changes the words of an answer, so they cannot be learned; correct the"
                 " template, or set config.chat_template to False"
             )
         return whole[place:]
@@ -146,7 +146,7 @@ class Prompter:
         eos = self.tokenizer.eos_token_id
         if eos is None and not stop_ids:
             raise BadInput(
-                "config.model: has no token that ends an answer; give its generation_config.json an eos_token_id"
+                "config.model: has no end-of-sequence token; add an eos_token_id to its generation_config.json"
             )
         return stop_ids[0] if eos is None or (stop_ids and eos not in stop_ids) else eos
 
@@ -199,7 +199,7 @@ class Prompter:
         if not all(np.array_equal(whole[: len(tokens)], tokens) for whole in wholes):
             raise BadInput(
                 f"task {self.task.name}: the tokenizer joins the end of the prompt with the letter after it; end the"
-                " question otherwise"
+                " question differently"
             )
         return tuple(whole[len(tokens) :] for whole in wholes)
 
@@ -212,7 +212,7 @@ class Prompter:
         ids = self.tokenizer(text, **self._how)["input_ids"]
         tokens = without_second_bos(ids, self.tokenizer)
         if not tokens.size:
-            raise BadInput(f"{name}: the tokenizer makes no token of it; remove it")
+            raise BadInput(f"{name}: has no tokens; remove it")
         return tokens
 
     def _rendered(self, messages: list[dict[str, str]], name: str, ask: bool = True) -> str:
@@ -221,7 +221,7 @@ class Prompter:
         try:
             return self.tokenizer.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)
         except jinja2.TemplateError as error:  # left out of the message, because it may quote the conversation
-            raise BadInput(f"{name}: the chat template refuses it; mend the template") from error
+            raise BadInput(f"{name}: the chat template refuses it; correct the template") from error
 
     def _check_words(self, item: Item, target: str = "") -> None:
         """Refuses text that would be read as special tokens, such as a conversation within the conversation.
@@ -235,13 +235,13 @@ class Prompter:
                 if any(token in text for text in texts):
                     twice = ", so the chat template would be applied twice" if self.chat else ""
                     mend = ", or set config.chat_template to False" if token == self.tokenizer.bos_token else ""
-                    raise BadInput(f"{one.name}: holds {token}, a special token{twice}; give the words alone{mend}")
+                    raise BadInput(f"{one.name}: holds {token}, a special token{twice}; remove it{mend}")
 
     def _too_long(self, item: Item, length: int) -> BadInput:
         mend = "shorten it" if self.cut else "shorten it, or set config.too_long=cut to cut what is to be read"
         return BadInput(
-            f"{item.name}: its prompt has {length} tokens, and {self.most} fit beside the answer; {mend}, or ask for"
-            " fewer shots or new tokens"
+            f"{item.name}: its prompt has {length} tokens, and {self.most} fit beside the answer; {mend}, or give fewer"
+            " shots or new tokens"
         )
 
 
@@ -256,7 +256,7 @@ def question(form: Form, item: Item) -> str:
     except (KeyError, ValueError, IndexError) as error:
         named = ", ".join(fields_of(form))
         raise BadInput(
-            f"{item.name}: does not fill the prompt's form, which names {named}; it has {', '.join(item.fields)}"
+            f"{item.name}: lacks a field of the question, which names {named}; it has {', '.join(item.fields)}"
         ) from error
 
 
@@ -271,7 +271,7 @@ def fields_of(form: Form) -> list[str]:
             dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(form.question) if name is not None)
         )
     except ValueError as error:
-        raise BadInput(f"the question's form: {error}; write a brace that is meant as such twice") from error
+        raise BadInput(f"the question's form: {error}; double each literal brace") from error
 
 
 def answer(item: Item, with_text: bool = False) -> str:

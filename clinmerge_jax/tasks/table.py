@@ -145,11 +145,11 @@ def named(names: str) -> list[Task]:
 def _one(name: str) -> Task:
     task_name, at, split = name.partition("@")
     if task_name not in TASKS:
-        raise BadInput(f"config.tasks: {name!r} is unknown; choose of {', '.join([*GROUPS, *TASKS])}")
+        raise BadInput(f"config.tasks: {name!r} is unknown; choose from {', '.join([*GROUPS, *TASKS])}")
     task = TASKS[task_name]
     if not at:
         return task
     splits = GENERATED_SETS[task.dataset].splits if task.dataset in GENERATED_SETS else SETS[task.dataset].splits
     if split not in splits:
-        raise BadInput(f"config.tasks: {name!r} names no split of {task_name}; choose of {', '.join(splits)}")
+        raise BadInput(f"config.tasks: {name!r} names no split of {task_name}; choose from {', '.join(splits)}")
     return dataclasses.replace(task, name=name, test=split)

@@ -66,7 +66,7 @@ class Batching:
         if self.batch_size < 1:
             raise BadInput(f"config.batch_size: is {self.batch_size}; give 1 or more")
         if self.micro_batch < 0:
-            raise BadInput(f"config.micro_batch: is {self.micro_batch}; give 1 or more, or 0 for all rows at a time")
+            raise BadInput(f"config.micro_batch: is {self.micro_batch}; give 1 or more, or 0 for all rows at once")
         if self.replay is not None and not 0 < self.replay_share < 1:
             raise BadInput(f"config.replay.share: is {self.replay_share}; give a share between 0 and 1")
 

@@ -182,7 +182,7 @@ def train(
                     save(step, loss)
                 if interrupted:
                     raise Interrupted(
-                        f"stopped after step {step} of {settings.steps}; the same command goes on from there"
+                        f"stopped after step {step} of {settings.steps}; run the same command again to continue"
                     )
     finally:
         with rows_log or contextlib.nullcontext():  # closes the log even if the last state cannot be written
@@ -201,7 +201,7 @@ def _resume(state: TrainState, loader: Loader, checkpoints: Checkpoints | None) 
     if step is None:
         logging.info("training from the start")
         return 0, state, _Progress()
-    logging.info("going on after step %d", step)
+    logging.info("continuing after step %d", step)
     state, position = checkpoints.restore(step, abstract(state))
     loader.set_state(position.pop("loader"))
     return step, state, _Progress(**position)

@@ -31,17 +31,19 @@ def frozen_paths(config: LlamaConfig, patterns: Sequence[str]) -> frozenset[tupl
         try:
             expression = re.compile(pattern)
         except re.error as error:
-            raise BadInput(f"config.freeze: {pattern!r} is no regular expression ({error}); mend it") from error
+            raise BadInput(f"config.freeze: {pattern!r} is not a regular expression ({error}); correct it") from error
         found = {row: [name for name in row.names(config) if expression.search(name)] for row in rows}
         for row, names in found.items():
             if 0 < len(names) < len(row.names(config)):
                 raise BadInput(
-                    f"config.freeze: {pattern!r} fits {names[0]} but not every layer's; a parameter's layers are frozen"
-                    " together, leave the number out"
+                    f"config.freeze: {pattern!r} matches {names[0]} but not every layer's; a parameter's layers are"
+                    " frozen together, leave out the number"
                 )
         fits = {row.path for row, names in found.items() if names}
         if not fits:
-            raise BadInput(f"config.freeze: {pattern!r} fits no tensor; names are such as {rows[1].names(config)[0]}")
+            raise BadInput(
+                f"config.freeze: {pattern!r} matches no tensor; names are such as {rows[1].names(config)[0]}"
+            )
         frozen |= fits
     if len(frozen) == len(rows):
         raise BadInput("config.freeze: every tensor is frozen; leave some to train")

@@ -149,7 +149,7 @@ def test_a_damaged_tokenizer_that_a_conversion_is_to_take_is_refused(repository,
     (tmp_path / "damaged" / "tokenizer.json").write_text("{}")
     places = [f"source={tmp_path}/model", f"tokenizer={tmp_path}/damaged", f"output={tmp_path}/out"]
     assert run(repository, "convert", *places) == 2
-    assert f"{tmp_path}/damaged/tokenizer.json: is no tokenizer file" in capfd.readouterr().err
+    assert f"{tmp_path}/damaged/tokenizer.json: is not a tokenizer file" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

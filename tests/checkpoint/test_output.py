@@ -104,7 +104,7 @@ FOREIGN = {
 def test_what_is_not_ours_is_never_replaced(tmp_path, kind, overwrite):
     FOREIGN[kind](tmp_path / "out")
     before = _tree(tmp_path)
-    with pytest.raises(BadInput, match="^config.output: .* is no result of this program; name another folder$"):
+    with pytest.raises(BadInput, match="^config.output: .* is not a result of this program; name another folder$"):
         _finish(tmp_path / "out", {}, overwrite=overwrite)
     assert _tree(tmp_path) == before and os.listdir(tmp_path) == ["out"]
 
@@ -305,13 +305,13 @@ def test_what_a_process_killed_after_the_rename_left_is_removed(tmp_path):
 
 def test_a_target_that_holds_an_input_is_refused(tmp_path):
     (tmp_path / "out" / "parent").mkdir(parents=True)
-    with pytest.raises(BadInput, match="holds the folder of config.model"):
+    with pytest.raises(BadInput, match="contains the folder of config.model"):
         OutputFolder(tmp_path / "out", {}).refuse_overlap({"config.model": tmp_path / "out" / "parent"})
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system in which folders cannot be made")
 def test_a_place_where_no_folder_can_be_made_is_refused():
-    with pytest.raises(BadInput, match="config.output: cannot make"):
+    with pytest.raises(BadInput, match="config.output: cannot create"):
         OutputFolder("/proc/result", {}).open()
 
 
@@ -329,7 +329,7 @@ def test_a_journal_outlives_an_interruption_and_not_the_result(tmp_path):
     assert os.listdir(target) == [PROVENANCE_FILE]
     assert output.finished_text("same t", "Its tables are in") == (
         f"{target} is finished already: same t, nothing to do.\n"
-        "To make it again: --config.overwrite=True. Its tables are in README.md there."
+        "To make it again: --config.overwrite=True. Its tables are in README.md in that folder."
     )
 
 
@@ -339,7 +339,7 @@ def test_a_result_larger_than_the_disk_is_refused_with_both_sizes(tmp_path, monk
         output.open()
         output.check_space(5_000_000)
         with pytest.raises(BadInput) as refusal:
-            output.check_space(7_000_000_000, "the adapter", "free some or give a lower rank")
+            output.check_space(7_000_000_000, "the adapter", "free some space or give a lower rank")
     assert str(refusal.value) == (
-        f"config.output: the adapter takes 7.00GB and {tmp_path} has 5.00MB free; free some or give a lower rank"
+        f"config.output: the adapter takes 7.00GB and {tmp_path} has 5.00MB free; free some space or give a lower rank"
     )

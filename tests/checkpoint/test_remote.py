@@ -257,8 +257,8 @@ def test_a_hub_that_fails_leaves_the_cache(hub, tmp_path):
     hub.failure = 503
     with _lines() as lines:
         assert resolve("org/model", FIELD) == path
-    assert "is not asked for anew" in lines[0] and "503" in lines[0]
-    assert "did not give out org/other (503)" in _refusal("org/other")
+    assert "is not checked for a newer version" in lines[0] and "503" in lines[0]
+    assert "did not serve org/other (503)" in _refusal("org/other")
 
 
 def test_no_network(tmp_path, monkeypatch):
@@ -295,7 +295,7 @@ def test_no_such_model(hub, monkeypatch, token):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     message = _refusal("org/typo")
-    assert "org/typo is not a folder, and" in message and "shows no such model" in message and "spelling" in message
+    assert "org/typo is not a folder, and" in message and "has no such model" in message and "spelling" in message
 
 
 def test_no_such_revision(hub, tmp_path):
@@ -305,7 +305,7 @@ def test_no_such_revision(hub, tmp_path):
 
 
 def test_a_spelling_that_the_library_refuses():
-    assert "no hub id" in _refusal("org/model.git")
+    assert "neither a folder nor a hub id" in _refusal("org/model.git")
 
 
 def test_a_hub_model_without_safetensors(hub, tmp_path):
@@ -477,7 +477,7 @@ def test_a_bucket_that_changes_while_it_is_copied(bucket, tmp_path, monkeypatch)
 
 
 def test_buckets_that_hold_no_model(bucket, copied, tmp_path):
-    assert f"there is no folder {URL}; " in _refusal(URL)
+    assert f"the folder {URL} does not exist; " in _refusal(URL)
     bucket.mkdirs("/bucket/models/llama")
     assert "holds no files" in _refusal(URL)
     _upload(bucket, _pickles(tmp_path / "pickles"))
@@ -491,7 +491,7 @@ def test_buckets_that_hold_no_model(bucket, copied, tmp_path):
 @pytest.mark.parametrize(
     "error, part",
     [
-        (PermissionError("403"), "may not be read (PermissionError: 403); log in to the bucket"),
+        (PermissionError("403"), "is not permitted (PermissionError: 403); log in to the bucket"),
         (RuntimeError("no credentials\nat all"), "cannot be listed (RuntimeError: no credentials at all)"),
     ],
 )
@@ -507,7 +507,7 @@ def test_a_cache_that_cannot_be_written(bucket, tmp_path, monkeypatch):
     _upload(bucket, _model(tmp_path / "model"))
     (tmp_path / "file").touch()
     monkeypatch.setenv(remote.CACHE_VARIABLE, str(tmp_path / "file"))
-    assert "set CLINMERGE_CACHE to another place" in _refusal(URL)
+    assert "set CLINMERGE_CACHE to another folder" in _refusal(URL)
 
 
 def test_urls_that_cannot_be_opened(monkeypatch):
@@ -518,9 +518,9 @@ def test_urls_that_cannot_be_opened(monkeypatch):
         "s3://bucket/model": "needs s3fs; run `pip install s3fs`",
         "nope://bucket/model": "Protocol not known: nope",
         "gs://": "names no bucket",
-        "hf://org/model": "give its id alone: org/model",
-        "hf://datasets/org/model": "give its id alone: org/name",
-        "https://huggingface.co/org/model": "give its id alone: org/model",
+        "hf://org/model": "give only its id: org/model",
+        "hf://datasets/org/model": "give only its id: org/name",
+        "https://huggingface.co/org/model": "give only its id: org/model",
     }.items():
         assert part in _refusal(location)
 

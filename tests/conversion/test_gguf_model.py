@@ -149,7 +149,7 @@ def test_rope_scaling_reaches_the_config(tmp_path):
     assert config["rope_scaling"]["rope_type"] == "llama3" and config["rope_scaling"]["factor"] == 32.0
     tensors["rope_freqs.weight"][:] = 2
     write(tmp_path / "odd.gguf", tensors, metadata(wide, llama__attention__key_length=64))
-    with pytest.raises(BadInput, match="rope_freqs.weight is no scaling of Llama 3.1's kind"):
+    with pytest.raises(BadInput, match="rope_freqs.weight is not a scaling as in Llama 3.1"):
         support.convert(tmp_path / "odd.gguf", tmp_path / "odd")
     write_llama(tmp_path / "linear.gguf", llama__rope__scaling__type="linear", llama__rope__scaling__factor=4.0)
     config = json.loads((support.convert(tmp_path / "linear.gguf", tmp_path / "linear") / "config.json").read_text())
@@ -174,8 +174,8 @@ def test_rope_scaling_reaches_the_config(tmp_path):
         ({"tokenizer__ggml__tokens": None}, "tokenizer.ggml.tokens is missing"),
         ({"tokenizer__ggml__tokens": ["a"] * 320}, "lists 319 tokens twice"),
         ({"tokenizer__ggml__tokens": [f"{i}" for i in range(321)]}, "321 tokens and an embedding of 320 rows"),
-        ({"tokenizer__ggml__merges": ["x yz"]}, "merge 0 joins no two tokens"),
-        ({"tokenizer__ggml__eos_token_id": 999}, "eos_token_id is 999, no token's id"),
+        ({"tokenizer__ggml__merges": ["x yz"]}, "merge 0 does not join two tokens"),
+        ({"tokenizer__ggml__eos_token_id": 999}, "eos_token_id is 999, which is not a token id"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path, changes, says):

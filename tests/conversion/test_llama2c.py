@@ -297,7 +297,7 @@ def test_truncated_tokenizer_is_refused(tmp_path):
 def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path):
     write_checkpoint(tmp_path / "model.bin")
     assert_refused(
-        tmp_path / "model.bin", "", tmp_path / "out", "model.bin is a file but no GGUF", "--config.tokenizer"
+        tmp_path / "model.bin", "", tmp_path / "out", "model.bin is a file but not a GGUF", "--config.tokenizer"
     )
 
 

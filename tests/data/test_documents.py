@@ -196,7 +196,7 @@ def test_a_mask_of_everything_is_refused_by_name(with_headers):
     with_headers.chat_template = (
         "{{ bos_token }}{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}{% endfor %}"
     )
-    with pytest.raises(BadInput, match="note 7: nothing but the answer is left of it"):
+    with pytest.raises(BadInput, match="note 7: only the answer is left of it"):
         encode(Document("note 7", messages=CONVERSATION), with_headers)
 
 

@@ -120,7 +120,7 @@ def test_an_example_that_is_too_long_is_the_callers_mistake():
 def test_a_single_token_has_nothing_to_learn():
     sequences, report = pack([_raw(1), _raw(3)], 8)
     assert report.contents == (1,) and len(sequences) == 1
-    with pytest.raises(BadInput, match="config.task: of 1 documents none has a token to learn"):
+    with pytest.raises(BadInput, match="config.task: none of the 1 documents has a token to learn"):
         pack([_raw(1)], 8)
 
 

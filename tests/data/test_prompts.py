@@ -95,7 +95,7 @@ def test_what_is_too_long_is_shortened_only_where_that_is_asked(tokenizer):
     full = encode_prompt(chat, tokenizer)[0]
     tokens, shortened = encode_prompt(chat, tokenizer, most=len(full) - 2, cut=True)
     assert shortened and len(tokens) == len(full) - 2 and tokens[-1] == full[-1]
-    with pytest.raises(BadInput, match="f:4: 2 tokens fit beside the answer"):
+    with pytest.raises(BadInput, match="f:4: has .* and 2 fit beside the answer"):
         encode_prompt(chat, tokenizer, most=2, cut=True)
 
 
@@ -113,14 +113,14 @@ def test_chat_without_a_template_is_refused(tmp_path):
     [
         ({"text": "secret"}, "has none of 'prompt', 'messages' and 'conversations'; its columns are 'text'; give one"),
         ({"prompt": "secret", "messages": []}, "has more than one of 'prompt', 'messages'"),
-        ({"prompt": ["secret"]}, "'prompt' is no text"),
-        ({"prompt": ""}, "'prompt' is no text"),
-        ({"messages": []}, "'messages' is no list of messages"),
+        ({"prompt": ["secret"]}, "'prompt' is not text"),
+        ({"prompt": ""}, "'prompt' is not text"),
+        ({"messages": []}, "'messages' is not a list of messages"),
         ({"messages": [{"role": "user", "content": ["secret"]}]}, "a message lacks the text"),
         ({"prompt": "secret", "id": 1.5}, "'id' is neither text nor a whole number"),
         ({"prompt": "secret \ud800"}, "half of a surrogate pair"),
         ("{secret", "is not valid JSON"),
-        ('["secret"]', "is no JSON object"),
+        ('["secret"]', "is not a JSON object"),
     ],
 )
 def test_bad_rows_are_refused_by_line_and_not_quoted(tmp_path, row, problem):

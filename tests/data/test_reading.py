@@ -86,11 +86,11 @@ def test_the_class_is_read_from_the_field_that_is_named(tmp_path):
     [
         ({"text": "secret", "messages": CONVERSATION}, "has more than one of 'text', 'messages'"),
         ({"prompt": "secret"}, "has none of 'text', 'messages', .*; its columns are 'prompt'; give one"),
-        ({"completion": "secret"}, "'prompt' is no text or empty"),
-        ({"prompt": "secret", "completion": " "}, "'completion' is no text or empty"),
-        ({"prompt": ["secret"], "completion": "secret"}, "'prompt' is no text or empty"),
-        ({"output": "secret"}, "'input' is no text or empty"),
-        ({"input": "secret", "instruction": 3, "output": "secret"}, "'instruction' is no text or empty"),
+        ({"completion": "secret"}, "'prompt' is empty or not text"),
+        ({"prompt": "secret", "completion": " "}, "'completion' is empty or not text"),
+        ({"prompt": ["secret"], "completion": "secret"}, "'prompt' is empty or not text"),
+        ({"output": "secret"}, "'input' is empty or not text"),
+        ({"input": "secret", "instruction": 3, "output": "secret"}, "'instruction' is empty or not text"),
         ({"text": "secret", "id": 1.5}, "'id' is neither text nor a whole number"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_text_file_is_one_document_and_a_folder_holds_many(tmp_path):
         ("a.txt", "A"), ("b.txt", "A"),
     ]  # fmt: skip
     (tmp_path / "a.txt").write_text(" ")
-    with pytest.raises(BadInput, match="a.txt: 'text' is no text or empty"):
+    with pytest.raises(BadInput, match="a.txt: 'text' is empty or not text"):
         read_documents(str(tmp_path), "config.text")
     (tmp_path / "none").mkdir()
     with pytest.raises(BadInput, match="config.text: the folder .* has no .txt file"):
@@ -149,5 +149,5 @@ def test_what_cannot_be_read_of_prepared_data_sets_is_refused_in_one_line(prepar
         BadInput, match=r"config.text: tfds:notes:dev cannot be read from .* \(there is no such split\)"
     ):
         read_documents("tfds:notes:dev", "config.text")
-    with pytest.raises(BadInput, match="is not spelled tfds:NAME or tfds:NAME:SPLIT"):
+    with pytest.raises(BadInput, match="does not have the form tfds:NAME or tfds:NAME:SPLIT"):
         read_documents("tfds:some notes", "config.text")

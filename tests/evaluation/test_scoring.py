@@ -89,7 +89,7 @@ def test_examples_give_no_answer_away():
         Item("4", "t:4", {}, "something else", "w"),
     ]
     assert [item.id for item in without_asked(train, asked, "quiz")] == ["4"]
-    with pytest.raises(BadInput, match="task quiz: every training item is asked too"):
+    with pytest.raises(BadInput, match="task quiz: every training item is also an evaluation item"):
         without_asked(train[:2], asked, "quiz")
 
 

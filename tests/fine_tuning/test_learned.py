@@ -150,7 +150,7 @@ def test_inputs_are_shortened_and_answers_are_not(dialogues, instruct):
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if not task.train])
 def test_tasks_without_answers_are_refused_by_name(dialogues, instruct, name):
-    with pytest.raises(BadInput, match=f"config.task: {name} has no answers to learn; choose of .*mts_dialog"):
+    with pytest.raises(BadInput, match=f"config.task: {name} has no answers to learn; choose from .*mts_dialog"):
         _reader(dialogues, instruct).read(name, "config.task")
 
 
@@ -180,8 +180,8 @@ def test_sets_with_shares_and_groups(dialogues, instruct):
         ("mts_dialog=1,mts_dialog@valid", "config.task", "gives shares to some"),
         ("mts_dialog=0", "config.task", "has the share 0"),
         ("mts_dialog,mts_dialog@train", "config.task", "mts_dialog@train is named twice"),
-        ("mts_dialog@nowhere", "config.task", "has no split 'nowhere' here; choose of train, valid"),
-        ("mts_dialog", "config.validation", "does not say which of its splits; give mts_dialog@SPLIT"),
+        ("mts_dialog@nowhere", "config.task", "has no split 'nowhere' here; choose from train, valid"),
+        ("mts_dialog", "config.validation", "has no default split; give mts_dialog@SPLIT"),
     ],
 )
 def test_bad_lists_are_refused(dialogues, instruct, spec, field, line):

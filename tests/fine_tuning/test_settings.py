@@ -22,8 +22,8 @@ def test_on_a_processor_steps_are_in_float32_with_the_reference_attention():
 @pytest.mark.parametrize(
     ("attention", "reason"),
     [
-        ("splash", "splash needs a TPU and this is a CPU; give auto or "),
-        ("cudnn", "cudnn needs a GPU and this is a CPU; give auto or "),
+        ("splash", "splash needs a TPU, but this is a CPU; give auto or "),
+        ("cudnn", "cudnn needs a GPU, but this is a CPU; give auto or "),
         ("ragged", "ragged does not attend over whole sequences; give auto or "),
     ],
 )

@@ -240,7 +240,7 @@ def test_the_last_token_of_a_continuation_needs_no_place(model):
     engine, tokens = _engine(checkpoint), np.random.default_rng(0).integers(0, 61, 66)
     ((logs, _),) = engine.score([(tokens[:40], tokens[40:65])])  # 65 tokens, of which 64 are read
     np.testing.assert_allclose(logs, _log_likelihood(theirs, tokens[:40], tokens[40:65])[0], atol=1e-4)
-    with pytest.raises(BadInput, match="40 tokens and 25 more are over the 64"):
+    with pytest.raises(BadInput, match="40 tokens and 25 new ones exceed the 64"):
         engine.score([(tokens[:40], tokens[40:])])
 
 
@@ -286,7 +286,7 @@ def test_slots_stay_busy_on_a_queue_of_geometric_lengths(model, figures):
     ("request_", "problem"),
     [
         (Request(np.zeros(0, np.int32), 4), "request 0: is empty"),
-        (Request(np.arange(60), 10), "60 tokens and 10 more are over the 64"),
+        (Request(np.arange(60), 10), "60 tokens and 10 new ones exceed the 64"),
         (Request(np.arange(4), 0), "config.max_new_tokens: is 0"),
     ],
 )

@@ -180,7 +180,7 @@ CASES = [
     Case("t with a gap", ["config.t: ''"], ["--config.t=0,,1"]),
     Case("t infinite", ["config.t: 'inf'"], ["--config.t=inf"]),
     Case("t with a filter that fits nothing", ["config.t: filter 'attn_self'"], ["--config.t=attn_self=0,1; 0.5"]),
-    Case("t without fallback", ["config.t: no filter fits tensor"], ["--config.t=self_attn=0,1; mlp=0.5"]),
+    Case("t without fallback", ["config.t: no filter matches tensor"], ["--config.t=self_attn=0,1; mlp=0.5"]),
     Case("t with a filter twice", ["config.t: filter 'mlp'"], ["--config.t=mlp=0; mlp=1; 0.5"]),
     Case("t with an empty filter", ["config.t: '=1'"], ["--config.t==1; 0.5"]),
     Case("unknown method", ["config.method: 'tees'", "linear, slerp"], ["--config.method=tees"]),
@@ -191,7 +191,7 @@ CASES = [
     # The parents' folders.
     Case("parent missing", ["config.instruct: {tmp}/nothing"], ["--config.instruct={tmp}/nothing"]),
     Case("parent no folder, hub id or URL", ["config.clinical: llama", "org/name"], ["--config.clinical=llama"]),
-    Case("parent in a hub's URL", ["hf://org/model", "id alone: org/model"], ["--config.clinical=hf://org/model"]),
+    Case("parent in a hub's URL", ["hf://org/model", "only its id: org/model"], ["--config.clinical=hf://org/model"]),
     Case("parent empty", ["config.clinical: is empty"], ["--config.clinical="]),
     Case("unknown miniature", ["config.base: ", "'huge'"], ["--config.base=miniature:huge"]),
     Case("no config.json", ["config.clinical: {tmp}/clinical"], change=_delete("clinical/config.json")),
@@ -289,10 +289,10 @@ CASES = [
     # The output.
     Case("output empty", ["config.output: is empty"], ["--config.output="]),
     Case("output below a file", ["config.output: "], ["--config.output={tmp}/file/out"], _text("file", "")),
-    Case("output a foreign folder", ["config.output: {tmp}/runs/out", "no result of this"], change=_foreign_output),
+    Case("output a foreign folder", ["config.output: {tmp}/runs/out", "not a result of this"], change=_foreign_output),
     Case(
         "output a foreign folder, to overwrite",
-        ["config.output: {tmp}/runs/out", "no result of this"],
+        ["config.output: {tmp}/runs/out", "not a result of this"],
         ["--config.overwrite=True"],
         _foreign_output,
     ),
@@ -373,7 +373,7 @@ def _check(case, tmp, before, status, stderr):
     for part in case.says:
         assert part.format(tmp=tmp) in errors[0]
     where, _, rest = errors[0].removeprefix("error: ").partition(": ")
-    assert where and "; " in rest, "the line says where, what, and how to mend it"
+    assert where and "; " in rest, "the line says where, what, and how to fix it"
     assert "private" not in stderr, "held-out text is never quoted"
     assert _tree(tmp) == before, "nothing is left behind and nothing that was there is touched"
     return lines

@@ -68,8 +68,8 @@ def test_what_differs_is_found_in_its_layer(folder, monkeypatch):
     ("field", "problem"),
     [
         ("dtype=float16", "config.dtype: 'float16'"),
-        ("max_new_tokens=90", "are over the model"),
-        ("attention=splash", "config.attention: splash needs a TPU and this is a CPU"),
+        ("max_new_tokens=90", "exceed the model"),
+        ("attention=splash", "config.attention: splash needs a TPU, but this is a CPU"),
     ],
 )
 def test_bad_input_is_refused(folder, capfd, field, problem):

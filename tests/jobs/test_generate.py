@@ -117,14 +117,14 @@ def test_sampled_answers_depend_on_the_seed_alone(folder):
 @pytest.mark.parametrize(
     ("field", "problem"),
     [
-        ("max_new_tokens=70", "tokens and 70 new ones are over the model context of 64"),
-        ("length=10", "are over config.length of 10"),
+        ("max_new_tokens=70", "tokens and 70 new ones exceed the model context of 64"),
+        ("length=10", "exceed config.length of 10"),
         ("max_new_tokens=0", "config.max_new_tokens: is 0"),
         ("temperature=-1.0", "config.temperature: is -1"),
         ("top_p=0.0", "config.top_p: is 0"),
         ("slots=0", "config.slots: is 0"),
         ("attention=flash", "config.attention: 'flash' is unknown"),
-        ("attention=ragged", "config.attention: ragged needs a TPU and this is a CPU"),
+        ("attention=ragged", "config.attention: ragged needs a TPU, but this is a CPU"),
         ("attention=cudnn", "config.attention: cudnn does not attend over the cache; give auto or ragged or reference"),
         ("dtype=int8", "config.dtype: 'int8' is unknown"),
         ("limit=-1", "config.limit: is -1"),

@@ -188,7 +188,7 @@ def test_the_report_names_models_of_the_hub_by_their_ids(family, tmp_path, monke
         ({"top": float("nan")}, "config.top: is nan; "),
         ({"clinical": ""}, "config.clinical: is empty"),
         ({"base": "miniature:nobody"}, "config.base: there is no miniature 'nobody'"),
-        ({"base": "miniature:base"}, "config.clinical and config.instruct and config.base: share no matrix"),
+        ({"base": "miniature:base"}, "config.clinical and config.instruct and config.base: have no layer matrix"),
         ({"output": ""}, "config.output: is empty"),
     ],
 )

@@ -340,7 +340,7 @@ REFUSED = {
     ),
     "mesh engine with a parameter that Params do not hold": (
         ["--config.engine=mesh"],
-        [f"one: holds tensor {_GATE} that config.json does not ask for"],
+        [f"one: holds tensor {_GATE} that config.json does not expect"],
         _with_gate,
     ),
 }
@@ -368,7 +368,7 @@ def test_what_the_mesh_engine_cannot_do_is_refused_before_anything_is_written(ca
     assert status == 2 and "Traceback" not in text and all(part in line for part in says), text
     assert list(runs.iterdir()) == []
     where, _, rest = line.removeprefix("error: ").partition(": ")
-    assert where and "; " in rest, "the line says where, what, and how to mend it"
+    assert where and "; " in rest, "the line says where, what, and how to fix it"
 
 
 def test_what_only_the_mesh_engine_refuses_streams(repository, tmp_path):

@@ -257,7 +257,7 @@ def test_bad_input_is_refused_by_field(repository, miniature, rows, tmp_path, ar
 def test_examples_in_the_validation_set_are_refused(repository, miniature, rows, tmp_path, capsys):
     arguments = _arguments(repository, miniature, rows, tmp_path / "trained")
     assert run_command(*arguments, f"--config.validation={rows / 'train.jsonl'}") == 2
-    assert "config.validation: the words of 12 of its documents are among the examples too" in capsys.readouterr().err
+    assert "config.validation: 12 of its documents are also among the examples" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variant", ["", "lora", "full", "uf_lora", "pretrain", "runlocal"])

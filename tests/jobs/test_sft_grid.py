@@ -127,10 +127,10 @@ def test_a_killed_grid_keeps_what_is_finished_and_trains_the_rest(
 @pytest.mark.parametrize(
     ("argument", "says"),
     [
-        ("--config.patience=2", "config.patience: is 2, and a grid takes every run to its last step"),
-        ("--config.select=best", "config.select: is best, and a grid"),
-        ("--config.validate_every=3", "config.validate_every: is 3, and a grid"),
-        ("--config.mesh.fsdp=2", "config.mesh.fsdp: is 2, and each device of a grid trains whole runs"),
+        ("--config.patience=2", "config.patience: is 2, but a grid trains every run to its last step"),
+        ("--config.select=best", "config.select: is best, but a grid"),
+        ("--config.validate_every=3", "config.validate_every: is 3, but a grid"),
+        ("--config.mesh.fsdp=2", "config.mesh.fsdp: is 2, but each device of a grid trains whole runs"),
         ("--config.mesh.data=9", "config.mesh.data: is 9 with 8 devices"),
         ("--config.grid.seeds=0,0", "config.grid.seeds: "),
         ("--config.grid.seeds=-1", "config.grid.seeds: "),

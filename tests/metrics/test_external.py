@@ -96,24 +96,24 @@ CASES = {
         BadInput,
         "left 1 of 4 items without an answer, the first is id 1",
     ),
-    "no JSON": (LOOP + "print(item['output'])", BadInput, "answer after 0 of 4 items is no JSON; mend the program"),
-    "a list": (LOOP + "print([n])", BadInput, "has no id of an item"),
+    "no JSON": (LOOP + "print(item['output'])", BadInput, "answer after 0 of 4 items is not JSON; correct the program"),
+    "a list": (LOOP + "print([n])", BadInput, "has no valid item id"),
     "unknown id": (
         LOOP + "print(json.dumps({'id': n + 1, 'score': 1}))",
         BadInput,
-        "answer after 3 of 4 items has no id of an item",
+        "answer after 3 of 4 items has no valid item id",
     ),
-    "id as text": (LOOP + "print(json.dumps({'id': str(n), 'score': 1}))", BadInput, "has no id of an item"),
+    "id as text": (LOOP + "print(json.dumps({'id': str(n), 'score': 1}))", BadInput, "has no valid item id"),
     "id twice": (
         LOOP + "print(json.dumps({'id': 0, 'score': 1}))",
         BadInput,
-        "answer after 1 of 4 items is a second one to id 0",
+        "answer after 1 of 4 items is a second one for id 0",
     ),
-    "no score": (LOOP + "print(json.dumps({'id': n, 'value': 1}))", BadInput, "has no number as score for id 0"),
+    "no score": (LOOP + "print(json.dumps({'id': n, 'value': 1}))", BadInput, "has no numeric score for id 0"),
     "score as text": (
         LOOP + "print(json.dumps({'id': n, 'score': item['output']}))",
         BadInput,
-        "has no number as score for id 0",
+        "has no numeric score for id 0",
     ),
     "score not finite": (
         LOOP + "print(json.dumps({'id': n, 'score': float('nan')}))",
@@ -146,7 +146,7 @@ def test_standard_error_is_shown_where_it_is_asked_for(command, capfd):
 
 def test_wrong_parts_are_refused(command):
     program = LOOP + "print(json.dumps({'id': n, 'scores': {'f1': 1, 'other': 1}}))"
-    with pytest.raises(BadInput, match="has no scores of f1, recall, and these alone, for id 0"):
+    with pytest.raises(BadInput, match="does not have exactly the scores f1, recall for id 0"):
         _count(external("x", command(program), parts=("f1", "recall")))
 
 
@@ -158,7 +158,7 @@ def test_silence_is_not_waited_for_and_ends_all_that_the_program_started(command
         'print(\'{"id": 0, "score": 1}\', flush=True)\ntime.sleep(60)\n'
     )
     start = time.monotonic()
-    with pytest.raises(RunFailure, match="said nothing for 0.5 s after 1 of 4 items, and did not end"):
+    with pytest.raises(RunFailure, match="printed nothing for 0.5 s after 1 of 4 items, and did not end"):
         _count(external("x", command(program), timeout=0.5))
     assert time.monotonic() - start < 20
     size = beat.stat().st_size
@@ -202,13 +202,13 @@ def test_another_script_is_another_metric(tmp_path):
     [
         ("judge", "external: 'judge' is not NAME=COMMAND"),
         ("judge=", "judge: has no command"),
-        ("judge='a", "judge: its command does not split"),
+        ("judge='a", "judge: its command cannot be parsed"),
         ("judge 5..1=a", "judge: its scale goes from 5 to 1"),
         ("judge 1..inf=a", "judge: its scale goes from 1 to inf"),
         ("judge 1..x=a", "judge: its scale has 'x'; give numbers"),
-        ("bleu=a", "there is a metric 'bleu' already"),
-        ("bertscore:f1=a", "there is a metric 'bertscore_f1' already"),
-        ("judge=a;judge=b", "there is a metric 'judge' already"),
+        ("bleu=a", "a metric 'bleu' exists already"),
+        ("bertscore:f1=a", "a metric 'bertscore_f1' exists already"),
+        ("judge=a;judge=b", "a metric 'judge' exists already"),
     ],
 )
 def test_spellings_that_mean_nothing_are_refused(spec, message):
@@ -219,7 +219,7 @@ def test_spellings_that_mean_nothing_are_refused(spec, message):
 def test_programs_that_do_not_start_are_named(tmp_path):
     (tmp_path / "plain").write_text("no program")
     for program in ("there-is-no-such-program", str(tmp_path / "plain")):
-        with pytest.raises(BadInput, match=f"x: '{program}' does not start"):
+        with pytest.raises(BadInput, match=f"x: '{program}' cannot be started"):
             _count(external("x", program))
     with pytest.raises(BadInput, match="x: its timeout is 0; give seconds"):
         external("x", "true", timeout=0)

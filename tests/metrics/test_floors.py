@@ -11,7 +11,7 @@ def test_another_target_is_of_another_encounter():
     for seed in range(10):
         outputs = floors.another_target(targets, encounters, seed)
         assert all(encounters[targets.index(o.text)] != own for o, own in zip(outputs, encounters))
-    with pytest.raises(BadInput, match="all items are of one"):
+    with pytest.raises(BadInput, match="all items are in one cluster"):
         floors.another_target(["a", "b"], [0, 0])
 
 

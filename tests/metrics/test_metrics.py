@@ -150,7 +150,7 @@ def test_meteor_without_wordnet_is_refused_by_the_name_that_needs_it(monkeypatch
 
 def test_every_name_is_its_own_and_can_be_asked_for():
     assert [metric.name for metric in named("bleu, rouge1_stemmed")] == ["bleu", "rouge1_stemmed"]
-    for names, message in (("rouge1", "'rouge1' is unknown; choose of rouge1_unstemmed"), ("bleu,bleu", "twice")):
+    for names, message in (("rouge1", "'rouge1' is unknown; choose from rouge1_unstemmed"), ("bleu,bleu", "twice")):
         with pytest.raises(BadInput, match=message):
             named(names)
 

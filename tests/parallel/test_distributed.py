@@ -281,7 +281,7 @@ def test_processes_with_different_configs_are_refused(start, parents, tmp_path, 
     field, value = difference
     run = start(_main(*_merge(parents, tmp_path / "merged"), only=[[], [f"--config.{field}={value}"]])).end()
     assert [ended.status for ended in run] == [2, 2], run
-    line = f"error: --distributed: the config ({field.split('.')[0]}) of process 1 is not that of process 0"
+    line = f"error: --distributed: the config ({field.split('.')[0]}) of process 1 differs from that of process 0"
     assert line in run[1].err and f"process 1: {line}" in run[0].err
     assert list(tmp_path.iterdir()) == []
 
@@ -298,7 +298,7 @@ def test_processes_with_different_parents_in_one_place_are_refused(start, parent
     commands = _main(*_merge(["~/model", "~/model"], tmp_path / "merged"))
     run = start(commands, [{"HOME": str(home)} for home in homes]).end()
     assert [ended.status for ended in run] == [2, 2], run
-    assert "what lies in the folder (instruct) of process 1 is not that of process 0" in run[1].err
+    assert "the content of the folder (instruct) of process 1 differs from that of process 0" in run[1].err
 
 
 @pytest.mark.slow

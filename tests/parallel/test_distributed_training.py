@@ -53,7 +53,7 @@ def test_two_processes_train_as_one_does_and_stop_and_go_on_together(repository,
         time.sleep(0.01)
     os.kill(both[1].pid, signal.SIGTERM)
     assert [process.wait() for process in both] == [1, 1]
-    assert "the same command goes on from there" in (tmp_path / "two-0.err").read_text()
+    assert "run the same command again to continue" in (tmp_path / "two-0.err").read_text()
     stopped = log.read_bytes().count(b"\n")
     assert stopped < STEPS and not two.exists()
     assert [process.wait() for process in _start(repository, tmp_path, two, 2, 1)] == [0, 0]

@@ -89,7 +89,7 @@ def test_an_axis_without_a_rule_is_an_error():
 
 @pytest.mark.parametrize("axes", [("heads", "mlp"), ("vocab", "kv_heads"), ("batch", "embed"), ("embed", "embed")])
 def test_two_axes_cannot_be_cut_by_one_mesh_axis(axes):
-    with pytest.raises(ValueError, match=re.escape(f"axes {axes} ask for one mesh axis twice")):
+    with pytest.raises(ValueError, match=re.escape(f"axes {axes} use one mesh axis twice")):
         partition_spec(*axes)
 
 
@@ -260,7 +260,7 @@ def test_a_made_layout_spans_all_devices_and_is_logged_once(caplog):
     assert made[0] is made[1] and made[0].config == config
     assert dict(made[0].mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 4} and made[0].mesh.size == 8
     assert [record.getMessage() for record in caplog.records] == [
-        "mesh data 1 x fsdp 2 x tensor 4: fsdp 2 divides hidden size 64; data 1 is what is left"
+        "mesh data 1 x fsdp 2 x tensor 4: fsdp 2 divides hidden size 64; data 1 is the rest"
     ]
 
 

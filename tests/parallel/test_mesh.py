@@ -77,10 +77,10 @@ def test_the_reason_names_the_numbers_of_every_axis_that_was_picked():
     _, reason = pick_shape(LLAMA_3_1_8B, 16)
     assert reason == (
         "tensor 8 divides 32 heads, 8 key-value heads and MLP width 14336; fsdp 2 divides hidden size 4096;"
-        " data 1 is what is left"
+        " data 1 is the rest"
     )
     _, reason = pick_shape(LLAMA_3_1_8B, 16, MeshShape(tensor=4))
-    assert reason == "fsdp 4 divides hidden size 4096; data 1 is what is left"
+    assert reason == "fsdp 4 divides hidden size 4096; data 1 is the rest"
     _, reason = pick_shape(LLAMA_3_1_8B, 8, MeshShape(2, 2, 2))
     assert reason == "as the config says"
 

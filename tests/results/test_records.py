@@ -77,7 +77,7 @@ def test_two_runs_do_not_write_one_folder(tmp_path):
 
 def test_a_folder_with_other_lines_is_refused(tmp_path):
     (tmp_path / RESULTS_FILE).write_text(json.dumps({"model": "x"}) + "\n")
-    with pytest.raises(BadInput, match="holds lines that are no Results of this version; name another folder"):
+    with pytest.raises(BadInput, match="holds lines that are not Results of this version; name another folder"):
         ResultsFolder(tmp_path)
 
 

@@ -115,8 +115,8 @@ def test_the_same_seed_gives_the_same_draws():
 @pytest.mark.parametrize(
     "systems, clusters, message",
     [
-        ([np.ones((5, 3)), np.ones((5, 4))], None, "do not pair"),
-        ([np.ones((5, 3)), np.ones((4, 3))], None, "do not pair"),
+        ([np.ones((5, 3)), np.ones((5, 4))], None, "cannot be paired"),
+        ([np.ones((5, 3)), np.ones((4, 3))], None, "cannot be paired"),
         ([np.array([[0.0, np.nan]])], None, "not finite"),
         ([np.ones((1, 3))], ["a", "b"], "2 ids for 3 items"),
         ([np.ones((1, 3))], ["a", "a", "a"], "fewer than two"),

@@ -25,7 +25,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize("content", ['{"learned": [{"task": "notes"}]}', '{"learned": 3}', "[]", "{"])
 def test_a_damaged_record_is_refused(tmp_path, content):
     (tmp_path / RECORD).write_text(content)
-    with pytest.raises(BadInput, match="its 'learned' is not as fine-tuning writes it"):
+    with pytest.raises(BadInput, match="its 'learned' does not have the form that fine-tuning writes"):
         read_learned(tmp_path)
 
 
@@ -38,5 +38,5 @@ def test_a_task_that_was_learned_is_named_whatever_its_split():
 def test_another_form_and_items_that_were_learned_are_warned_of():
     said = remarks("mine", [LEARNED], "notes", Form("{note}"), False, _items("1", "7"))
     assert [line.startswith("WARNING") for line in said] == [False, True, True, True]
-    assert "1 of the 2 items of notes are among what mine has learned" in said[1]
+    assert "1 of the 2 items of notes are among the training examples of mine" in said[1]
     assert "config.chat_template=True" in said[2] and "other words" in said[3]

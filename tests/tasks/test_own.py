@@ -111,9 +111,9 @@ def test_the_right_option_is_given_by_letter_place_or_text(tmp_path, answer, cho
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"output": None}, "rows.jsonl:2: 'output' is empty or no text"),
-        ({"output": "  "}, "rows.jsonl:2: 'output' is empty or no text"),
-        ({"input": ["x"]}, "rows.jsonl:2: 'input' is empty or no text"),
+        ({"output": None}, "rows.jsonl:2: 'output' is empty or not text"),
+        ({"output": "  "}, "rows.jsonl:2: 'output' is empty or not text"),
+        ({"input": ["x"]}, "rows.jsonl:2: 'input' is empty or not text"),
         ({"id": 1}, "rows.jsonl:2: has the same 'id' as"),
         ({"input": "\ud800"}, "rows.jsonl:2: holds half of a surrogate pair"),
     ],
@@ -153,7 +153,7 @@ def test_tables_arrays_and_parquet_make_the_same_items_as_json_lines(tmp_path):
     own.test = str(tmp_path / "rows.parquet")
     assert [item.target for item in own_task(own)[1]("test")] == ["B", "A"]
     own.test = "tfds:notes"
-    assert "config.own.test: tfds:notes is no file" in _refusal(own)
+    assert "config.own.test: tfds:notes is not a file" in _refusal(own)
 
 
 def test_another_encoding_an_empty_file_and_none_are_refused(tmp_path):
@@ -162,7 +162,7 @@ def test_another_encoding_an_empty_file_and_none_are_refused(tmp_path):
     path.write_bytes(f'{{"input": "{SECRET} 37\xb0"}}'.encode("latin-1"))
     assert "rows.jsonl:1: is not UTF-8 at byte" in _refusal(own)
     path.write_text("[1]\n")
-    assert "rows.jsonl:1: is no JSON object" in _refusal(own)
+    assert "rows.jsonl:1: is not a JSON object" in _refusal(own)
     path.write_text("\n")
     assert "rows.jsonl: is empty" in _refusal(own)
     path.unlink()
@@ -172,14 +172,14 @@ def test_another_encoding_an_empty_file_and_none_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"output": "coffee"}, "the answer in 'output' is none of its options"),
-        ({"output": 3}, "the answer in 'output' is none of its options"),
+        ({"output": "coffee"}, "the answer in 'output' is not one of its options"),
+        ({"output": 3}, "the answer in 'output' is not one of its options"),
         ({"output": True}, "has no answer in 'output'"),
         ({"output": "B", "choices": ["B", "tea"]}, "the answer in 'output' could be several of its options"),
         ({"output": "tea", "choices": ["tea", "tea"]}, "the answer in 'output' could be several of its options"),
-        ({"choices": ["tea"]}, "'choices' is no list of 2 to 26 options"),
-        ({"choices": "tea"}, "'choices' is no list of 2 to 26 options"),
-        ({"choices": ["tea", ""]}, "'B' is empty or no text"),
+        ({"choices": ["tea"]}, "'choices' is not a list of 2 to 26 options"),
+        ({"choices": "tea"}, "'choices' is not a list of 2 to 26 options"),
+        ({"choices": ["tea", ""]}, "'B' is empty or not text"),
     ],
 )
 def test_choices_that_cannot_be_scored_are_refused(tmp_path, change, message):
@@ -189,20 +189,20 @@ def test_choices_that_cannot_be_scored_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"name": "My task"}, "config.own.name: 'My task' is no name"),
-        ({"name": "gsm8k"}, "config.own.name: 'gsm8k' is a task that there is already"),
-        ({"kind": "essay"}, "config.own.kind: 'essay' is unknown; choose of generation, choice"),
+        ({"name": "My task"}, "config.own.name: 'My task' is not a valid name"),
+        ({"name": "gsm8k"}, "config.own.name: a task 'gsm8k' exists already"),
+        ({"kind": "essay"}, "config.own.kind: 'essay' is unknown; choose from generation, choice"),
         ({"test": ""}, "config.own.test: is empty"),
         ({"max_new_tokens": 0}, "config.own.max_new_tokens: is 0"),
         ({"question": "{input"}, "config.own.question: "),
-        ({"question": "{input.real}"}, "config.own.question: {input.real} is no plain name"),
-        ({"question": "{}"}, "config.own.question: {} is no plain name"),
+        ({"question": "{input.real}"}, "config.own.question: {input.real} is not a plain field name"),
+        ({"question": "{}"}, "config.own.question: {} is not a plain field name"),
         ({"metrics": "rouge9"}, "config.own.metrics: 'rouge9' is unknown"),
-        ({"composite": "bleu"}, "config.own.composite: 'bleu' is not spelled"),
-        ({"composite": "bleu=chrf_sentence"}, "config.own.composite: 'bleu=chrf_sentence' is not spelled"),
-        ({"composite": "x=bleu,repetition"}, "config.own.composite: repetition is no score that goes up to 100"),
-        ({"kind": "choice", "metrics": "bleu"}, "config.own.metrics: of choices only accuracy and exact_match"),
-        ({"kind": "choice", "composite": "x=bleu"}, "config.own.composite: of choices only"),
+        ({"composite": "bleu"}, "config.own.composite: 'bleu' does not have the form"),
+        ({"composite": "bleu=chrf_sentence"}, "config.own.composite: 'bleu=chrf_sentence' does not have the form"),
+        ({"composite": "x=bleu,repetition"}, "config.own.composite: repetition is not a score that goes up to 100"),
+        ({"kind": "choice", "metrics": "bleu"}, "config.own.metrics: for choices only accuracy and exact_match"),
+        ({"kind": "choice", "composite": "x=bleu"}, "config.own.composite: for choices only"),
     ],
 )
 def test_fields_that_are_wrong_are_refused_before_anything_is_read(tmp_path, fields, message):

@@ -72,7 +72,7 @@ def test_a_template_that_stands_in_the_text_already_is_refused_in_a_chat(tokeniz
 def test_special_tokens_are_no_words_of_items_or_examples(tokenizer, chat):
     odd = Item("3", "x.jsonl:3", {"note": "a fever </s> user a cough"}, "", "A", ("has", "a"))
     for item, shots in ((odd, []), (ITEM, [odd])):
-        with pytest.raises(BadInput, match="x.jsonl:3: holds </s>, a special token.*; give the words alone"):
+        with pytest.raises(BadInput, match="x.jsonl:3: holds </s>, a special token.*; remove it"):
             _prompter(tokenizer, chat, shots).prompt(item)
 
 
@@ -89,12 +89,12 @@ def test_what_is_to_be_read_is_cut_from_its_end_on_request_and_counted(tokenizer
     assert not _prompter(tokenizer, cut=True).prompt(ITEM).cut
     with_letters = prompter.prompt(ITEM, letters=True)
     assert len(with_letters.tokens) + 1 == 6
-    with pytest.raises(BadInput, match="shorten it, or ask for fewer shots"):
+    with pytest.raises(BadInput, match="shorten it, or give fewer shots"):
         _prompter(tokenizer, most=2, cut=True).prompt(ITEM)
 
 
 def test_an_item_without_a_field_of_the_form_is_refused(tokenizer):
-    with pytest.raises(BadInput, match="x:4: does not fill the prompt's form, which names note; it has text"):
+    with pytest.raises(BadInput, match="x:4: lacks a field of the question, which names note; it has text"):
         _prompter(tokenizer).prompt(Item("4", "x:4", {"text": "a"}, "a", "A", ("has", "a")))
 
 

@@ -116,9 +116,9 @@ def test_another_split_is_a_task_of_its_own_name():
 @pytest.mark.parametrize(
     "names, message",
     [
-        ("medqa", "config.tasks: 'medqa' is unknown; choose of clinical, medical, following, mimic_bhc"),
+        ("medqa", "config.tasks: 'medqa' is unknown; choose from clinical, medical, following, mimic_bhc"),
         ("", "config.tasks: '' is unknown"),
-        ("gsm8k@test9", "config.tasks: 'gsm8k@test9' names no split of gsm8k; choose of train, test"),
+        ("gsm8k@test9", "config.tasks: 'gsm8k@test9' names no split of gsm8k; choose from train, test"),
         ("clinical@valid", "config.tasks: 'clinical@valid' is unknown"),
         ("medical,pubmedqa", "config.tasks: 'pubmedqa' is named twice"),
     ],

@@ -87,7 +87,7 @@ def test_a_run_that_was_told_to_stop_ends_as_if_it_had_not_been(tmp_path, undist
     settings = LoopSettings(STEPS, save_every=2)
     before = signal.getsignal(signal.SIGTERM)
     run, checkpoints = _run(), Checkpoints(tmp_path / "steps")
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="run the same command again"):
         train(_begin(run), run.take, run.loader(), settings, checkpoints, progress=stop,
               log=lambda after: TrainingLog(tmp_path / "log", after))  # fmt: skip
     checkpoints.close()

@@ -153,7 +153,7 @@ def test_the_block_with_an_adapter_is_made_once():
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("targets", ("q_proj", "query"), "'query' is no linear layer of this model; give some of q_proj, k_proj"),
+        ("targets", ("q_proj", "query"), "'query' is not a linear layer of this model; choose from q_proj, k_proj"),
         ("targets", (), "names no layer"),
         ("rank", 0, "config.lora.rank: is 0; give 1 or more"),
         ("dropout", 1.0, "config.lora.dropout: is 1.0"),
@@ -208,8 +208,10 @@ def test_an_adapter_that_treats_layers_differently_is_refused(saved):
     folder, _, config, _ = saved
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"alpha_pattern": {"layers.1.mlp.up_proj": 9}}))
-    with pytest.raises(BadInput, match=r"config.lora.start: .* has for model.layers.1.mlp.up_proj.weight factors"):
+    with pytest.raises(
+        BadInput, match=r"config.lora.start: .* has factors of .* for model.layers.1.mlp.up_proj.weight"
+    ):
         load_lora(str(folder), "config.lora.start", config)
     shallow = dataclasses.replace(config, num_hidden_layers=1)
-    with pytest.raises(BadInput, match="does not treat all layers of model.layers.1.mlp.up_proj.weight alike"):
+    with pytest.raises(BadInput, match="changes model.layers.1.mlp.up_proj.weight in some layers only"):
         load_lora(str(folder), "config.lora.start", shallow)

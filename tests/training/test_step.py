@@ -143,8 +143,8 @@ def test_frozen_leaves_have_no_moments_and_leave_the_others_gradients_alone(para
 @pytest.mark.parametrize(
     "pattern, message",
     [
-        ("(", "is no regular expression"),
-        ("lm_heads", "fits no tensor; names are such as model.layers.0.input_layernorm.weight"),
+        ("(", "is not a regular expression"),
+        ("lm_heads", "matches no tensor; names are such as model.layers.0.input_layernorm.weight"),
         (r"layers\.1\.", "fits model.layers.1.input_layernorm.weight but not every layer's"),
         ("", "every tensor is frozen"),
     ],

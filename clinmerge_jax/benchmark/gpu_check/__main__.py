@@ -64,11 +64,15 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="launch/gpu_check.sh", description="Checks and measures on one GPU.")
     parser.add_argument("--rehearse", action="store_true", help="small shapes on the CPU: the code, not the figures")
-    parser.add_argument("--model", help="folder of a small Llama for the parity; else the embedded miniature")
-    parser.add_argument("--wheels", help="folder of wheels of what the machine lacks; else runs/gpu_check/wheels")
-    parser.add_argument("--only", help=f"some parts, by comma: {', '.join(part.name for part in PARTS)}")
+    parser.add_argument("--model", help="folder of a small Llama for the parity check; default: the embedded miniature")
+    parser.add_argument(
+        "--wheels", help="folder of wheels of packages that are not installed; default: runs/gpu_check/wheels"
+    )
+    parser.add_argument("--only", help=f"parts to run, separated by commas: {', '.join(part.name for part in PARTS)}")
     parser.add_argument("--budget", type=float, default=_BUDGET, help="seconds for all parts")
-    parser.add_argument("--markdown", type=pathlib.Path, help="file for the table; else gpu_check.md beside the JSON")
+    parser.add_argument(
+        "--markdown", type=pathlib.Path, help="file for the table; default: gpu_check.md beside the JSON"
+    )
     return parser.parse_args()
 
 
@@ -82,7 +86,7 @@ def _chosen(only: str | None) -> list[Part]:
     wanted = only.split(",") if only else known
     for name in wanted:
         if name not in known:
-            raise BadInput(f"--only: {name!r} is no part; there are {', '.join(known)}")
+            raise BadInput(f"--only: {name!r} is not a part; choose from {', '.join(known)}")
     return [part for part in PARTS if part.name in wanted]
 
 

@@ -56,7 +56,7 @@ def measure(settings: Mapping[str, Any], report: Reporter) -> None:
             ratios=ratios, ratio_of="the reference's time / its", peak_bytes=peak_bytes(), **shape,
         )  # fmt: skip
     if "error" in settings and not max(errors.values()) < settings["error"]:
-        raise AssertionError(f"{settings['kernel']} is {max(errors.values()):.3g} away from the reference in float32")
+        raise AssertionError(f"{settings['kernel']} differs from the float32 reference by {max(errors.values()):.3g}")
 
 
 def _with_gradients(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:

@@ -61,6 +61,6 @@ def measure(settings: Mapping[str, Any], report: Reporter) -> None:
     report.add("largest difference of a logit", [max(one.largest for one in found)], "", model=model)
     if margins and max(margins) > settings["margin"]:
         raise AssertionError(
-            f"{len(margins)} of {len(found)} answers part from those of transformers, one where its likeliest token"
-            f" leads by {max(margins):.3g}"
+            f"{len(margins)} of {len(found)} answers differ from those of transformers; at a first difference its"
+            f" likeliest token leads by up to {max(margins):.3g}"
         )

@@ -36,7 +36,7 @@ def _device(with_jax: bool, rehearse: bool) -> str:
     """
     kind, platform = _jax_device() if with_jax else _torch_device()
     if platform != "gpu" and not rehearse:
-        raise BadInput(f"{'jax' if with_jax else 'torch'}: finds no GPU, but {kind}; install its CUDA build")
+        raise BadInput(f"{'jax' if with_jax else 'torch'}: finds {kind}, not a GPU; install its CUDA build")
     return kind
 
 

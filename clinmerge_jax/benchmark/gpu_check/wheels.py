@@ -24,7 +24,7 @@ def install(folder: pathlib.Path, target: pathlib.Path) -> list[str]:
     """
     found = sorted(folder.glob("*.whl"))
     if not found:
-        raise BadInput(f"--wheels: {folder} holds no wheel; launch/gpu_check.sh tells how to get them")
+        raise BadInput(f"--wheels: {folder} holds no wheels; launch/gpu_check.sh explains how to get them")
     shutil.rmtree(target, ignore_errors=True)
     lacking = [wheel for wheel in found if not _is_there(wheel.name.split("-")[0])]
     if lacking:
@@ -33,7 +33,7 @@ def install(folder: pathlib.Path, target: pathlib.Path) -> list[str]:
         process = subprocess.run([*command, *map(str, lacking)], capture_output=True, text=True)
         if process.returncode:
             reason = " ".join(process.stderr.strip().splitlines()[-1:])
-            raise BadInput(f"--wheels: {reason or 'pip failed'}; fetch wheels of this Python")
+            raise BadInput(f"--wheels: {reason or 'pip failed'}; fetch wheels for this Python")
     return [wheel.name.split("-")[0] for wheel in lacking]
 
 

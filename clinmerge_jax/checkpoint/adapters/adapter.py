@@ -44,13 +44,13 @@ _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 # Fields that must be empty: what they enable is not a fixed product added to the base.
 _FOREIGN_FIELDS = {
     "use_dora": "DoRA",
-    "lora_bias": "biases of its own",
+    "lora_bias": "trained biases",
     "fan_in_fan_out": "transposed weights",
     "layer_replication": "repeated layers",
     "trainable_token_indices": "single token rows",
     "target_parameters": "bare parameters as targets",
     "alora_invocation_tokens": "an adapter that acts from certain tokens on",
-    "megatron_config": "weights cut for Megatron",
+    "megatron_config": "weights split for Megatron",
     "arrow_config": "a router between adapters",
     "kasa_config": "KaSA",
     "monteclora_config": "random factors",
@@ -144,8 +144,8 @@ class Adapter:
                 place = f"{self.label}: {entry.file}: tensor {entry.name}"
                 if tied and last_part(name) in EMBEDDINGS:
                     raise BadInput(
-                        f"{place} changes {name} alone, but in {checkpoint.label} ({checkpoint.path}) embedding and"
-                        " output are one (tie_word_embeddings); give an adapter that leaves both as they are"
+                        f"{place} changes only {name}, but {checkpoint.label} ({checkpoint.path}) ties embedding and"
+                        " output (tie_word_embeddings); give an adapter that changes neither"
                     )
                 if name not in checkpoint.tensors:
                     raise BadInput(
@@ -155,7 +155,7 @@ class Adapter:
                 there = checkpoint.tensors[name].shape
                 if len(there) != len(shape) or any(there[axis] != shape[axis] for axis in axes):
                     raise BadInput(
-                        f"{place} is made for {name} of shape {list(shape)}, which has {list(there)} in"
+                        f"{place} requires {name} of shape {list(shape)}, but it has {list(there)} in"
                         f" {checkpoint.label} ({checkpoint.path}); give the adapter's own base model"
                     )
 
@@ -208,7 +208,9 @@ class Adapter:
         """
         change = self._changes.get(name)
         if change is None or change.a_RI is None or change.replacement is not None or change.embedding:
-            raise BadInput(f"{self.label}: {self.path} does not hold just two factors for {name}; give another adapter")
+            raise BadInput(
+                f"{self.label}: {self.path} does not hold exactly two factors for {name}; give another adapter"
+            )
         a_RI, b_OR = (_finite(read_tensor(entry), entry) for entry in (change.a_RI, change.b_OR))
         return a_RI, b_OR, change.scaling
 
@@ -264,7 +266,7 @@ def open_adapter(location: str, field: str) -> Adapter:
         raise BadInput(f"{field}: {path} has no {CONFIG_FILE}; give the folder of a LoRA adapter as PEFT saves it")
     config = parse_json(config_path.read_bytes(), config_path)
     if not isinstance(config, dict):
-        raise BadInput(f"{config_path}: is no JSON object; fetch it again")
+        raise BadInput(f"{config_path}: is not a JSON object; fetch it again")
     _check_config(config, config_path)
     if not weights.is_file():
         raise _no_weights(path, field)
@@ -281,7 +283,7 @@ def _check_config(config: Mapping[str, Any], path: pathlib.Path) -> None:
             raise BadInput(f"{path}: {field} is {config[field]!r} ({meaning}), which is not supported; {mend}")
     variants = [field for field in config if field.startswith("use_") and field != "use_rslora" and config[field]]
     if variants:
-        raise BadInput(f"{path}: {variants[0]} is {config[variants[0]]!r}, a variant of LoRA unknown here; {mend}")
+        raise BadInput(f"{path}: {variants[0]} is {config[variants[0]]!r}, an unsupported variant of LoRA; {mend}")
     if config.get("bias", "none") != "none":
         raise BadInput(f"{path}: bias is {config['bias']!r}; trained biases are not supported; {mend}")
     start = config.get("init_lora_weights")
@@ -309,7 +311,9 @@ def _check_config(config: Mapping[str, Any], path: pathlib.Path) -> None:
             try:
                 _pattern(pattern)
             except re.error as error:
-                raise BadInput(f"{path}: {field} has {pattern!r}, no regular expression ({error}); mend it") from error
+                raise BadInput(
+                    f"{path}: {field} has {pattern!r}, which is not a regular expression ({error}); correct it"
+                ) from error
 
 
 def _is_rank(value: Any) -> bool:
@@ -357,8 +361,8 @@ def _read_changes(path: pathlib.Path, config: Mapping[str, Any], config_path: pa
         found = _KEY.fullmatch(key)
         if found is None:
             raise BadInput(
-                f"{path}: tensor {key} is no LoRA factor that is known here; give a plain LoRA adapter, or merge this"
-                " one into its base with PEFT and give the result"
+                f"{path}: tensor {key} is not a supported LoRA factor; give a plain LoRA adapter, or merge this one"
+                " into its base with PEFT and give the result"
             )
         module, part = found["module"], found["part"]
         if part in _FACTORS:
@@ -403,8 +407,8 @@ def _pair(
             raise BadInput(f"{path}: tensor {entry.name} has shape {list(entry.shape)}; a factor is a matrix")
         if entry.shape[axis] != rank:
             raise BadInput(
-                f"{path}: tensor {entry.name} has shape {list(entry.shape)} where {CONFIG_FILE} gives {module} the rank"
-                f" {rank}; mend r or rank_pattern, or fetch both files again"
+                f"{path}: tensor {entry.name} has shape {list(entry.shape)}, but {CONFIG_FILE} gives {module} the rank"
+                f" {rank}; correct r or rank_pattern, or fetch both files again"
             )
     alpha = _at(config.get("alpha_pattern"), module, config["lora_alpha"])
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

@@ -91,7 +91,7 @@ def load_lora(location: str, field: str, config: LlamaConfig) -> tuple[LoraSetti
     expected = {name for row in rows for name in row.names(config)}
     odd = sorted(expected.symmetric_difference(adapter.targets))
     if odd:
-        raise BadInput(f"{field}: {adapter.path} does not treat all layers of {odd[0]} alike; give another adapter")
+        raise BadInput(f"{field}: {adapter.path} changes {odd[0]} in some layers only; give an adapter of all layers")
 
     def leaves(row: Parameter) -> dict[str, np.ndarray]:
         outputs, inputs = row.shape(config)
@@ -100,9 +100,9 @@ def load_lora(location: str, field: str, config: LlamaConfig) -> tuple[LoraSetti
             a_RI, b_OR, scaling = adapter.factors(name)
             if (a_RI.shape, b_OR.shape) != ((lora.rank, inputs), (outputs, lora.rank)) or scaling != lora.scaling:
                 raise BadInput(
-                    f"{field}: {adapter.path} has for {name} factors of {list(a_RI.shape)} and {list(b_OR.shape)},"
-                    f" scaled by {scaling:g}, where r and lora_alpha ask for rank {lora.rank} and {lora.scaling:g};"
-                    " give an adapter of this model and one rank"
+                    f"{field}: {adapter.path} has factors of {list(a_RI.shape)} and {list(b_OR.shape)} for {name},"
+                    f" scaled by {scaling:g}, but r and lora_alpha require rank {lora.rank} and {lora.scaling:g}; give"
+                    " an adapter of this model with one rank"
                 )
             pairs.append((a_RI, b_OR))
         return {leaf: np.stack(factors) for leaf, factors in zip(("lora_a", "lora_b"), zip(*pairs))}

@@ -154,7 +154,7 @@ class _Header:
         """Reads the number of items that take at least `least` bytes each."""
         count = self.number("Q")
         if count * least > self._left:
-            raise BadInput(f"{self.path}: states more entries than it has bytes for; it is damaged, fetch it again")
+            raise BadInput(f"{self.path}: declares more entries than it has bytes for; it is damaged, fetch it again")
         return count
 
     def text(self) -> str:
@@ -172,7 +172,9 @@ class _Header:
         if kind == _STRING:
             return self.text()
         if kind != _ARRAY or nested:
-            raise BadInput(f"{self.path}: has metadata of an unknown type ({kind}); it is damaged, or newer than this")
+            raise BadInput(
+                f"{self.path}: has metadata of an unknown type ({kind}); it is damaged, or of a newer version"
+            )
         inner = self.number("I")
         if inner in _SCALARS:
             width = np.dtype(_SCALARS[inner]).itemsize
@@ -190,18 +192,20 @@ def _read_file(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, GgufTensor
     with path.open("rb") as file:
         header = _Header(file, path)
         if path.stat().st_size < len(MAGIC) or header.take(len(MAGIC)) != MAGIC:
-            raise BadInput(f"{path}: does not begin as a GGUF file does; give one, or fetch it again")
+            raise BadInput(f"{path}: is not a GGUF file (wrong first bytes); give one, or fetch it again")
         version = header.number("I")
         if version not in _VERSIONS:
             kind = "big-endian" if version >= 1 << 16 else f"version {version}"
-            raise BadInput(f"{path}: is {kind}; little-endian files of version 2 and 3 are read: convert it anew")
+            raise BadInput(
+                f"{path}: is {kind}; only little-endian files of version 2 and 3 are supported: convert it again"
+            )
         smallest = struct.calcsize("<QI")  # bytes of the smallest tensor or metadata record: a text's length and a type
         tensor_count, entry_count = header.count(smallest), header.count(smallest)
         metadata: dict[str, Any] = {}
         for _ in range(entry_count):
             key = header.text()
             if key in metadata:
-                raise BadInput(f"{path}: states {key} twice; it is damaged, fetch it again")
+                raise BadInput(f"{path}: has {key} twice; it is damaged, fetch it again")
             metadata[key] = header.value(header.number("I"))
         records = [_record(header) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", _ALIGNMENT)
@@ -229,8 +233,8 @@ def _tensor(path: pathlib.Path, name: str, shape: tuple[int, ...], type_id: int,
     kind = _KINDS.get(type_id, str(type_id))
     if kind not in PLAIN and kind not in QUANTIZED:
         raise BadInput(
-            f"{path}: tensor {name} has type {kind}; {', '.join((*PLAIN, *QUANTIZED))} are read: give a file of one of"
-            " these"
+            f"{path}: tensor {name} has type {kind}; {', '.join((*PLAIN, *QUANTIZED))} are supported: give a file in"
+            " one of them"
         )
     values, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     if not all(shape) or shape[-1] % values:

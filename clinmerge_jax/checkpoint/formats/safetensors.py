@@ -101,7 +101,7 @@ def read_header(
             raise BadInput(f"{path}: is truncated inside its header; fetch it again")
         header = parse_json(file.read(length), path)
     if not isinstance(header, dict):
-        raise BadInput(f"{path}: its header is no JSON object; fetch it again")
+        raise BadInput(f"{path}: its header is not a JSON object; fetch it again")
     header.pop("__metadata__", None)
     entries = [_entry(path, name, fields, 8 + length, dtypes, left_out) for name, fields in header.items()]
     entries.sort(key=lambda item: (item[0].offset, item[1]))
@@ -109,13 +109,13 @@ def read_header(
     for entry, end, _ in entries:
         if entry.offset != position or end - entry.offset != entry.nbytes:
             raise BadInput(
-                f"{path}: tensor {entry.name} lies at bytes {entry.offset}:{end} where its shape and its neighbours"
-                f" ask for {position}:{position + entry.nbytes}; the header is damaged, fetch the file again"
+                f"{path}: tensor {entry.name} is at bytes {entry.offset}:{end}, but its shape and its neighbours"
+                f" require {position}:{position + entry.nbytes}; the header is damaged, fetch the file again"
             )
         position = end
     if position != file_size:
         kind = "truncated" if file_size < position else "longer than its header says"
-        raise BadInput(f"{path}: is {kind} ({file_size} bytes where the header asks for {position}); fetch it again")
+        raise BadInput(f"{path}: is {kind} ({file_size} bytes, but the header requires {position}); fetch it again")
     return {entry.name: entry for entry, _, kept in entries if kept}
 
 

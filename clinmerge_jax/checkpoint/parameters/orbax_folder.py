@@ -91,7 +91,7 @@ def read_config(folder: pathlib.Path) -> tuple[dict[str, Any], LlamaConfig]:
         raise BadInput(f"{folder}: is an Orbax checkpoint without config.json and params/; {_MEND}")
     raw = parse_json(path.read_bytes(), path)
     if not isinstance(raw, dict):
-        raise BadInput(f"{path}: is no JSON object; fetch it again")
+        raise BadInput(f"{path}: is not a JSON object; fetch it again")
     return raw, LlamaConfig.from_json(raw, str(path))
 
 
@@ -113,16 +113,16 @@ def read_dtypes(folder: pathlib.Path, config: LlamaConfig) -> Params:
     def dtype(row: Any) -> Any:
         shape, dtype = dtypes.pop(row.path, (None, None))
         if shape != row.stacked_shape(config):
-            is_there = "is not there" if shape is None else f"has shape {list(shape)}"
+            is_there = "is missing" if shape is None else f"has shape {list(shape)}"
             raise BadInput(
-                f"{place}: {'.'.join(row.path)} {is_there} where config.json asks for"
-                f" {list(row.stacked_shape(config))}; {_MEND}"
+                f"{place}: {'.'.join(row.path)} {is_there}, but config.json requires {list(row.stacked_shape(config))};"
+                f" {_MEND}"
             )
         return dtype
 
     result = build_params(config, dtype)
     if dtypes:
-        raise BadInput(f"{place}: holds {'.'.join(map(str, next(iter(dtypes))))}, which config.json does not ask for")
+        raise BadInput(f"{place}: holds {'.'.join(map(str, next(iter(dtypes))))}, which config.json does not expect")
     return result
 
 

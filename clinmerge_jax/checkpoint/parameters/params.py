@@ -51,14 +51,14 @@ def llama_config(checkpoint: Checkpoint) -> LlamaConfig:
     missing = [name for name in expected if name not in checkpoint.tensors]
     for problem, names in (("lacks tensor", missing), ("holds tensor", extra)):
         if names:
-            mend = "that config.json asks for" if names is missing else "that config.json does not ask for"
+            mend = "that config.json requires" if names is missing else "that config.json does not expect"
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise BadInput(f"{checkpoint.path}: {problem} {names[0]}{more} {mend}; fetch the checkpoint again")
     for name, shape in expected.items():
         if checkpoint.tensors[name].shape != shape:
             raise BadInput(
-                f"{checkpoint.tensors[name].file}: tensor {name} has shape {list(checkpoint.tensors[name].shape)} where"
-                f" config.json asks for {list(shape)}; config and weights belong to different models"
+                f"{checkpoint.tensors[name].file}: tensor {name} has shape {list(checkpoint.tensors[name].shape)}, but"
+                f" config.json requires {list(shape)}; config and weights belong to different models"
             )
     check_token_ids(checkpoint)
     return config
@@ -137,8 +137,8 @@ def _leaf_dtype(entries: Sequence[TensorEntry], dtype: Any) -> np.dtype:
     odd = next((entry for entry in entries if entry.dtype != entries[0].dtype), None)
     if odd is not None and dtype is None:
         raise BadInput(
-            f"{odd.file}: tensor {odd.name} is {odd.dtype} where its sister layers are {entries[0].dtype};"
-            " save the checkpoint in one dtype"
+            f"{odd.file}: tensor {odd.name} is {odd.dtype}, but {entries[0].dtype} in other layers; save the checkpoint"
+            " in one dtype"
         )
     return entries[0].dtype if dtype is None else np.dtype(dtype)
 
@@ -218,7 +218,7 @@ def _write_file(path: pathlib.Path, entries: Sequence[TensorEntry], leaves: Mapp
         descriptor = os.open(path, os.O_WRONLY)
     except FileNotFoundError as error:
         raise BadInput(
-            f"config.output: process {jax.process_index()} does not see {path}, which process 0 made; name a folder"
+            f"config.output: process {jax.process_index()} does not see {path}, which process 0 created; name a folder"
             " that all processes share"
         ) from error
 

@@ -49,7 +49,7 @@ def limit_chat_template(tokenizer, field: str, folder: pathlib.Path) -> None:
     for text in named.values():
         problem = _probed(str(text), tuple(sorted(tokens.items())))
         if problem:
-            raise BadInput(f"{field}: the chat template of {folder} {problem}; mend the template")
+            raise BadInput(f"{field}: the chat template of {folder} {problem}; correct the template")
     tokenizer.apply_chat_template = functools.partial(_rendered, tokenizer.apply_chat_template)
 
 

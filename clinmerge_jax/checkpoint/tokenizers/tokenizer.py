@@ -178,7 +178,7 @@ def _listed_beside(path: pathlib.Path) -> list[tuple[str, dict[str, bool]]]:
     file = path / ADDED_FILE
     ids = parse_json(file.read_bytes(), file) if file.is_file() else {}
     if not isinstance(ids, dict) or not all(type(index) is int for index in ids.values()):
-        raise BadInput(f"{file}: is malformed, no ids by token; fetch it again")
+        raise BadInput(f"{file}: does not map tokens to integer ids; fetch it again")
     special = _named_special(path, settings) if ids else set()
     return [
         (token, {"special": token in special, "normalized": token not in special})
@@ -220,11 +220,11 @@ def read_token_ids(path: pathlib.Path) -> tuple[dict[str, int], set[str]] | None
         ids = dict(model) if isinstance(model, dict) else {piece: index for index, (piece, _) in enumerate(model)}
         added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadInput(f"{file}: is no tokenizer file ({short(error)}); fetch it again") from error
+        raise BadInput(f"{file}: is not a tokenizer file ({short(error)}); fetch it again") from error
     odd = next(((token, index) for token, index in (ids | added).items() if type(index) is not int or index < 0), None)
     if odd is not None or not all(isinstance(token, str) for token in ids | added):
-        place = f"token {odd[0]!r} has id {odd[1]!r}" if odd else "a token is no string"
-        raise BadInput(f"{file}: {cut(place)}, and ids are integers from 0; fetch it again")
+        place = f"token {odd[0]!r} has id {odd[1]!r}" if odd else "a token is not a string"
+        raise BadInput(f"{file}: {cut(place)}, but tokens are strings and ids integers from 0; fetch it again")
     return ids | added, set(added)
 
 
@@ -288,7 +288,7 @@ def load_tokenizer(folder: pathlib.Path, field: str):
     except Exception as error:  # the library raises bare Exception, KeyError and more for damaged files
         reason = short(error)
         there = (folder / TOKENIZER_FILE).is_file()
-        mend = f"replace {TOKENIZER_FILE} and what goes with it" if there else "add its tokenizer files"
+        mend = f"replace {TOKENIZER_FILE} and the files that belong to it" if there else "add its tokenizer files"
         raise BadInput(f"{field}: {folder} has no usable tokenizer ({reason}); {mend}") from error
     longest = tokenizer.model_max_length
     if isinstance(longest, bool) or not isinstance(longest, (int, float)):

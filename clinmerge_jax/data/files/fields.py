@@ -46,13 +46,15 @@ class Fields:
             key, equals, template = part.partition("=")
             key, template = key.strip(), template.strip()
             if not equals or not places(template, option) or key in templates:
-                raise BadInput(f"{option}: is not spelled {usage}; map each field once, with a column in braces")
+                raise BadInput(
+                    f"{option}: does not have the form {usage}; map each field once, with a column in braces"
+                )
             if key in _CONVERSATIONS and not re.fullmatch(r"\{[^{}]+\}", template):
-                raise BadInput(f"{option}: {key} is more than one column; give one column in braces alone")
+                raise BadInput(f"{option}: {key} is more than one column; give only one column in braces")
             templates[key] = template
         if templates.keys() - {"id"} not in [set(form) for form in forms]:
             known = ", or ".join(" and ".join(form) for form in forms)
-            raise BadInput(f"{option}: maps {shown(templates)}; map {known}, and perhaps id")
+            raise BadInput(f"{option}: maps {shown(templates)}; map {known}, and optionally id")
         return cls(templates, option)
 
     def apply(self, row: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def places(template: str, option: str) -> list[str]:
         raise BadInput(f"{option}: {error}; write field names in braces, other braces twice") from error
     for _, name, spec, conversion in parts:
         if name is not None and (not name or spec or conversion or name.isdecimal() or re.search(r"[.\[\]]", name)):
-            raise BadInput(f"{option}: {{{name}}} is no plain name of a field; give such names in braces")
+            raise BadInput(f"{option}: {{{name}}} is not a plain field name; give such names in braces")
     return [name for _, name, _, _ in parts if name is not None]
 
 

@@ -30,7 +30,7 @@ def conversation(row: Mapping[str, Any], key: str, name: str) -> list[dict[str, 
     who, what = ("role", "content") if key == "messages" else ("from", "value")
     messages = row[key]
     if not isinstance(messages, list) or not messages:
-        raise BadInput(f"{name}: {key!r} is no list of messages; give such a list")
+        raise BadInput(f"{name}: {key!r} is not a list of messages; give one")
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(part), str) for part in (who, what)):
             raise BadInput(f"{name}: a message lacks the text {who!r} or {what!r}; give both to each message")
@@ -50,7 +50,7 @@ def filled(row: Mapping[str, Any], key: str, name: str) -> str:
       BadInput: the field is missing, blank or not text.
     """
     if not isinstance(row.get(key), str) or not row[key].strip():
-        raise BadInput(f"{name}: {key!r} is no text or empty; give some")
+        raise BadInput(f"{name}: {key!r} is empty or not text; give text")
     return row[key]
 
 

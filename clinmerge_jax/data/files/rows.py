@@ -83,9 +83,11 @@ def read_rows(
             empty = False
             yield row
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(f"{path}: ends early or is no gzip file; fetch or write it again") from error
+        raise BadInput(f"{path}: ends early or is not a gzip file; fetch or write it again") from error
     except OSError as error:
-        raise BadInput(f"{field}: {path} cannot be read ({error.strerror}); mend that, or give another") from error
+        raise BadInput(
+            f"{field}: {path} cannot be read ({error.strerror}); make it readable, or give another file"
+        ) from error
     if empty:
         raise BadInput(f"{path}: is empty; {mend}")
 
@@ -97,7 +99,7 @@ def check_unicode(row: Any, name: str) -> None:
       BadInput: the row holds half of a surrogate pair; the message names the row.
     """
     if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
-        raise BadInput(f"{name}: holds half of a surrogate pair, which is no Unicode text; write the file as UTF-8")
+        raise BadInput(f"{name}: holds half of a surrogate pair, which is not valid Unicode; write the file as UTF-8")
 
 
 def _rows(place: pathlib.Path, path: str, field: str, mend: str, text: str) -> Iterator[Row]:
@@ -153,12 +155,14 @@ def _kind(path: str, suffix: str, head: bytes) -> str:
         if head.startswith(signature):
             raise BadInput(f"{path}: {problem}")
     if b"\0" in head:
-        raise BadInput(f"{path}: is no UTF-8 text; save it as UTF-8")
+        raise BadInput(f"{path}: is not UTF-8 text; save it as UTF-8")
     content = "JSON" if start.startswith(b"[") else "JSON lines" if start.startswith(b"{") else ""
     if named in ("", "JSON"):
         if not content:
-            what = "holds neither an array nor JSON lines" if named else "is of no kind that can be told"
-            raise BadInput(f"{path}: {what}; end its name in .jsonl, .json, .csv, .tsv, .parquet or .txt, as it is")
+            what = "holds neither an array nor JSON lines" if named else "is not of a recognized format"
+            raise BadInput(
+                f"{path}: {what}; end its name in .jsonl, .json, .csv, .tsv, .parquet or .txt to match its content"
+            )
         return content
     if named in ("CSV", "TSV") and content:
         raise BadInput(f"{path}: is JSON; end its name in .json or .jsonl")
@@ -173,9 +177,12 @@ def _json_lines(file: BinaryIO, path: str) -> Iterator[Row]:
         if not content:
             continue
         if empty and content == "{":
-            raise BadInput(f"{name}: is no whole JSON object; give an object a line, or a JSON array of them")
+            raise BadInput(f"{name}: is not a complete JSON object; give one object per line, or a JSON array of them")
         if empty and content.startswith("["):
-            raise BadInput(f"{name}: is no JSON object; give an object a line, or end the name of an array in .json")
+            raise BadInput(
+                f"{name}: is not a JSON object; give one object per line, or end the name of a file with an array in"
+                " .json"
+            )
         yield Row(name, number, _json_row(parse_json(content, name), _may_hold_surrogates(content), name))
         empty = False
 
@@ -190,7 +197,7 @@ def _json_array(file: BinaryIO, path: str) -> Iterator[Row]:
 
 def _json_row(row: Any, suspect: bool, name: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise BadInput(f"{name}: is no JSON object; give an object for each row")
+        raise BadInput(f"{name}: is not a JSON object; give one object per row")
     if suspect:
         check_unicode(row, name)
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}

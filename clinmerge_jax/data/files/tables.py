@@ -55,7 +55,7 @@ def delimited_rows(file: BinaryIO, path: str, delimiter: str) -> Iterator[dict[s
             raise BadInput(f"{path}: is not UTF-8 after row {number}; save it as UTF-8") from error
         except csv.Error as error:
             raise BadInput(
-                f"{path}: is no table after row {number}; close each quote, and double the quotes within a cell"
+                f"{path}: is not a table after row {number}; close each quote, and double the quotes within a cell"
             ) from error
 
 
@@ -72,7 +72,7 @@ def parquet_rows(source: str | io.BytesIO, path: str) -> Iterator[dict[str, Any]
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
 
-    broken = f"{path}: is no whole Parquet file; fetch or write it again"
+    broken = f"{path}: is not a complete Parquet file; fetch or write it again"
     try:
         file = pq.ParquetFile(source)
     except (pa.ArrowException, OSError) as error:
@@ -112,7 +112,7 @@ def saved_rows(folder: pathlib.Path, path: str, field: str) -> Iterator[dict[str
         ) from error
     import pyarrow as pa
 
-    broken = f"{path}: is no whole folder of Hugging Face's datasets; save it again"
+    broken = f"{path}: is not a complete folder of Hugging Face's datasets; save it again"
     try:
         rows = datasets.load_from_disk(str(folder)).with_format("arrow")
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
@@ -164,4 +164,4 @@ def _plain(value: Any) -> Any:
 def _check_columns(columns: Sequence[str], path: str) -> None:
     twice = [column for place, column in enumerate(columns) if column in columns[:place]]
     if twice:
-        raise BadInput(f"{path}: has the column {shown(twice[:1])} twice; give each column a name of its own")
+        raise BadInput(f"{path}: has the column {shown(twice[:1])} twice; give each column its own name")

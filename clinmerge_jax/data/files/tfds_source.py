@@ -30,7 +30,7 @@ def read_tfds(source: str, field: str, data_dir: str | None) -> Iterator[tuple[s
     """
     named = _NAMED.fullmatch(source)
     if named is None:
-        raise BadInput(f"{field}: {source!r} is not spelled tfds:NAME or tfds:NAME:SPLIT; give such a name")
+        raise BadInput(f"{field}: {source!r} does not have the form tfds:NAME or tfds:NAME:SPLIT; give such a name")
     import tensorflow_datasets as tfds  # slow to import
 
     try:

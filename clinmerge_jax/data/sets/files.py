@@ -46,7 +46,7 @@ def locate(data_set: DataSet, source: Source) -> dict[str, tuple[Part, tuple[pat
     """
     if not source.data_dir or not source.folder.is_dir():
         raise BadInput(
-            f"config.data_dir: {source.data_dir!r} is no folder; give the one that holds the published files"
+            f"config.data_dir: {source.data_dir!r} is not a folder; give the one that holds the published files"
         )
     found = {}
     for split, parts in data_set.splits.items():
@@ -101,7 +101,7 @@ def check(file: File, path: pathlib.Path, found: str, data_set: DataSet) -> None
     """
     if file.sha256 and found != file.sha256:
         raise BadInput(
-            f"{path}: is not the file that is known (sha256 {found[:12]}, not {file.sha256[:12]}); get it again from"
+            f"{path}: is not the expected file (sha256 {found[:12]}, not {file.sha256[:12]}); get it again from"
             f" {file.url or data_set.home} ({data_set.licence})"
         )
 

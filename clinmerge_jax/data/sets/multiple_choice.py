@@ -46,7 +46,9 @@ def lettered_rows(path: pathlib.Path, split: str, options: int, subject: str = "
     for number, (name, row) in enumerate(of_subject):
         texts = row.get("options")
         if not isinstance(texts, dict) or sorted(texts) != list(LETTERS[:options]):
-            raise BadInput(f"{name}: 'options' are not {options} texts by letter; get the file again from its authors")
+            raise BadInput(
+                f"{name}: 'options' are not {options} texts keyed by letter; get the file again from its authors"
+            )
         choices = [filled(texts, key, name) for key in sorted(texts)]
         own = filled(row, key, name) if key else f"{split}-{number}"
         yield _row(own, name, filled(row, "question", name), choices, row.get("answer_idx"))

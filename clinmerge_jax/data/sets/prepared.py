@@ -54,7 +54,7 @@ def read(dataset: str, split: str, source: Source, limit: int = 0) -> list[Row]:
     """
     data_set = known(dataset)
     if split not in data_set.splits:
-        raise BadInput(f"split: {dataset} has no {split!r}; choose of {', '.join(data_set.splits)}")
+        raise BadInput(f"split: {dataset} has no {split!r}; choose from {', '.join(data_set.splits)}")
     summary = prepare(dataset, source)
     if split not in summary.left_out:
         raise files.missing(data_set, split, source)
@@ -68,7 +68,7 @@ def known(dataset: str) -> DataSet:
       BadInput: there is none.
     """
     if dataset not in SETS:
-        raise BadInput(f"dataset: {dataset!r} is unknown; choose of {', '.join(SETS)}")
+        raise BadInput(f"dataset: {dataset!r} is unknown; choose from {', '.join(SETS)}")
     return SETS[dataset]
 
 
@@ -100,7 +100,7 @@ def prepare(dataset: str, source: Source) -> Summary:
         if error.filename is None or not str(error.filename).startswith(str(root)):
             raise
         raise BadInput(
-            f"config.data_dir: prepared records cannot be kept in {root} ({error.strerror}); name a folder for them"
+            f"config.data_dir: prepared records cannot be stored in {root} ({error.strerror}); name a folder for them"
             " with config.cache"
         ) from error
     return Summary(folder, record["sha256"], record["left_out"])

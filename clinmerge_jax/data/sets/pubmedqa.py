@@ -45,11 +45,11 @@ def rows(path: pathlib.Path, truth: pathlib.Path, split: str) -> Iterator[Row]:
         answer = filled(row, "final_decision", name)
         if answer not in ANSWERS or tested.get(key, answer) != answer:
             raise BadInput(
-                f"{name}: its answer is not that of {truth.name}, or none; get both again from their authors"
+                f"{name}: its answer is missing or differs from that in {truth.name}; get both again from their authors"
             )
         contexts = row.get("CONTEXTS")
         if not isinstance(contexts, list) or not contexts:
-            raise BadInput(f"{name}: 'CONTEXTS' is no list of texts; get the file again from its authors")
+            raise BadInput(f"{name}: 'CONTEXTS' is not a list of texts; get the file again from its authors")
         letter = LETTERS[ANSWERS.index(answer)]
         yield Row(
             id=key,

@@ -44,7 +44,7 @@ def open_i_rows(reports: pathlib.Path, given: pathlib.Path | None = None, *, spl
         }
         unknown = [name for name in splits.values() if name not in SHARES]
         if unknown:
-            raise BadInput(f"{given}: {unknown[0]!r} is no split; give {', '.join(SHARES)}")
+            raise BadInput(f"{given}: {unknown[0]!r} is not a split; choose from {', '.join(SHARES)}")
     for uid, (name, findings, impression) in found.items():
         if uid not in usable:
             yield None
@@ -58,7 +58,7 @@ def _xml_reports(folder: pathlib.Path) -> Iterator[tuple[str, str, str, str]]:
         try:
             tree = ElementTree.parse(path)
         except ElementTree.ParseError as error:
-            raise BadInput(f"{path}: is no XML; get the file again from Open-i") from error
+            raise BadInput(f"{path}: is not XML; get the file again from Open-i") from error
         texts = {one.get("Label"): "".join(one.itertext()).strip() for one in tree.iter("AbstractText")}
         yield path.stem, path.name, texts.get("FINDINGS", ""), texts.get("IMPRESSION", "")
 
@@ -102,7 +102,7 @@ def mimic_cxr_rows(reports: pathlib.Path, given: pathlib.Path, split: str) -> It
         try:
             found = sections(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise BadInput(f"{path}: is missing, and {name} names it; unpack mimic-cxr-reports.zip again") from error
+            raise BadInput(f"{path}: is missing, but {name} names it; unpack mimic-cxr-reports.zip again") from error
         except UnicodeDecodeError as error:
             raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; unpack mimic-cxr-reports.zip again") from error
         findings, impression = found.get("FINDINGS", ""), found.get("IMPRESSION", "")

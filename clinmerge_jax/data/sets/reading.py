@@ -50,9 +50,9 @@ def csv_rows(path: pathlib.Path, columns: Sequence[str], header: bool = True) ->
         except UnicodeDecodeError as error:
             raise BadInput(f"{path}: is not UTF-8 after row {number}; {_AGAIN}, or save it as UTF-8") from error
         except csv.Error as error:
-            raise BadInput(f"{path}: is no table after row {number} ({error}); {_AGAIN}") from error
+            raise BadInput(f"{path}: is not a table after row {number} ({error}); {_AGAIN}") from error
         except (EOFError, gzip.BadGzipFile) as error:
-            raise BadInput(f"{path}: ends early or is no gzip file; {_AGAIN}") from error
+            raise BadInput(f"{path}: ends early or is not a gzip file; {_AGAIN}") from error
 
 
 def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -69,7 +69,7 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     name = f"{path.name} line {number}"
                     row = parse_json(line, name)
                     if not isinstance(row, dict):
-                        raise BadInput(f"{name}: is no JSON object; {_AGAIN}")
+                        raise BadInput(f"{name}: is not a JSON object; {_AGAIN}")
                     check_unicode(row, name)
                     yield name, row
         except UnicodeDecodeError as error:
@@ -87,9 +87,9 @@ def json_object(path: pathlib.Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; {_AGAIN}, or save it as UTF-8") from error
     except ValueError as error:
-        raise BadInput(f"{path}: is no JSON; {_AGAIN}") from error
+        raise BadInput(f"{path}: is not JSON; {_AGAIN}") from error
     if not isinstance(content, dict):
-        raise BadInput(f"{path}: is no JSON object; {_AGAIN}")
+        raise BadInput(f"{path}: is not a JSON object; {_AGAIN}")
     check_unicode(content, str(path))
     return content
 
@@ -103,7 +103,7 @@ def xlsx_rows(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[str,
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (InvalidFileException, zipfile.BadZipFile, KeyError, OSError) as error:
-        raise BadInput(f"{path}: is no .xlsx workbook; {_AGAIN}") from error
+        raise BadInput(f"{path}: is not a .xlsx workbook; {_AGAIN}") from error
     cells = book.worksheets[0].iter_rows(values_only=True, max_col=16)  # some sheets declare thousands of empty columns
     try:
         header = [str(value) for value in next(cells, ())]
@@ -129,7 +129,7 @@ def filled(row: Mapping[str, Any], key: str, name: str) -> str:
     if key not in row:
         raise BadInput(f"{name}: has no {key!r}; {_AGAIN}")
     if not isinstance(row[key], str) or not row[key].strip():
-        raise BadInput(f"{name}: {key!r} is empty or no text; {_AGAIN}")
+        raise BadInput(f"{name}: {key!r} is empty or not text; {_AGAIN}")
     return _lines(row[key])
 
 
@@ -149,7 +149,7 @@ def letter(value: Any, options: int, name: str) -> str:
         return letters[value]
     if isinstance(value, str) and len(value) == 1 and value in letters:
         return value
-    raise BadInput(f"{name}: the answer is none of its {options} options; {_AGAIN}")
+    raise BadInput(f"{name}: the answer is not one of its {options} options; {_AGAIN}")
 
 
 def _lines(text: str) -> str:

@@ -79,7 +79,9 @@ class ClinmergeLM(TemplateLM):
         for field in ("batch_size", "max_batch_size"):
             value = (additional_config or {}).get(field)
             if value not in (None, 1):  # lm-eval's defaults
-                raise BadInput(f"--{field}: is {value}; leave it out and give --model_args slots=N, requests at a time")
+                raise BadInput(
+                    f"--{field}: is {value}; leave it out and give --model_args slots=N, the requests at a time"
+                )
         own = {key: arg_dict[key] for key in ("max_gen_toks", "seed") if key in arg_dict}
         engine, tokenizer = open_engine({key: value for key, value in arg_dict.items() if key not in own})
         return cls(engine, tokenizer, str(arg_dict["model"]), **own)
@@ -136,7 +138,9 @@ class ClinmergeLM(TemplateLM):
           BadInput: there is no template, or it rejects the conversation.
         """
         if not self.tokenizer.chat_template:
-            raise BadInput(f"config.model: {self._name} has no chat template; add one to its tokenizer, or ask without")
+            raise BadInput(
+                f"config.model: {self._name} has no chat template; add one to its tokenizer, or run without it"
+            )
         render = functools.partial(
             self.tokenizer.apply_chat_template,
             tokenize=False,
@@ -149,14 +153,18 @@ class ClinmergeLM(TemplateLM):
         except jinja2.TemplateError as error:
             # The template's message is left out: it may quote the conversation.
             if len(others) == len(chat_history):
-                raise BadInput("config.model: the chat template refuses a task's conversation; mend it") from error
+                raise BadInput(
+                    "config.model: the chat template refuses a task's conversation; correct the template"
+                ) from error
         if not self._without_system:
-            logging.warning("the chat template takes no system message: tasks' descriptions are left out")
+            logging.warning("the chat template does not accept a system message: tasks' descriptions are left out")
             self._without_system = True
         try:
             return render(others)
         except jinja2.TemplateError as error:
-            raise BadInput("config.model: the chat template refuses a task's conversation; mend it") from error
+            raise BadInput(
+                "config.model: the chat template refuses a task's conversation; correct the template"
+            ) from error
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]], **_: Any
@@ -173,7 +181,7 @@ class ClinmergeLM(TemplateLM):
             if not 0 < len(continuation) <= self.max_length:
                 raise BadInput(
                     f"config.harness_tasks: a continuation has {len(continuation)} tokens beyond its context; 1 to"
-                    f" {self.max_length} can be scored; mend the task, or give another max_length"
+                    f" {self.max_length} can be scored; correct the task, or give a larger max_length"
                 )
             tokens = np.array([*context, *continuation], np.int32)[-longest:]
             for start in range(len(tokens) - len(continuation), len(tokens), _PIECE):
@@ -286,9 +294,9 @@ def _sampling(settings: Mapping[str, Any], seed: int, index: int) -> Sampling:
     """The sampling that lm-eval's generation arguments ask for, with the seed of one request."""
     unknown = sorted(set(settings) - set(_GENERATION))
     if unknown:
-        raise BadInput(f"gen_kwargs: {', '.join(unknown)} unknown; there are {', '.join(_GENERATION)}")
+        raise BadInput(f"gen_kwargs: {', '.join(unknown)} unknown; choose from {', '.join(_GENERATION)}")
     if settings.get("num_beams", 1) != 1:
-        raise BadInput(f"gen_kwargs: num_beams is {settings['num_beams']}; there is no beam search, give 1")
+        raise BadInput(f"gen_kwargs: num_beams is {settings['num_beams']}; beam search is not supported, give 1")
     given = {key: settings[key] for key in _SAMPLING if key in settings}
     if settings["do_sample"] and not given.get("temperature"):
         raise BadInput("gen_kwargs: do_sample is True but temperature is 0; give a temperature over 0")

@@ -59,7 +59,7 @@ def read_model_args(given: Mapping[str, Any]) -> ModelArgs:
     fields = {field.name: field.type for field in dataclasses.fields(ModelArgs)}
     for name, value in given.items():
         if name not in fields:
-            raise BadInput(f"--model_args: {name} is unknown; there are {', '.join(fields)}, max_gen_toks and seed")
+            raise BadInput(f"--model_args: {name} is unknown; choose from {', '.join(fields)}, max_gen_toks and seed")
         if type(value) is not fields[name]:
             raise BadInput(f"--model_args: {name} is {value!r}; give {_KINDS[fields[name]]}")
     if "model" not in given:

@@ -21,7 +21,7 @@ def require_lm_eval() -> None:
       BadInput: lm-eval is not installed.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise BadInput(f"{_FIELD}: needs lm-eval; pip install 'clinmerge_jax[harness]'")
+        raise BadInput(f"{_FIELD}: needs lm-eval; run pip install 'clinmerge_jax[harness]'")
 
 
 def load_tasks(names: Sequence[str], *, include_path: str = "", data_dir: str = "") -> list[Any]:
@@ -63,20 +63,20 @@ def load_tasks(names: Sequence[str], *, include_path: str = "", data_dir: str = 
             found = manager.match_tasks([name])
             if not found:
                 raise BadInput(
-                    f"{_FIELD}: {name!r} is no task of lm-eval; python -m clinmerge_jax.evaluation.harness ls tasks"
-                    " lists them"
+                    f"{_FIELD}: {name!r} is not a task of lm-eval; list them with python -m"
+                    " clinmerge_jax.evaluation.harness ls tasks"
                 )
             specs += found
     try:
         loaded = manager.load(specs)
     except ValueError as error:  # a duplicate task, or an invalid YAML file
         reason = " ".join(str(error).splitlines()[:1])
-        raise BadInput(f"{_FIELD}: lm-eval refuses the tasks ({reason}); mend the list or the YAML file") from error
+        raise BadInput(f"{_FIELD}: lm-eval refuses the tasks ({reason}); correct the list or the YAML file") from error
     except OSError as error:  # raised by the datasets library without a network, a file or access
         reason = " ".join(str(error).splitlines()[:1])
         raise BadInput(
-            f"{_FIELD}: a data set cannot be had ({reason}); mend the task's data_files, or fetch the data set where"
-            " there is a network"
+            f"{_FIELD}: a data set cannot be loaded ({reason}); correct the task's data_files, or fetch the data set"
+            " where there is a network"
         ) from error
     grouped = {task.task_name for group in loaded["groups"].values() for task in group.get_all_tasks()}
     inner = {child for children in loaded["group_map"].values() for child in children}
@@ -99,7 +99,7 @@ def local_task(name: str, data_dir: str) -> dict[str, Any]:
     import datasets  # comes with lm-eval
 
     if name not in LOCAL_TASKS:
-        raise BadInput(f"{_FIELD}: there is no local task {name!r}; there are {', '.join(LOCAL_TASKS)}")
+        raise BadInput(f"{_FIELD}: {name!r} is not a local task; choose from {', '.join(LOCAL_TASKS)}")
     file, config = LOCAL_TASKS[name]
     path = str(pathlib.Path(data_dir) / file)
     rows = [row.values for row in read_rows(path, "config.data_dir", f"put {file} into it")]
@@ -140,7 +140,7 @@ def _ifeval() -> dict[str, Any]:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError as error:  # otherwise lm-eval tries to download it and fails during scoring
         raise BadInput(
-            f"{_FIELD}: ifeval of lm-eval counts sentences with NLTK's punkt_tab, which is missing; python -m"
+            f"{_FIELD}: ifeval of lm-eval counts sentences with NLTK's punkt_tab, which is missing; run python -m"
             " nltk.downloader punkt_tab"
         ) from error
     from lm_eval.tasks.ifeval import utils as checker

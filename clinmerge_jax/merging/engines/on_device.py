@@ -165,8 +165,8 @@ def _stack(coefficients: Sequence[Coefficients], row: Parameter, layout: Layout)
     kinds = {(tuple(one.args), tuple(one.row_args)) for one in coefficients}
     if len(kinds) > 1:
         raise BadInput(
-            f"config.engine: {row.names(layout.config)[0]} and its sister layers are merged by coefficients of"
-            " different kinds, which mesh does not do; give streaming"
+            f"config.engine: {row.names(layout.config)[0]} and the same tensor of other layers have coefficients of"
+            " different kinds, which mesh does not support; give streaming"
         )
     missing = layout.shape(row)[row.stacked] - row.shape(layout.config)[0] if len(row.axes) > 1 else 0
 

@@ -66,8 +66,8 @@ class Difference:
         if not math.isfinite(square):
             model, base = self.model, self.base
             raise BadInput(
-                f"{model.label}: tensor {name} of {model.path} or of {base.path} ({base.label}) holds values"
-                " that are not finite; give checkpoints without"
+                f"{model.label}: tensor {name} of {model.path} or of {base.path} ({base.label}) holds values that are"
+                " not finite; give checkpoints without such values"
             )
         return square
 

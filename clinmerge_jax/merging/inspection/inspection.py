@@ -56,8 +56,8 @@ def common_tensors(models: Mapping[str, Checkpoint]) -> tuple[list[str], list[st
     if not any(layer_of(name) is not None and len(first.tensors[name].shape) == 2 for name in common):
         labels = " and ".join(checkpoint.label for checkpoint in models.values())
         raise BadInput(
-            f"{labels}: share no matrix of a layer by name and shape, so there is nothing to compare; give models of"
-            " one architecture and size"
+            f"{labels}: have no layer matrix with the same name and shape, so there is nothing to compare; give models"
+            " of one architecture and size"
         )
     return common, others
 

@@ -126,7 +126,7 @@ class Lineage:
         elif carried <= _NOT_CARRIED:
             reading = "as if it had been trained from the base and not from instruct"
         else:
-            reading = "which does not tell what it was trained from"
+            reading = "which does not show what it was trained from"
         return (
             f"{said}; the two changes from the base have cosine {cosine:.4f}, and clinical carries {carried:.0%} of"
             f" instruct's, {reading}."

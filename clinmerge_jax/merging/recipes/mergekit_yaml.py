@@ -37,7 +37,7 @@ _TOP = (
 _LAYOUTS = ("models", "slices", "modules")
 _MODULE = "default"  # mergekit's name for the one module of a decoder
 _REASONS = {
-    "residual_weight": "is not supported; mergekit itself makes no use of it",
+    "residual_weight": "is not supported; mergekit itself does not use it",
     "override_architecture": "is not supported; tensors are taken by their names",
     "pad_to_multiple_of": "belongs under tokenizer",
     "layer_range": "belongs to the sources of slices; models are taken whole",
@@ -106,7 +106,7 @@ def read_stages(path: str, output: str, seed: int = 0) -> list[Stage]:
     for index, name in enumerate(names):
         if name in names[:index]:
             what = f"the name {name!r} is given to two documents" if name else "two documents have no name"
-            raise BadInput(f"{file}: {what}; name each, but for one final merge")
+            raise BadInput(f"{file}: {what}; give each its own name, except one final merge")
     folders = {name: os.path.join(f"{output}.stages", name) if name else output for name in names}
     recipes, needs = {}, {}
     for name, (place, document) in zip(names, documents):
@@ -119,7 +119,9 @@ def read_stages(path: str, output: str, seed: int = 0) -> list[Stage]:
         order = list(graphlib.TopologicalSorter(needs).static_order())
     except graphlib.CycleError as error:
         circle = " <- ".join(error.args[1])
-        raise BadInput(f"{file}: documents use one another in a circle ({circle}); let one use none of them") from error
+        raise BadInput(
+            f"{file}: documents depend on one another in a circle ({circle}); let one depend on none of them"
+        ) from error
     return [
         Stage(name, recipes[name].renamed({n: f for n, f in folders.items() if n}), folders[name]) for name in order
     ]
@@ -152,7 +154,7 @@ def _load(file: pathlib.Path) -> list[tuple[str, dict]]:
     try:
         content = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise BadInput(f"config.recipe: there is no file {file}; give a mergekit recipe") from error
+        raise BadInput(f"config.recipe: the file {file} does not exist; give a mergekit recipe") from error
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"config.recipe: {file} cannot be read as text ({error}); give a mergekit recipe") from error
     try:
@@ -161,7 +163,7 @@ def _load(file: pathlib.Path) -> list[tuple[str, dict]]:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         what = getattr(error, "problem", None) or str(error)
-        raise BadInput(f"{where}: is not YAML ({' '.join(what.split())}); mend that line") from error
+        raise BadInput(f"{where}: is not YAML ({' '.join(what.split())}); correct that line") from error
     if not documents:
         raise BadInput(f"{file}: is empty; give merge_method and models")
     several = len(documents) > 1
@@ -209,7 +211,7 @@ class _Reader:
             raise BadInput(f"{self.place}: merge_method: is {'missing' if method is None else method!r}; give one")
         if method not in METHODS:
             raise BadInput(
-                f"{self.place}: merge_method: {method!r} is unknown{_guess(method, METHODS)}; there are"
+                f"{self.place}: merge_method: {method!r} is unknown{_guess(method, METHODS)}; choose from"
                 f" {', '.join(METHODS)}"
             )
         given = [key for key in _LAYOUTS if document.get(key) is not None]
@@ -249,8 +251,8 @@ class _Reader:
         for key in mapping:
             if key not in known:
                 full = f"{where}.{key}" if where else f"{key}"
-                reason = _REASONS.get(key) or f"is unknown{_guess(key, known)}; there are {', '.join(known)}"
-                mend = "" if ";" in reason else "; mend or remove it"
+                reason = _REASONS.get(key) or f"is unknown{_guess(key, known)}; choose from {', '.join(known)}"
+                mend = "" if ";" in reason else "; correct or remove it"
                 raise BadInput(f"{self.place}: {full}: {reason}{mend}")
 
     def _at(self, where: str) -> str:
@@ -353,7 +355,7 @@ class _Reader:
 
     def _token(self, token: Any, section: Any, where: str) -> TokenSource:
         if not isinstance(token, str) or not token:
-            raise BadInput(f"{self.place}: tokenizer.tokens: {token!r} is no text; put the token in quotes")
+            raise BadInput(f"{self.place}: tokenizer.tokens: {token!r} is not text; put the token in quotes")
         self._keys({} if section is None else section, ("source", "force"), where)
         section = section or {}
         force = section.get("force", False)
@@ -376,7 +378,9 @@ class _Reader:
                 f"{self.place}: {where}.source: is {sorted(source)}; give model, and one of token and token_id"
             )
         if not isinstance(ids[0], str if source.get("token") is not None else int):
-            raise BadInput(f"{self.place}: {where}.source: {ids[0]!r} is no token; give text as token, a number as id")
+            raise BadInput(
+                f"{self.place}: {where}.source: {ids[0]!r} is not a token; give text as token, or a number as token_id"
+            )
         return TokenSource((self._model(source["model"], f"{where}.source.model"), ids[0]), force)
 
 

@@ -133,10 +133,12 @@ class Recipe:
 
     def __post_init__(self):
         if self.method not in METHODS:
-            raise BadInput(f"{self.place('method')}: {self.method!r} is unknown; there are {', '.join(METHODS)}")
+            raise BadInput(f"{self.place('method')}: {self.method!r} is unknown; choose from {', '.join(METHODS)}")
         if self.dtype and self.dtype not in {str(dtype) for dtype in DTYPES.values()}:
             choices = ", ".join(str(dtype) for dtype in DTYPES.values())
-            raise BadInput(f"{self.place('dtype')}: {self.dtype!r} is unknown; there are {choices}, or leave it empty")
+            raise BadInput(
+                f"{self.place('dtype')}: {self.dtype!r} is unknown; choose from {choices}, or leave it empty"
+            )
         if bool(self.sources) == bool(self.slices):
             raise BadInput(f"{self.file or 'recipe'}: has both models and slices, or neither; give one of the two")
         for part in self.parts:
@@ -169,7 +171,9 @@ class Recipe:
         for source in inputs:
             for name in source.parameters:
                 if name not in method.source_parameters:
-                    where = "is one of the whole merge" if name in method.parameters else "is no parameter of a model"
+                    where = (
+                        "is one of the whole merge" if name in method.parameters else "is not a parameter of a model"
+                    )
                     raise BadInput(
                         f"{self.place(name)}: of {source.model} {where} in method {self.method}; a model has"
                         f" {_list(method.source_parameters)}, the merge {_list(method.parameters)}"
@@ -223,7 +227,7 @@ class Recipe:
         if not base:
             if kind is Base.REQUIRED:
                 raise BadInput(
-                    f"{self.place('base_model' if self.file else 'base')}: is missing; {self.method} counts changes"
+                    f"{self.place('base_model' if self.file else 'base')}: is missing; {self.method} measures changes"
                     " from it: give the base model"
                 )
             return sources, None
@@ -272,7 +276,7 @@ class Recipe:
             value = next((value for value in found if value is not None), default)
             if value is None:
                 field = next(level[key].field for level in levels if key in level)
-                raise BadInput(f"{field}: no filter fits tensor {name}; add a value without filter at the end")
+                raise BadInput(f"{field}: no filter matches tensor {name}; add a value without filter at the end")
             return value
 
         common = (part.parameters, self.parameters)
@@ -411,7 +415,7 @@ def two_parents(
         known = {**METHODS[method].source_parameters, **METHODS[method].parameters}
         needs_base = METHODS[method].base is Base.REQUIRED
         if base and not needs_base and getattr(fields.get("vocabulary"), "source", "") == "base":
-            raise BadInput(f"config.tokenizer: {method} merges without the base; give the base's location, or union")
+            raise BadInput(f"config.tokenizer: {method} does not use the base; give the base's location, or union")
         base = base if needs_base else ""
     parsed = {
         key: Schedule.parse(value, f"config.{'lambda_' if key == 'lambda' else key}", kind_of(known.get(key)))
@@ -424,8 +428,8 @@ def two_parents(
         own = ({"weight": schedule.complement()}, {"weight": schedule})
     elif known:
         reason = "weight is given" if "weight" in known else f"{method} has no balance"
-        logging.info("config.t: is not used, as %s", reason)
+        logging.info("config.t: is not used because %s", reason)
     beyond = [number for _, numbers in schedule.clauses for number in numbers if not 0.0 <= number <= 1.0]
     if beyond and (own[0] or _BALANCE in parsed):
-        logging.warning("config.t: %g lies outside 0..1, so the merge extrapolates beyond a parent", beyond[0])
+        logging.warning("config.t: %g is outside 0..1, so the merge extrapolates beyond a parent", beyond[0])
     return Recipe(method, (Source(instruct, own[0]), Source(clinical, own[1])), parsed, base=base, **fields)

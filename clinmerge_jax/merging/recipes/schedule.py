@@ -72,7 +72,9 @@ class Schedule:
             if not name:
                 raise BadInput(f"{field}: {clause.strip()!r} has no filter before '='; write filter=numbers")
             if clauses and clauses[-1][0] == _FALLBACK:
-                raise BadInput(f"{field}: {clause.strip()!r} comes after a value that fits every tensor; put that last")
+                raise BadInput(
+                    f"{field}: {clause.strip()!r} comes after a value that matches every tensor; put that last"
+                )
             if name in (known for known, _ in clauses):
                 raise BadInput(f"{field}: filter {name!r} is given twice in {value!r}; keep one of the two")
             clauses.append((name, _gradient(numbers.split(","), field, kind)))
@@ -94,7 +96,9 @@ class Schedule:
         for index, item in enumerate(items):
             place = f"{field}[{index}]" if isinstance(value, list) else field
             if not isinstance(item, dict) or "value" not in item:
-                raise BadInput(f"{place}: is {item!r} beside filters; give each a value, and a filter but for the last")
+                raise BadInput(
+                    f"{place}: is {item!r} among filters; give each a value, and each except the last a filter"
+                )
             for key in item:
                 if key not in ("filter", "value"):
                     raise BadInput(f"{place}.{key}: is unknown; a filter has filter and value")
@@ -131,7 +135,7 @@ class Schedule:
         """
         value = self.value(name, depth_of(layer_of(name), layers))
         if value is None:
-            raise BadInput(f"{self.field}: no filter fits tensor {name}; add a value without filter at the end")
+            raise BadInput(f"{self.field}: no filter matches tensor {name}; add a value without filter at the end")
         return value
 
     def value(self, name: str, depth: float) -> float | None:
@@ -160,13 +164,13 @@ class Schedule:
         for index, (text, _) in enumerate(self.clauses):
             earlier = [other for other, _ in self.clauses[:index]]
             if _FALLBACK in earlier:
-                problem = "comes after a value that fits every tensor"
+                problem = "comes after a value that matches every tensor"
             elif text == _FALLBACK or any(
                 text in name and not any(other in name for other in earlier) for name in names
             ):
                 continue
             else:
-                problem = "is hidden by an earlier one" if any(text in name for name in names) else "fits no tensor"
+                problem = "is hidden by an earlier one" if any(text in name for name in names) else "matches no tensor"
             if refuse:
                 raise BadInput(f"{self.field}: filter {text!r} {problem}; for a Llama use self_attn, mlp or norm")
             logging.warning("%s: filter %r %s, so it does nothing", self.field, text, problem)
@@ -195,7 +199,7 @@ def _gradient(values: Iterable[Any], field: str, kind: type) -> tuple[float, ...
     if not values:
         raise BadInput(f"{field}: is an empty list; {_MENDS[kind]}")
     if kind is bool and len(values) > 1:
-        raise BadInput(f"{field}: is a list, and a switch has one value at every depth; give true or false")
+        raise BadInput(f"{field}: is a list, but a switch has one value at every depth; give true or false")
     return tuple(_number(value, field, kind) for value in values)
 
 
@@ -208,10 +212,10 @@ def _number(value: Any, field: str, kind: type) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        what = {float: "no number", int: "no whole number", bool: "neither true nor false"}[kind]
+        what = {float: "not a number", int: "not a whole number", bool: "neither true nor false"}[kind]
         raise BadInput(f"{field}: {shown!r} is {what}; {_MENDS[kind]}")
     if kind is bool and number not in (0.0, 1.0):
         raise BadInput(f"{field}: {shown!r} is neither true nor false; {_MENDS[kind]}")
     if kind is int and not number.is_integer():
-        raise BadInput(f"{field}: {shown!r} is no whole number; {_MENDS[kind]}")
+        raise BadInput(f"{field}: {shown!r} is not a whole number; {_MENDS[kind]}")
     return number

@@ -111,7 +111,7 @@ def align(
         raise BadInput(f"pad_to_multiple_of: is {pad_to_multiple_of!r}; give a whole number, 0 for no padding")
     if cut_to_common and tokenizer:
         raise BadInput(
-            f"config.tokenizer: is {tokenizer!r}, which aligns by tokens, and cut_to_common is set; leave one out"
+            f"config.tokenizer: is {tokenizer!r}, which aligns by tokens, but cut_to_common is set; leave one out"
         )
     models = AlignmentSources(dict(sources), base, leading, dict(adapters or {}))
     models.check_roles()

@@ -77,11 +77,13 @@ def chosen_template(choice: str, models: Iterable[Checkpoint], place: str) -> st
     if choice in TEMPLATES:
         return TEMPLATES[choice]
     if "{" not in choice:
-        raise BadInput(f"{place}: {choice!r} is no template; give auto, Jinja text, or one of {', '.join(TEMPLATES)}")
+        raise BadInput(
+            f"{place}: {choice!r} is not a template; give auto, Jinja text, or one of {', '.join(TEMPLATES)}"
+        )
     try:
         ImmutableSandboxedEnvironment(extensions=[loopcontrols]).from_string(choice)
     except jinja2.TemplateError as error:
-        raise BadInput(f"{place}: is no valid Jinja ({error}); mend the template") from error
+        raise BadInput(f"{place}: is not valid Jinja ({error}); correct the template") from error
     return choice
 
 

@@ -114,7 +114,7 @@ def rows_cut_to_common(sources: AlignmentSources, multiple: int = 0) -> RowTable
     present = [one for one in map(sources.vocabulary, sources.checkpoints) if one is not None]
     notes = [f"embeddings of {sources.described_sizes} rows are cut to the first {size}"]
     if len(present) < len(sources.checkpoints):
-        notes.append("not every model has a tokenizer, so ids are taken to mean the same tokens")
+        notes.append("not every model has a tokenizer, so ids are assumed to mean the same tokens")
     for one in present:
         lost = [token for index, token in one.tokens.items() if index >= size]
         if lost:
@@ -219,7 +219,7 @@ def _refuse_disagreement(one: TokenizerVocabulary, two: TokenizerVocabulary, sou
         owner = one if ids[0] in one.tokens else two
         raise BadInput(
             f"{two.label}: embeddings have different rows ({sources.described_sizes}), and {len(ids)} tokens such as"
-            f" {owner.tokens[ids[0]]!r} are {owner.label}'s alone; {_REMEDY} to align them, or set cut_to_common"
+            f" {owner.tokens[ids[0]]!r} are only in {owner.label}; {_REMEDY} to align them, or set cut_to_common"
         )
 
 

@@ -42,7 +42,7 @@ def token_id_updates(sources: AlignmentSources, table: RowTable) -> TokenIdUpdat
     path = sources.lead.path / GENERATION_FILE
     generation = parse_json(path.read_bytes(), path) if path.is_file() else {}
     if not isinstance(generation, dict):
-        raise BadInput(f"{path}: is no JSON object; fetch it again")
+        raise BadInput(f"{path}: is not a JSON object; fetch it again")
     updates: list[dict[str, Any]] = []
     notes = []
     for file, content in (("config.json", sources.lead.config), (GENERATION_FILE, generation)):

@@ -61,7 +61,7 @@ def check_union(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary
         if reason:
             raise BadInput(
                 f"config.tokenizer: no union of {start.label} and {one.label} encodes text as each of them does"
-                f" ({reason}); give base, or the model whose tokenizer the result is to have"
+                f" ({reason}); give base, or the model whose tokenizer the result should have"
             )
         if start.definition.get("post_processor") != one.definition.get("post_processor"):
             notes.append(f"tokens put around a text (such as the BOS) are {start.label}'s, not {one.label}'s")
@@ -90,8 +90,8 @@ def unite(start: TokenizerVocabulary, others: Sequence[TokenizerVocabulary]) -> 
     ids = backend.get_vocab(with_added_tokens=True)
     if len(set(ids.values())) < len(ids):
         raise BadInput(
-            f"config.tokenizer: {start.label}'s tokenizer has gaps among its ids, in which added tokens would collide;"
-            " give base, or the model whose tokenizer the result is to have"
+            f"config.tokenizer: {start.label}'s tokenizer has gaps among its ids, where added tokens would collide;"
+            " give base, or the model whose tokenizer the result should have"
         )
     result = dataclasses.replace(start, ids=ids, backend=backend, rows=0, content=b"")
     new = [token for token in result.tokens.values() if token not in start.ids]
@@ -112,10 +112,10 @@ def _difference(first: TokenizerVocabulary, other: TokenizerVocabulary) -> str:
     alone = [word for word in words[0] if word not in words[1] and word not in first.added]
     alone += [word for word in words[1] if word not in words[0] and word not in other.added]
     if alone:
-        return f"{listed_tokens(alone, 'word')} that are no added tokens, are in one alone"
+        return f"{listed_tokens(alone, 'word')} that are not added tokens are in only one"
     both = sorted(word for word in set(first.added) ^ set(other.added) if word in words[0] and word in words[1])
     if both:
-        return f"{listed_tokens(both, 'word')} of both are added tokens of one alone"
+        return f"{listed_tokens(both, 'word')} of both are added tokens in only one"
     scored = next((word for word in words[0] if words[1].get(word, words[0][word]) != words[0][word]), None)
     if scored is not None:
         return f"the score of {scored!r} differs"

@@ -53,14 +53,10 @@ class EncoderConfig:
         """
         model_type = raw.get("model_type")
         if model_type not in MODEL_TYPES:
-            raise BadInput(
-                f"{source}: model_type is {model_type!r}; an encoder here is one of {', '.join(MODEL_TYPES)}"
-            )
+            raise BadInput(f"{source}: model_type is {model_type!r}; supported encoders are {', '.join(MODEL_TYPES)}")
         for field, only in _ONLY.items():
             if raw.get(field, only) != only:
-                raise BadInput(
-                    f"{source}: {field} is {raw[field]!r}; only {only!r} is computed here, take another model"
-                )
+                raise BadInput(f"{source}: {field} is {raw[field]!r}; only {only!r} is supported, give another model")
 
         def number(field: str, default: Any = None, kind: type = int, least: int = 1):
             value = raw.get(field, default)
@@ -84,11 +80,12 @@ class EncoderConfig:
         )
         if config.hidden_size % config.num_attention_heads:
             raise BadInput(
-                f"{source}: hidden_size is {config.hidden_size}, no multiple of num_attention_heads"
+                f"{source}: hidden_size is {config.hidden_size}, not a multiple of num_attention_heads"
                 f" ({config.num_attention_heads})"
             )
         if config.max_tokens < 3:
             raise BadInput(
-                f"{source}: max_position_embeddings is {config.max_position_embeddings}; no text has place in it"
+                f"{source}: max_position_embeddings is {config.max_position_embeddings}, which leaves no room for text;"
+                " give another model"
             )
         return config

@@ -107,7 +107,7 @@ def load_encoder(model: str, field: str, layer: int | None = None) -> Encoder:
     config = EncoderConfig.from_json(checkpoint.config, str(checkpoint.path / "config.json"))
     layers = config.num_hidden_layers if layer is None else layer
     if not 0 <= layers <= config.num_hidden_layers:
-        raise BadInput(f"{field}: layer {layers} is asked for of {model}, which has {config.num_hidden_layers}")
+        raise BadInput(f"{field}: layer {layers} is requested, but {model} has {config.num_hidden_layers} layers")
     vocabulary = read_tokenizer(checkpoint.path, field)
     backend = vocabulary.backend
     backend.no_padding()
@@ -115,8 +115,8 @@ def load_encoder(model: str, field: str, layer: int | None = None) -> Encoder:
     specials = backend.encode("").ids
     if len(specials) != 2:
         raise BadInput(
-            f"{field}: the tokenizer of {model} puts {len(specials)} special tokens around a text, where BERT and"
-            " RoBERTa have 2; fetch its tokenizer.json again"
+            f"{field}: the tokenizer of {model} puts {len(specials)} special tokens around a text, but BERT and RoBERTa"
+            " have 2; fetch its tokenizer.json again"
         )
     if max(vocabulary.tokens) >= config.vocab_size:
         raise BadInput(
@@ -137,17 +137,17 @@ def _read_params(checkpoint: Checkpoint, config: EncoderConfig, layers: int) -> 
     entries, others = _entries(checkpoint)
     for name, shape in expected.items():
         if name not in entries:
-            raise BadInput(f"{checkpoint.path}: lacks tensor {name} that config.json asks for; fetch it again")
+            raise BadInput(f"{checkpoint.path}: lacks tensor {name} that config.json requires; fetch it again")
         if entries[name].shape != shape:
             raise BadInput(
-                f"{entries[name].file}: tensor {entries[name].name} has shape {list(entries[name].shape)} where"
-                f" config.json asks for {list(shape)}; config and weights belong to different models"
+                f"{entries[name].file}: tensor {entries[name].name} has shape {list(entries[name].shape)}, but"
+                f" config.json requires {list(shape)}; config and weights belong to different models"
             )
     extra = next((name for name in entries if name not in expected and name not in _BUFFERS), None)
     if extra is not None:
-        raise BadInput(f"{checkpoint.path}: holds tensor {extra} that config.json does not ask for; fetch it again")
+        raise BadInput(f"{checkpoint.path}: holds tensor {extra} that config.json does not expect; fetch it again")
     logging.info(
-        "%s: %d of %d layers are read; %d tensors beside the encoder are not (heads, pooler)",
+        "%s: %d of %d layers are read; %d tensors outside the encoder are not (heads, pooler)",
         checkpoint.path,
         layers,
         config.num_hidden_layers,
@@ -168,7 +168,9 @@ def _entries(checkpoint: Checkpoint) -> tuple[dict[str, TensorEntry], int]:
     word = "embeddings.word_embeddings.weight"
     prefix = next((one for one in _PREFIXES if one + word in checkpoint.tensors), None)
     if prefix is None:
-        raise BadInput(f"{checkpoint.path}: has no tensor {word}, also not after bert. or roberta.; give an encoder")
+        raise BadInput(
+            f"{checkpoint.path}: has no tensor {word}, with or without the prefix bert. or roberta.; give an encoder"
+        )
     entries = {}
     for name, entry in checkpoint.tensors.items():
         own = name.removeprefix(prefix)

@@ -61,7 +61,7 @@ def _rows(path: str, field: str) -> list[tuple[str, dict[str, Any]]]:
         _check(row, name)
         key = str(row["key"])
         if key in rows:
-            raise BadInput(f"{name}: has the same key as {rows[key][0]}; give each a key of its own")
+            raise BadInput(f"{name}: has the same key as {rows[key][0]}; give each its own key")
         rows[key] = name, row
     return list(rows.values())
 
@@ -71,11 +71,11 @@ def _check(row: Mapping[str, Any], name: str) -> None:
     if isinstance(key, bool) or not isinstance(key, (int, str)) or key == "":
         raise BadInput(f"{name}: 'key' is neither text nor a whole number; give one of the two")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise BadInput(f"{name}: 'prompt' is no text or empty; give some")
+        raise BadInput(f"{name}: 'prompt' is empty or not text; give text")
     if not isinstance(ids, list) or not ids or not all(isinstance(one, str) for one in ids):
-        raise BadInput(f"{name}: 'instruction_id_list' is no list of ids; give one id or more")
+        raise BadInput(f"{name}: 'instruction_id_list' is not a list of ids; give one id or more")
     if not isinstance(kwargs, list) or len(kwargs) != len(ids) or not all(isinstance(one, dict) for one in kwargs):
-        raise BadInput(f"{name}: 'kwargs' is no list of {len(ids)} objects; give one for each instruction")
+        raise BadInput(f"{name}: 'kwargs' is not a list of {len(ids)} objects; give one for each instruction")
 
 
 def _item(row: dict[str, Any], name: str, kinds: Mapping[str, Checker]) -> Item:

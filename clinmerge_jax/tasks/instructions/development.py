@@ -45,7 +45,7 @@ def _item(seed: int, number: int) -> Item:
         asked = InstructionTarget(_prompt(rng, request, instructions, said), instructions)
         if all(strict(asked, obey(NOTHING, asked))) and not all(strict(asked, NOTHING)):
             return Item(id_, id_, {"prompt": asked.prompt}, source=asked.prompt, target=asked)
-    raise BadInput(f"{id_}: no answer made by rules follows any set of instructions drawn; take another seed")
+    raise BadInput(f"{id_}: no answer made by rules follows any of the sets of instructions drawn; choose another seed")
 
 
 def _request(rng: random.Random, kind: str) -> str:

@@ -76,7 +76,7 @@ def items_of(name: str, source: Source, split: str = "test") -> list[Item]:
       BadInput: the task has no such split, or files are missing or malformed.
     """
     if split not in SPLITS[name]:
-        raise BadInput(f"config.tasks: {name} has no split {split}; take {' or '.join(SPLITS[name])}")
+        raise BadInput(f"config.tasks: {name} has no split {split}; choose {' or '.join(SPLITS[name])}")
     if name == "following_development":
         return development_items(SEED)
     if name == "two_turn":

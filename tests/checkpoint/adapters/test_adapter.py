@@ -161,7 +161,7 @@ MATRIX = np.ones((8, 8), np.float32)
         ({"rank_pattern": ["q_proj"]}, None, "rank_pattern is ['q_proj']"),
         ({"rank_pattern": {"q_proj": 2.5}}, None, "rank_pattern has 2.5"),
         ({"alpha_pattern": {"q_proj": "x"}}, None, "alpha_pattern has 'x'"),
-        ({"alpha_pattern": {"(q_proj": 1}}, None, "no regular expression"),
+        ({"alpha_pattern": {"(q_proj": 1}}, None, "not a regular expression"),
         ({"r": 3}, None, "gives model.layers.0.self_attn.q_proj the rank 3"),
         ({}, {A: np.ones((2, 8), np.float32)}, "lacks its factor B"),
         ({}, {B: np.ones((8, 2), np.float32)}, "lacks its factor A"),
@@ -177,7 +177,7 @@ MATRIX = np.ones((8, 8), np.float32)
         ),
         ({}, {**factors(QUERY, 8, 8), A.replace("lora_A.weight", "lora_embedding_A"): MATRIX}, "two factors A"),
         ({}, {**factors(QUERY, 8, 8), f"base_model.model.{QUERY}.lora_magnitude_vector": MATRIX}, "lora_magnitude"),
-        ({}, {f"{QUERY}.lora_A.weight": MATRIX}, "is no LoRA factor"),
+        ({}, {f"{QUERY}.lora_A.weight": MATRIX}, "is not a supported LoRA factor"),
     ],
 )
 def test_what_is_not_plain_lora_is_refused_by_name(tmp_path, config, tensors, says):
@@ -198,7 +198,7 @@ def test_folders_that_hold_no_adapter_are_refused(tmp_path):
     with pytest.raises(BadInput, match=f"^{FIELD}: .* has no adapter_model.safetensors"):
         open_adapter(str(folder), FIELD)
     (folder / "adapter_config.json").write_text("[]")
-    with pytest.raises(BadInput, match="is no JSON object"):
+    with pytest.raises(BadInput, match="is not a JSON object"):
         open_adapter(str(folder), FIELD)
 
 
@@ -235,21 +235,21 @@ def test_factors_that_are_not_finite_are_refused(tmp_path):
         (
             factors(QUERY, 8, 6),
             {},
-            "made for model.layers.0.self_attn.q_proj.weight of shape [8, 6]",
-            "q_proj.lora_A.weight is",
+            "requires model.layers.0.self_attn.q_proj.weight of shape [8, 6]",
+            "q_proj.lora_A.weight requires",
         ),
         (
             factors(QUERY, 6, 8),
             {},
-            "made for model.layers.0.self_attn.q_proj.weight of shape [6, 8]",
-            "q_proj.lora_B.weight is",
+            "requires model.layers.0.self_attn.q_proj.weight of shape [6, 8]",
+            "q_proj.lora_B.weight requires",
         ),
         (embedding_factors(np.random.default_rng(0)), {"tie_word_embeddings": True}, "tie_word_embeddings", ""),
-        (factors(HEAD, 16, 8), {"tie_word_embeddings": True}, "changes lm_head.weight alone", ""),
+        (factors(HEAD, 16, 8), {"tie_word_embeddings": True}, "changes only lm_head.weight", ""),
         (
             {f"base_model.model.{HEAD}.weight": np.ones((17, 8), np.float32)},
             {},
-            "made for lm_head.weight of shape [17",
+            "requires lm_head.weight of shape [17",
             "",
         ),
     ],

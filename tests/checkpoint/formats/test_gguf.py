@@ -102,8 +102,8 @@ def _refused(path, raw):
 
 def test_other_files_and_types_are_refused_by_name(tmp_path):
     path = tmp_path / "x.gguf"
-    assert "does not begin" in _refused(path, b"not a model")
-    assert "does not begin" in _refused(path, b"")
+    assert "is not a GGUF file" in _refused(path, b"not a model")
+    assert "is not a GGUF file" in _refused(path, b"")
     assert "big-endian" in _refused(path, b"GGUF" + struct.pack(">IQQ", 3, 0, 0))
     assert "version 1" in _refused(path, b"GGUF" + struct.pack("<IQQ", 1, 0, 0))
     assert "more entries than it has bytes" in _refused(path, b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0))

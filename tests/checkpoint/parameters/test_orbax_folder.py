@@ -122,8 +122,8 @@ def _tied(folder):
     "damage, says",
     [
         (_without_config, "without config.json"),
-        (_other_config, "input_layernorm.weight has shape [2, 16] where config.json asks for [3, 16]"),
-        (_without_metadata, "params: embed_tokens.weight is not there"),
+        (_other_config, "input_layernorm.weight has shape [2, 16], but config.json requires [3, 16]"),
+        (_without_metadata, "params: embed_tokens.weight is missing"),
         (_without_values, "params: is damaged"),
         (_tied, "params: holds lm_head.weight"),
     ],

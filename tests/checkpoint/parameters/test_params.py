@@ -261,7 +261,7 @@ def test_layers_of_different_dtypes_are_refused_unless_one_is_given(tmp_path):
     tensors = llama_tensors(TINY)
     tensors[name] = tensors[name].astype(np.float32)
     checkpoint = open_checkpoint(str(write_llama(tmp_path / "model", tensors=tensors)), "x")
-    with pytest.raises(BadInput, match=f"tensor {name} is float32 where its sister layers are bfloat16"):
+    with pytest.raises(BadInput, match=f"tensor {name} is float32, but bfloat16 in other layers"):
         load_params(checkpoint)
     _, tree = load_params(checkpoint, np.float32)
     expected = tensors[name].tobytes()

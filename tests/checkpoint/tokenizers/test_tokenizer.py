@@ -103,8 +103,11 @@ def test_an_older_tokenizer_is_converted(write):
             lambda path: (path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"x": 1}}'),
             r"tokenizer_config\.json: added_tokens_decoder is malformed",
         ),
-        (lambda path: (path / "added_tokens.json").write_text("[1]"), r"added_tokens\.json: is malformed"),
-        (lambda path: (path / "added_tokens.json").write_text('{"<a>": "x"}'), r"added_tokens\.json: is malformed"),
+        (lambda path: (path / "added_tokens.json").write_text("[1]"), r"added_tokens\.json: does not map tokens"),
+        (
+            lambda path: (path / "added_tokens.json").write_text('{"<a>": "x"}'),
+            r"added_tokens\.json: does not map tokens",
+        ),
     ],
     ids=["none", "empty", "bytes", "sentencepiece", "settings", "added list", "added text"],
 )

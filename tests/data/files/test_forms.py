@@ -27,8 +27,8 @@ def test_keys_without_a_value_are_left_out_of_messages():
         ([{"from": "the secret patient said so", "value": "x"}], r"a message is from \(no plain name\)"),
         ([{"role": "user", "content": "secret"}], "lacks the text 'from' or 'value'"),
         ([{"from": "human", "value": None}], "lacks the text 'from' or 'value'"),
-        ("secret", "'conversations' is no list of messages"),
-        ([], "'conversations' is no list of messages"),
+        ("secret", "'conversations' is not a list of messages"),
+        ([], "'conversations' is not a list of messages"),
     ],
 )
 def test_what_is_no_conversation_is_refused(turns, problem):

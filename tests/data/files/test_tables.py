@@ -61,11 +61,11 @@ def test_saved_folders_are_read_by_split_where_the_library_is_there(tmp_path, mo
     with pytest.raises(BadInput, match="f: .*saved holds the splits 'test', 'train'; name the folder of one"):
         list(read_rows(saved, "f", ""))
     (tmp_path / "saved" / "test" / "state.json").write_text("{")
-    with pytest.raises(BadInput, match="test: is no whole folder of Hugging Face's datasets"):
+    with pytest.raises(BadInput, match="test: is not a complete folder of Hugging Face's datasets"):
         list(read_rows(str(tmp_path / "saved" / "test"), "f", ""))
     for shard in (tmp_path / "saved" / "train").glob("*.arrow"):
         shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(BadInput, match="train: is no whole folder of Hugging Face's datasets"):
+    with pytest.raises(BadInput, match="train: is not a complete folder of Hugging Face's datasets"):
         list(read_rows(train, "f", ""))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(BadInput, match="f: .*train was saved by Hugging Face's datasets, which is not installed"):

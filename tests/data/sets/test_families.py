@@ -173,7 +173,7 @@ def test_a_split_whose_files_are_absent_is_refused_with_its_source_and_licence(s
         read("gsm8k", "train", bare)
     with pytest.raises(BadInput, match=r"mimic-iv-bhc.csv.*https://physionet.org/.*use agreement"):
         read("mimic_bhc", "test", bare)
-    with pytest.raises(BadInput, match="split: gsm8k has no 'valid'; choose of train, test"):
+    with pytest.raises(BadInput, match="split: gsm8k has no 'valid'; choose from train, test"):
         read("gsm8k", "valid", bare)
-    with pytest.raises(BadInput, match="dataset: 'gsm9k' is unknown; choose of mts_dialog"):
+    with pytest.raises(BadInput, match="dataset: 'gsm9k' is unknown; choose from mts_dialog"):
         read("gsm9k", "test", bare)

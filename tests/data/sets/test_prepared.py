@@ -103,7 +103,7 @@ def test_a_cache_takes_the_records_where_the_data_may_not_be_written(sums, tmp_p
     assert not (sums / "prepared").exists()
     (sums / "prepared").write_text("in the way")
     with pytest.raises(
-        BadInput, match="data_dir: prepared records cannot be kept in .*; name a folder for them with c"
+        BadInput, match="data_dir: prepared records cannot be stored in .*; name a folder for them with c"
     ):
         read("gsm8k", "test", Source(str(sums)))
 
@@ -125,7 +125,7 @@ def test_a_folders_digest_changes_with_any_of_its_files(tmp_path):
 
 def test_a_file_that_is_not_the_known_one_is_refused_with_where_to_get_it(tmp_path):
     published_rows.gsm8k(tmp_path)
-    with pytest.raises(BadInput, match=r"train.jsonl: is not the file that is known \(sha256 .*https://raw.*\(MIT\)"):
+    with pytest.raises(BadInput, match=r"train.jsonl: is not the expected file \(sha256 .*https://raw.*\(MIT\)"):
         read("gsm8k", "test", Source(str(tmp_path)))
 
 
@@ -147,7 +147,7 @@ def test_what_may_be_fetched_is_fetched_verified_and_kept(tmp_path, monkeypatch)
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
     source = Source(str(tmp_path), offline=False)
-    with pytest.raises(BadInput, match="is not the file that is known"):
+    with pytest.raises(BadInput, match="is not the expected file"):
         read("gsm8k", "test", source)
     assert list(tmp_path.rglob("*.jsonl*")) == []
     parts = {
@@ -198,7 +198,7 @@ def test_fine_tuning_reads_the_records_as_they_are(sums):
 
 
 def test_no_folder_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="data_dir: '' is no folder"):
+    with pytest.raises(BadInput, match="data_dir: '' is not a folder"):
         read("gsm8k", "test", Source(""))
-    with pytest.raises(BadInput, match="data_dir: .*nowhere' is no folder"):
+    with pytest.raises(BadInput, match="data_dir: .*nowhere' is not a folder"):
         read("gsm8k", "test", Source(str(tmp_path / "nowhere")))

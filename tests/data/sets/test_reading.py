@@ -56,7 +56,7 @@ def test_rows_of_another_width_are_refused(tmp_path, line, found):
 
 def test_an_open_quotation_mark_is_refused(tmp_path):
     path = published_rows.write_text(tmp_path / "a.csv", f'ID,section_header,section_text,dialogue\n1,CC,a,"{SECRET}')
-    assert "is no table after row 0" in _refusal(mts_dialog.rows(path, "train"))
+    assert "is not a table after row 0" in _refusal(mts_dialog.rows(path, "train"))
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
@@ -66,7 +66,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
 
 def test_what_only_looks_like_a_workbook_is_refused(tmp_path):
     path = published_rows.write_text(tmp_path / "a.xlsx", SECRET)
-    assert "is no .xlsx workbook" in _refusal(question_summaries.rows(path, ("a", "b", "c"), "x"))
+    assert "is not a .xlsx workbook" in _refusal(question_summaries.rows(path, ("a", "b", "c"), "x"))
     path = published_rows.write_xlsx(tmp_path / "b.xlsx", [("q_id", "NLM Question"), (1, SECRET)])
     assert "has no column 'Summary'" in _refusal(
         question_summaries.rows(path, ("q_id", "NLM Question", "Summary"), "x")
@@ -76,18 +76,20 @@ def test_what_only_looks_like_a_workbook_is_refused(tmp_path):
 def test_answers_that_are_no_option_are_refused(tmp_path):
     row = {"question": SECRET, "options": dict(zip("ABCD", "wxyz")), "answer_idx": "E"}
     path = published_rows.write_lines(tmp_path / "a.jsonl", [row])
-    assert _refusal(multiple_choice.lettered_rows(path, "test", 4)).startswith("a.jsonl line 1: the answer is none")
+    assert _refusal(multiple_choice.lettered_rows(path, "test", 4)).startswith("a.jsonl line 1: the answer is not one")
     assert "'options' are not 5 texts" in _refusal(multiple_choice.lettered_rows(path, "test", 5))
     row = {"id": "u", "question": SECRET, "cop": 0, "opa": "w", "opb": "x", "opc": "y", "opd": "z"}
     path = published_rows.write_lines(tmp_path / "b.json", [row])
-    assert "the answer is none of its 4 options" in _refusal(multiple_choice.medmcqa_rows(path))
+    assert "the answer is not one of its 4 options" in _refusal(multiple_choice.medmcqa_rows(path))
 
 
 def test_answers_of_pubmedqa_that_contradict_each_other_are_refused(tmp_path):
     row = {"QUESTION": SECRET, "CONTEXTS": [SECRET], "final_decision": "yes"}
     path = published_rows.write_text(tmp_path / "ori_pqal.json", json.dumps({"1": row}))
     truth = published_rows.write_text(tmp_path / "truth.json", json.dumps({"1": "no"}))
-    assert "ori_pqal.json 1: its answer is not that of truth.json" in _refusal(pubmedqa.rows(path, truth, "test"))
+    assert "ori_pqal.json 1: its answer is missing or differs from that in truth.json" in _refusal(
+        pubmedqa.rows(path, truth, "test")
+    )
     truth = published_rows.write_text(tmp_path / "truth.json", json.dumps({"2": "no"}))
     assert "names 2, which is not in" in _refusal(pubmedqa.rows(path, truth, "test"))
 
@@ -101,6 +103,6 @@ def test_a_report_that_is_missing_or_broken_is_named(tmp_path):
     split = {"study_id": "5", "subject_id": "10000032", "split": "test"}
     table = published_rows.write_csv(tmp_path / "split.csv", [split])
     message = _refusal(radiology.mimic_cxr_rows(tmp_path / "files", table, "test"))
-    assert "p10/p10000032/s5.txt: is missing, and split.csv row 1 names it" in message
+    assert "p10/p10000032/s5.txt: is missing, but split.csv row 1 names it" in message
     published_rows.write_text(tmp_path / "xml/1.xml", f"<eCitation>{SECRET}")
-    assert "1.xml: is no XML" in _refusal(radiology.open_i_rows(tmp_path / "xml", split="test"))
+    assert "1.xml: is not XML" in _refusal(radiology.open_i_rows(tmp_path / "xml", split="test"))

@@ -84,8 +84,8 @@ def test_sampled_answers_follow_from_the_seed_and_the_place(ours):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"beams": 2, "penalty": 1}, "gen_kwargs: beams, penalty unknown; there are until, max_gen_toks"),
-        ({"num_beams": 4}, "num_beams is 4; there is no beam search"),
+        ({"beams": 2, "penalty": 1}, "gen_kwargs: beams, penalty unknown; choose from until, max_gen_toks"),
+        ({"num_beams": 4}, "num_beams is 4; beam search is not supported"),
         ({"do_sample": True}, "do_sample is True but temperature is 0"),
         ({"temperature": 1.0, "top_p": 2.0}, "top_p: is 2.0; give over 0, up to 1"),
         ({"max_gen_toks": LENGTH}, f"max_gen_toks {LENGTH} leaves no room for a prompt in the max_length of {LENGTH}"),
@@ -136,7 +136,7 @@ def test_a_missing_chat_template_is_refused(ours, monkeypatch):
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"model": MODEL, "slotz": 3}, "--model_args: slotz is unknown; there are model, dtype, slots"),
+        ({"model": MODEL, "slotz": 3}, "--model_args: slotz is unknown; choose from model, dtype, slots"),
         ({"model": MODEL, "slots": "many"}, "slots is 'many'; give a whole number"),
         ({"model": MODEL, "dtype": "float8"}, "dtype 'float8' is unknown"),
         ({}, "has no model"),

@@ -149,7 +149,7 @@ def test_ifeval_without_punkt_is_refused_before_it_asks_a_network(data_dir, monk
         ([], {}, "config.harness_tasks: is empty"),
         (["missing.yaml"], {}, "missing.yaml is not a file"),
         (["choice"], {"include_path": "missing"}, "config.harness_include_path: missing is not a folder"),
-        (["no_such_task"], {}, "'no_such_task' is no task of lm-eval"),
+        (["no_such_task"], {}, "'no_such_task' is not a task of lm-eval"),
     ],
 )
 def test_tasks_that_are_refused(names, settings, said, monkeypatch):
@@ -162,13 +162,13 @@ def test_tasks_that_are_refused(names, settings, said, monkeypatch):
 
 def test_a_missing_data_file_is_one_line(task_files):
     (task_files.parent / "rows.jsonl").unlink()
-    with pytest.raises(BadInput, match="config.harness_tasks: a data set cannot be had"):
+    with pytest.raises(BadInput, match="config.harness_tasks: a data set cannot be loaded"):
         load_tasks(["choice"], include_path=str(task_files))
 
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r"needs lm-eval; pip install 'clinmerge_jax\[harness\]'"):
+    with pytest.raises(BadInput, match=r"needs lm-eval; run pip install 'clinmerge_jax\[harness\]'"):
         load_tasks(["choice"])
 
 
@@ -182,7 +182,7 @@ def test_the_command_refuses_in_one_line(task_files, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         command.main()
     assert stop.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --model_args: slotz is unknown; there are")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --model_args: slotz is unknown; choose from")
 
 
 @pytest.mark.slow

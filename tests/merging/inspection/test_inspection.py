@@ -104,7 +104,7 @@ def test_models_that_share_nothing_are_refused(tmp_path):
     write_llama(tmp_path / "clinical", 0)
     write_llama(tmp_path / "instruct", 1, hidden_size=16)
     models = {role: open_checkpoint(str(tmp_path / role), f"config.{role}") for role in ("clinical", "instruct")}
-    with pytest.raises(BadInput, match="^config.clinical and config.instruct: share no matrix of a layer"):
+    with pytest.raises(BadInput, match="^config.clinical and config.instruct: have no layer matrix"):
         common_tensors(models)
 
 

@@ -62,6 +62,6 @@ def test_what_clinical_carries_tells_what_it_was_trained_from_where_the_distance
     partly = {name: 0.6 * BASE[name] + 0.4 * values for name, values in INSTRUCT.items()}
     found = lineage(inspected(opened(tmp_path / "partly", clinical=partly, instruct=INSTRUCT, base=BASE)))
     assert found.nearer == "base" and found.matrices.carried == pytest.approx(0.4, abs=0.01)
-    assert "does not tell what it was trained from" in found.text() and "not from instruct" not in found.text()
+    assert "does not show what it was trained from" in found.text() and "not from instruct" not in found.text()
     found = lineage(inspected(opened(tmp_path / "apart", clinical=CLINICAL, instruct=INSTRUCT, base=BASE)))
     assert "as if it had been trained from the base and not from instruct" in found.text()

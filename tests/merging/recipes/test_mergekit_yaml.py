@@ -355,7 +355,7 @@ def test_filters_that_do_nothing_are_said_and_the_recipe_runs(folder, caplog):
     plan = _plans(folder, "{merge_method: slerp, base_model: one, models: [{model: two}], parameters: {t: "
                   "[{filter: attn_self, value: 1}, {value: .5}, {filter: mlp, value: 0}]}}")[""]  # fmt: skip
     assert _value(plan, "model.layers.0." + UP, "t") == 0.5
-    assert "'attn_self' fits no tensor" in caplog.text and "'mlp' comes after a value" in caplog.text
+    assert "'attn_self' matches no tensor" in caplog.text and "'mlp' comes after a value" in caplog.text
 
 
 def test_parameters_of_the_base_are_said_to_be_unused(folder, caplog):
@@ -466,7 +466,7 @@ def test_every_wrong_recipe_has_a_line_of_its_own(folder):
 
 
 def test_a_file_that_is_missing_or_no_text(tmp_path):
-    with pytest.raises(BadInput, match="config.recipe: there is no file"):
+    with pytest.raises(BadInput, match="config.recipe: the file"):
         mergekit_yaml.read_stages(str(tmp_path / "no.yml"), "out")
     (tmp_path / "bytes.yml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInput, match="cannot be read as text"):

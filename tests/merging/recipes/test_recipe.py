@@ -51,12 +51,12 @@ def test_malformed_schedules_are_refused_by_field(text):
 
 
 def test_a_filter_without_fallback_is_refused_where_it_is_needed():
-    with pytest.raises(BadInput, match="no filter fits tensor lm_head.weight"):
+    with pytest.raises(BadInput, match="no filter matches tensor lm_head.weight"):
         _at("self_attn=1", "lm_head.weight")
 
 
 def test_a_filter_that_fits_nothing_is_refused():
-    with pytest.raises(BadInput, match="'attn_self' fits no tensor"):
+    with pytest.raises(BadInput, match="'attn_self' matches no tensor"):
         Schedule.parse("attn_self=1; 0.5", "config.t").check_filters(["model.layers.0.self_attn.q_proj.weight"])
 
 
@@ -68,7 +68,7 @@ def test_a_filter_hidden_by_an_earlier_one_is_refused():
 
 
 def test_a_clause_after_the_value_for_every_tensor_is_refused():
-    with pytest.raises(BadInput, match="comes after a value that fits every tensor"):
+    with pytest.raises(BadInput, match="comes after a value that matches every tensor"):
         Schedule.parse("0.5; self_attn=0,1", "config.t")
 
 
@@ -125,12 +125,12 @@ def test_extrapolation_is_said(caplog):
     two_parents("linear", "a", "b", "0,1")
     assert not caplog.records
     two_parents("linear", "a", "b", "0.5,1.5")
-    assert "1.5 lies outside 0..1" in caplog.text
+    assert "1.5 is outside 0..1" in caplog.text
 
 
 def test_the_bases_tokenizer_is_refused_where_the_base_is_not_used():
     for method in ("linear", "slerp"):
-        with pytest.raises(BadInput, match=f"^config.tokenizer: {method} merges without the base"):
+        with pytest.raises(BadInput, match=f"^config.tokenizer: {method} does not use the base"):
             two_parents(method, "a", "b", 0.5, base="c", vocabulary=VocabularyChoice(source="base"))
     two_parents("task_arithmetic", "a", "b", 0.5, base="c", vocabulary=VocabularyChoice(source="base"))
 

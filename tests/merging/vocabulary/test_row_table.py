@@ -58,7 +58,7 @@ def test_a_row_whose_token_only_added_tokens_lists_is_no_padding(write):
     parent = llama_2()
     sources = {"a": write("a", parent, extra=1), "b": write("b", parent)}
     (sources["a"].path / "added_tokens.json").write_text(json.dumps({"[PAD]": parent.get_vocab_size(True)}))
-    with pytest.raises(BadInput, match=r"1 tokens such as '\[PAD\]' are config\.a's alone"):
+    with pytest.raises(BadInput, match=r"1 tokens such as '\[PAD\]' are only in config\.a;"):
         align(sources, base="", leading="a")
     vocabulary = align(sources, base="", leading="b", tokenizer="union")
     row = vocabulary.tokens.index("[PAD]")

@@ -146,9 +146,9 @@ def test_union_tokenizer_loads_with_transformers(write, tmp_path):
 @pytest.mark.parametrize(
     ("second", "reason"),
     [
-        (lambda: llama_3(core=1), "words? .* in one alone"),
-        (lambda: llama_2(), "words? .* in one alone"),
-        (lambda: llama_3(["e", "<b>"]), r"1 word \('e'\) of both are added tokens of one alone"),
+        (lambda: llama_3(core=1), "words? .* in only one"),
+        (lambda: llama_2(), "words? .* in only one"),
+        (lambda: llama_3(["e", "<b>"]), r"1 word \('e'\) of both are added tokens in only one"),
         (lambda: _edited(lambda one: one["model"]["merges"].reverse()), "BPE merges differ from number 1 on"),
         (
             lambda: _edited(lambda one: one["model"].update(ignore_merges=False)),

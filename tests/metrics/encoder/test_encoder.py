@@ -104,15 +104,15 @@ def test_heads_old_names_stored_positions_and_half_precision_are_read(tmp_path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "xlm-roberta"}, "model_type is 'xlm-roberta'; an encoder here is one of bert, roberta"),
+        ({"model_type": "xlm-roberta"}, "model_type is 'xlm-roberta'; supported encoders are bert, roberta"),
         ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; only 'gelu'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'; only 'absolute'"),
         ({"is_decoder": True}, "is_decoder is True; only False"),
         ({"hidden_size": "24"}, "hidden_size is '24'; give an integer from 1 on"),
-        ({"num_attention_heads": 5}, "hidden_size is 24, no multiple of num_attention_heads"),
+        ({"num_attention_heads": 5}, "hidden_size is 24, not a multiple of num_attention_heads"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0; give a positive number"),
         ({"pad_token_id": -1}, "pad_token_id is -1; give an integer from 0 on"),
-        ({"max_position_embeddings": 2}, "max_position_embeddings is 2; no text has place in it"),
+        ({"max_position_embeddings": 2}, "max_position_embeddings is 2, which leaves no room for text"),
     ],
 )
 def test_another_architecture_is_refused_by_its_field(change, message):
@@ -127,11 +127,11 @@ def test_another_architecture_is_refused_by_its_field(change, message):
         (lambda tensors: tensors.pop("encoder.layer.2.output.dense.bias"), "lacks tensor encoder.layer.2.output.dense"),
         (
             lambda tensors: tensors.update({"encoder.layer.3.output.dense.bias": np.zeros(24, np.float32)}),
-            "holds tensor encoder.layer.3.output.dense.bias that config.json does not ask for",
+            "holds tensor encoder.layer.3.output.dense.bias that config.json does not expect",
         ),
         (
             lambda tensors: tensors.update({"encoder.layer.1.output.dense.bias": np.zeros(23, np.float32)}),
-            r"has shape \[23\] where config.json asks for \[24\]",
+            r"has shape \[23\], but config.json requires \[24\]",
         ),
         (lambda tensors: tensors.pop("embeddings.word_embeddings.weight"), "has no tensor embeddings.word_embeddings"),
     ],
@@ -146,7 +146,7 @@ def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path, saved, c
 
 
 def test_layers_and_tokenizers_that_are_not_there_are_refused(tmp_path, saved):
-    with pytest.raises(BadInput, match=r"config.encoder: layer 4 is asked for of .*, which has 3"):
+    with pytest.raises(BadInput, match=r"config.encoder: layer 4 is requested, but .* has 3 layers"):
         load_encoder(saved[3], "config.encoder", 4)
     copy = shutil.copytree(saved[3], tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
