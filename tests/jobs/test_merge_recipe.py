@@ -203,11 +203,11 @@ def test_an_adapter_of_another_model_is_refused(folder, capfd):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{merge_method: passthrough, models: [{model: one+adapter}]}", "does not add adapters"),
+        ("{merge_method: passthrough, models: [{model: one+adapter}]}", "cannot add adapters"),
         (
             "{merge_method: passthrough, slices: [{sources: [{model: one, layer_range: [0, 2]}]}, "
             "{sources: [{model: two, layer_range: [1, 2]}]}]}",
-            "does not stack layers",
+            "cannot stack layers",
         ),
     ],
 )

@@ -145,7 +145,7 @@ def test_frozen_leaves_have_no_moments_and_leave_the_others_gradients_alone(para
     [
         ("(", "is not a regular expression"),
         ("lm_heads", "matches no tensor; names are such as model.layers.0.input_layernorm.weight"),
-        (r"layers\.1\.", "fits model.layers.1.input_layernorm.weight but not every layer's"),
+        (r"layers\.1\.", "matches model.layers.1.input_layernorm.weight but not every layer's"),
         ("", "every tensor is frozen"),
     ],
 )
