@@ -278,8 +278,14 @@ def test_slots_stay_busy_on_a_queue_of_geometric_lengths(model, figures):
     engine = _engine(checkpoint, slots=16)
     _generate(engine, requests)
     share = engine.counts.live_share
-    figures.append(f"engine, answers of geometric length over 16 slots: {share:.1%} of decoded rows live")
-    assert share > 0.85
+    # Without refilling, 16 answers take as many steps as the longest; the first token of each comes from the prefill.
+    steps_NS = lengths.reshape(-1, 16) - 1
+    alone = steps_NS.sum() / (16 * steps_NS.max(axis=1).sum())
+    figures.append(
+        f"engine, answers of geometric length over 16 slots: {share:.1%} of decoded rows live"
+        f" ({alone:.1%} without refilling)"
+    )
+    assert share > 0.85 > alone
 
 
 @pytest.mark.parametrize(
