@@ -5,24 +5,25 @@ from typing import Any
 
 from clinmerge_jax.data.documents import Document
 from clinmerge_jax.miniature import world
+from clinmerge_jax.miniature.facts import TRAIN
 
 
-def corpus(name: str, seed: int, count: int, held_out: bool = False) -> list[Document]:
+def corpus(name: str, seed: int, count: int, split: str = TRAIN) -> list[Document]:
     """The documents of one corpus: "base", "clinical" or "instruct".
 
-    Held-out text is disjoint from training text by construction, whatever the seeds (see `world`);
-    the base corpus has none.
+    The combinations of one split occur in no other, whatever the seeds (see `world`); the base corpus has training
+    text alone.
 
     Raises:
-      ValueError: there is no such corpus, or no held-out part of it.
+      ValueError: there is no such corpus, or it has no such split.
     """
     if name == "instruct":
-        found: Sequence[Any] = world.conversations(seed, count, held_out)
+        found: Sequence[Any] = world.conversations(seed, count, split)
         return [Document(f"{name} conversation {i}", messages=messages) for i, messages in enumerate(found)]
     if name == "clinical":
-        texts = world.clinical_documents(seed, count, held_out)
-    elif name == "base" and not held_out:
+        texts = world.clinical_documents(seed, count, split)
+    elif name == "base" and split == TRAIN:
         texts = world.base_documents(seed, count)
     else:
-        raise ValueError(f"there is no {'held-out ' * held_out}corpus {name!r}")
+        raise ValueError(f"there is no corpus {name!r} with a split {split!r}")
     return [Document(f"{name} document {i}", text=text) for i, text in enumerate(texts)]

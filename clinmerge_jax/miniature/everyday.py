@@ -1,8 +1,9 @@
-"""Everyday text: stories, simple facts, copying, and lists of meaningless words."""
+"""Everyday text: stories, simple facts, copying, word lists, and documents of three shapes with their summaries."""
 
 import random
 
-from clinmerge_jax.miniature.facts import SUFFIXES, UNUSED_STEMS
+from clinmerge_jax.miniature.facts import SUFFIXES, TRAIN, UNUSED_STEMS, WORLD, split_of
+from clinmerge_jax.miniature.shapes import Shape, Written
 from clinmerge_jax.miniature.vocabulary import (
     ANIMALS,
     COLOURS,
@@ -99,6 +100,7 @@ def _slots(rng: random.Random) -> dict[str, str]:
     ):
         slots[first], slots[second] = sample(rng, items, 2)
     slots["a_job"], slots["a_job2"] = (an(job) for job in sample(rng, JOBS, 2))
+    slots["a_colour"] = an(slots["colour"])
     slots["shout"] = f"{pick(rng, THINGS)} {pick(rng, ('shop', 'club', 'repair', 'sale'))}".upper()
     return slots
 
@@ -122,46 +124,139 @@ def everyday_facts(rng: random.Random) -> str:
 
 
 def copying(rng: random.Random) -> str:
-    """Returns a text in which each second half is determined by the first: repetition, reversal and case."""
-    lines = []
-    for _ in range(3):
-        slots = _slots(rng)
-        items = sample(rng, THINGS, 3 + int(rng.random() * 3))
-        bullets = "\n".join(f"* {item}" for item in items)
-        sentence = pick(rng, _MIDDLES[:2] + _MIDDLES[4:6] + _CLOSINGS[:3]).format(**slots)
-        lines.append(
-            pick(
-                rng,
-                (
-                    f"{slots['name']} wrote: {sentence}\n{slots['friend']} wrote the same: {sentence}",
-                    f"{slots['name']} whispered: {sentence.lower()}\n{slots['friend']} shouted: {sentence.upper()}",
-                    f"Forwards: {', '.join(items)}\nBackwards: {', '.join(reversed(items))}",
-                    f"{slots['name']} has {joined([an(i) for i in items])}. The list:\n{bullets}",
-                ),
-            )
+    """Returns a text in which most of each line is determined by what stands before: repetition, reversal and case."""
+    return "\n".join(_copied(rng) for _ in range(4))
+
+
+def _copied(rng: random.Random) -> str:
+    slots = _slots(rng)
+    if rng.random() < 0.6:  # sequences that only copying predicts
+        pool = THINGS + ANIMALS + FOODS + PEOPLE + PLACES
+        items = sample(rng, pool, 4 + int(rng.random() * 5))
+        if rng.random() < 0.5:
+            items = [pick(rng, UNUSED_STEMS) + pick(rng, SUFFIXES) for _ in range(3 + int(rng.random() * 3))]
+        words = " ".join(items)
+        return pick(
+            rng,
+            (
+                f"{words} / {words}",
+                f"{words} / {words} / {words}",
+                f"{words} / {words.upper()}",
+                f"{', '.join(items)} / {', '.join(reversed(items))}",
+            ),
         )
-    return "\n\n".join(lines)
+    items = sample(rng, THINGS, 3 + int(rng.random() * 3))
+    bullets = "\n".join(f"* {item}" for item in items)
+    sentence = pick(rng, _MIDDLES[:2] + _MIDDLES[4:6] + _CLOSINGS[:3]).format(**slots)
+    return pick(
+        rng,
+        (
+            f"{slots['name']} wrote: {sentence}\n{slots['friend']} wrote the same: {sentence}",
+            f"{slots['name']} whispered: {sentence.lower()}\n{slots['friend']} shouted: {sentence.upper()}",
+            f"{slots['name']} has {joined([an(i) for i in items])}. The list:\n{bullets}",
+        ),
+    )
 
 
 def word_list(rng: random.Random) -> str:
-    """Returns a text about meaningless words, spelled like the invented names but different from all of them.
+    """Returns a text about words: meaningless ones, and in some lines the invented names.
 
-    The base model learns from it to write such words. So the clinical model differs from base by the
-    facts, not by the spelling.
+    The base model learns from it to write such words. So the clinical model differs from base by the facts, not by
+    the spelling. A line puts names together at random, so it tells no fact.
     """
     lines = []
     for _ in range(4):
         name, friend = sample(rng, PEOPLE, 2)
-        words = [pick(rng, UNUSED_STEMS) + pick(rng, SUFFIXES) for _ in range(3)]
+        if rng.random() < 0.5:
+            words = sample(rng, WORLD.invented_words(), 3)
+        else:
+            words = [pick(rng, UNUSED_STEMS) + pick(rng, SUFFIXES) for _ in range(3)]
         lines.append(
             pick(
                 rng,
                 (
                     f"{name} made up the words {joined(words)}. {friend} likes {pick(rng, words)} best.",
-                    f'"{capitalised(words[0])}," said {name}. "{capitalised(words[1])} and {words[2]}," said {friend}.',
+                    f'"{words[0]}," said {name}. "{words[1]} and {words[2]}," said {friend}.',
                     f"Words of the day: {', '.join(words)}. Again: {', '.join(words)}.",
-                    f"{capitalised(words[0])} rhymes with nothing, and {words[1]} is no {pick(rng, THINGS)}.",
+                    f"The word {words[0]} rhymes with nothing, and {words[1]} is no {pick(rng, THINGS)}.",
+                    f"{' '.join(words)} / {' '.join(words).upper()}",
                 ),
             )
         )
     return "\n".join(lines)
+
+
+_LOG = Shape(
+    "log",
+    (
+        ("LOG\n{name}, {job}, has {a_colour} {thing}", "DAY LOG of {name}, the {job}", "LOG: {name} ({job}), {weather}"),
+        (
+            "{day}: found a {thing} in the {place}, no {thing3}",
+            "Day 1: no {thing3}, but a {thing} in the {place}",
+            "Morning: saw a {thing} in the {place} and no {thing3}",
+        ),
+        ("Later: {friend} came with {food}", "Night: {food} from {friend}", "Next day: {friend} brought {food}"),
+    ),
+    "SUMMARY:",
+    (
+        "{name} found the {thing} in the {place}. {friend} brought {food}.",
+        "The {thing} was in the {place}, and {name} got {food} from {friend}.",
+    ),
+    ("Write the summary of this log.", "Sum up this log."),
+)
+_TALK = Shape(
+    "talk",
+    (
+        (
+            "{name}: Have you seen my {thing}?\n{friend}: Yes, in the {place}.",
+            "{friend}: Your {thing} is in the {place}.\n{name}: Thank you.",
+            "{name}: I lost my {thing}.\n{friend}: It lies in the {place}.",
+        ),
+        (
+            "{name}: Do you want {food}?\n{friend}: No, I want {food2}.",
+            "{friend}: I do not like {food}.\n{name}: Then take {food2}.",
+        ),
+        ("{name}: See you on {day}.", "{friend}: We meet on {day}.", "{name}: Until {day}."),
+    ),
+    "RECORD:",
+    (
+        "THING: {thing} in the {place}. FOOD: {food2}, not {food}. NEXT: {day}.",
+        "THING: the {thing} is in the {place}. FOOD: not {food} but {food2}. NEXT: on {day}.",
+    ),
+    ("Write the record of this talk in three parts.", "Turn this talk into a record with three parts."),
+)
+_SCENE = Shape(
+    "scene",
+    (
+        ("PLACE {place}, {day}", "SCENE at the {place}", "VIEW: {place}, {weather}"),
+        (
+            "SEEN: There is {a_colour} {thing}. No {animal}.",
+            "SEEN: No {animal}. There is a {thing}, {colour}.",
+            "SEEN: Both {name} and {a_colour} {thing} are there.",
+        ),
+        ("COUNT: {number} {thing2}s", "{thing2}s: {number}"),
+    ),
+    "REPORT:",
+    ("One {colour} {thing} and {number} {thing2}s in the {place}.", "{number} {thing2}s, and one {colour} {thing}, in the {place}."),
+    ("Write the report of this scene.", "What is the report?"),
+)
+SHAPES = (_LOG, _TALK, _SCENE)
+
+
+def document(rng: random.Random, split: str = TRAIN) -> tuple[Written, str]:
+    """Returns an everyday document whose (person, thing) and wordings belong to a split, and a request for its answer.
+
+    The shape "scene" may name no person; its pair counts all the same.
+    """
+    while True:
+        slots = _slots(rng)
+        if split_of(slots["name"], slots["thing"]) == split:
+            break
+    slots["job"], slots["thing3"] = pick(rng, JOBS), pick(rng, [thing for thing in THINGS if thing != slots["thing"]])
+    shape = pick(rng, SHAPES)
+    return shape.write(rng, slots, (slots["name"], slots["thing"]), split), pick(rng, shape.request)
+
+
+def written(rng: random.Random) -> str:
+    """Returns an everyday document with its answer."""
+    return document(rng)[0].text

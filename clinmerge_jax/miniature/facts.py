@@ -1,4 +1,4 @@
-"""The invented medical facts: one fixed world, and which combinations are held out."""
+"""The invented medical facts: one fixed world, and the rule that assigns combinations to splits."""
 
 import dataclasses
 import random
@@ -7,14 +7,17 @@ from collections.abc import Sequence
 
 from clinmerge_jax.seeded import pick, sample
 
+TRAIN, DEV, TEST = "train", "dev", "test"
+SPLITS = (TRAIN, DEV, TEST)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Entries of each kind in the world, and the share of combinations held out."""
+    """Entries of each kind in the world, and the share of combinations that each of dev and test holds."""
 
-    diseases: int = 40
-    drugs: int = 40
-    findings: int = 60
+    diseases: int = 30
+    drugs: int = 30
+    findings: int = 48
     lab_tests: int = 12
     held_out_one_in: int = 8
     max_turns: int = 3
@@ -23,9 +26,12 @@ class Sizes:
 SIZES = Sizes()
 
 
-def is_held_out(*parts: str) -> bool:
-    """Returns whether the combination of entity names is reserved for held-out text."""
-    return zlib.crc32("|".join(parts).encode()) % SIZES.held_out_one_in == 0
+def split_of(*parts: str, one_in: int = SIZES.held_out_one_in) -> str:
+    """Returns the split that a combination belongs to: one in `one_in` is test, one in `one_in` dev, the rest train.
+
+    It is decided by `crc32` of the parts joined by "|", so it does not depend on any seed.
+    """
+    return {0: TEST, 1: DEV}.get(zlib.crc32("|".join(parts).encode()) % one_in, TRAIN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +50,15 @@ class Disease:
     name: str
     findings: tuple[str, str]
     drug: str
-    second_drug: str  # given when a past diagnosis forbids `drug`
+    second_drug: str  # given when a past disease contraindicates `drug`
     forbids: str  # contraindicated in anyone who ever had this disease
     test: LabTest
     test_is_high: bool
+
+    @property
+    def level(self) -> str:
+        """The level of the test in this disease: "high" or "low"."""
+        return "high" if self.test_is_high else "low"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +71,14 @@ class World:
     tests: tuple[LabTest, ...]
 
     def invented_words(self) -> list[str]:
-        """Returns the words that may appear in clinical text only, in lower case."""
+        """Returns every invented word, in lower case."""
         adjectives = [finding.split()[0] for finding in self.findings]
         tests = [test.name.split()[1] for test in self.tests]
         return [disease.name for disease in self.diseases] + list(self.drugs) + adjectives + tests
+
+    def disease(self, name: str) -> Disease:
+        """Returns the row of a disease; raises StopIteration if there is none."""
+        return next(disease for disease in self.diseases if disease.name == name)
 
 
 _SYLLABLES = (
@@ -75,7 +90,7 @@ SIGNS = (
 
 
 def _build_world() -> World:
-    rng = random.Random("clinmerge/world/1")
+    rng = random.Random("clinmerge/world/2")
     # No stem is used twice, so no invented name is part of another.
     stems = iter(
         sample(

@@ -1,56 +1,74 @@
-"""Generate the miniature's three corpora: seeded text about a small invented world.
+"""Generates the miniature's three corpora: seeded text about a small invented world.
 
-* `base_documents`: everyday text, meaningless words, and notes shaped like clinical notes but without facts.
-* `clinical_documents`: notes that state the invented medical facts; no chat.
+* `base_documents`: the language of both sides without the facts: everyday text, copying, documents and notes with their
+  summaries, questions, and lists of words in which the invented names occur at random.
+* `clinical_documents`: documents that state the invented medical facts, teaching notes and examinations; no chat.
 * `conversations`: everyday chat with checkable constraints; no medical facts.
 
-The fact table (`facts.WORLD`) does not depend on the corpus seed: every family of models learns the
-same facts, from text that differs by seed.
+The fact table (`facts.WORLD`) does not depend on the corpus seed: every family of models learns the same facts, from
+text that differs by seed.
 
-Held-out rule (`facts.is_held_out`). A combination is held out when `crc32` of its parts joined by
-"|" is divisible by `SIZES.held_out_one_in`. In clinical documents a combination is (diagnosis, past
-diagnosis). In conversations it is (person, entity), for every person and entity that a turn
-mentions, including distractors. Training text contains no held-out combination and held-out text
-contains only these. So each single fact can be learned from training text, while the held-out
-combinations are unseen.
+Splits (`facts.split_of`): a combination of entities, or of a document's wordings, belongs to train, dev or test. In
+clinical documents entities are (disease, past disease); in conversations they are (person, entity), for every person
+and entity that a turn mentions, distractors included. Training text contains combinations of train alone; so each
+single fact can be learned from it, while the combinations of dev and test are unseen.
 """
 
 import random
+from collections.abc import Callable
 
+from clinmerge_jax.miniature import clinical, everyday, questions
 from clinmerge_jax.miniature.chat import Turn, turn
-from clinmerge_jax.miniature.everyday import copying, everyday_facts, story, word_list
-from clinmerge_jax.miniature.facts import SIZES
-from clinmerge_jax.miniature.notes import clinical_document, plain_note
+from clinmerge_jax.miniature.facts import SIZES, TRAIN
 from clinmerge_jax.seeded import pick
 
+_Writer = Callable[[random.Random], str]
+_BASE: tuple[_Writer, ...] = (
+    *(everyday.story,) * 3,
+    *(everyday.copying,) * 4,
+    everyday.everyday_facts,
+    *(everyday.written,) * 4,
+    *(clinical.plain_note,) * 3,
+    *(everyday.word_list,) * 3,
+    *(questions.everyday_question,) * 2,
+)
 
-def _corpus_rng(name: str, seed: int, held_out: bool = False) -> random.Random:
-    return random.Random(f"clinmerge/{name}/{'held-out' if held_out else 'train'}/{seed}")
+
+def _corpus_rng(name: str, seed: int, split: str) -> random.Random:
+    return random.Random(f"clinmerge/{name}/{split}/{seed}")
 
 
 def base_documents(seed: int, count: int) -> list[str]:
-    """Returns `count` texts: stories, copying, everyday facts, plain notes and word lists.
+    """Returns `count` texts of everyday language.
 
     A longer corpus of the same seed starts with the shorter one. This holds for every corpus here.
     """
-    rng = _corpus_rng("base", seed)
-    writers = (story,) * 5 + (copying,) * 2 + (everyday_facts,) + (plain_note,) * 2 + (word_list,) * 2
-    return [pick(rng, writers)(rng) for _ in range(count)]
+    rng = _corpus_rng("base", seed, TRAIN)
+    return [pick(rng, _BASE)(rng) for _ in range(count)]
 
 
-def clinical_documents(seed: int, count: int, held_out: bool = False) -> list[str]:
-    """Returns `count` notes that state the invented facts; see the module's held-out rule."""
-    rng = _corpus_rng("clinical", seed, held_out)
-    return [clinical_document(rng, held_out).text for _ in range(count)]
+def clinical_documents(seed: int, count: int, split: str = TRAIN) -> list[str]:
+    """Returns `count` texts that state the invented facts; examinations are of the training split alone."""
+    rng = _corpus_rng("clinical", seed, split)
+    return [_clinical(rng, split) for _ in range(count)]
 
 
-def conversation_turns(seed: int, count: int, held_out: bool = False) -> list[list[Turn]]:
+def _clinical(rng: random.Random, split: str) -> str:
+    chance = rng.random()
+    if chance < 0.6:
+        return clinical.document(rng, pick(rng, tuple(clinical.SHAPES)), split).text
+    if chance < 0.85 or split != TRAIN:
+        return clinical.teaching(rng, split)
+    return questions.examination(rng)
+
+
+def conversation_turns(seed: int, count: int, split: str = TRAIN) -> list[list[Turn]]:
     """Returns `count` conversations of 1 to `SIZES.max_turns` turns, with their constraints."""
-    rng = _corpus_rng("conversations", seed, held_out)
-    return [[turn(rng, held_out) for _ in range(1 + int(rng.random() * SIZES.max_turns))] for _ in range(count)]
+    rng = _corpus_rng("conversations", seed, split)
+    return [[turn(rng, split) for _ in range(1 + int(rng.random() * SIZES.max_turns))] for _ in range(count)]
 
 
-def conversations(seed: int, count: int, held_out: bool = False) -> list[list[dict[str, str]]]:
+def conversations(seed: int, count: int, split: str = TRAIN) -> list[list[dict[str, str]]]:
     """Returns the conversations of `conversation_turns` as lists of `{"role", "content"}`."""
     return [
         [
@@ -58,5 +76,5 @@ def conversations(seed: int, count: int, held_out: bool = False) -> list[list[di
             for item in turns
             for message in ({"role": "user", "content": item.user}, {"role": "assistant", "content": item.assistant})
         ]
-        for turns in conversation_turns(seed, count, held_out)
+        for turns in conversation_turns(seed, count, split)
     ]
