@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Models and tasks.
     # NAME=LOCATION entries, separated by commas; see above.
     config.model = "base=miniature:base,clinical=miniature:clinical,instruct=miniature:instruct"
-    config.tasks = "miniature_notes,miniature_chat"  # NAME, NAME@SPLIT, or a group: clinical, medical, following
+    config.tasks = "miniature"  # NAME, NAME@SPLIT, or a group: clinical, medical, following
     config.data_dir = ""  # folder of the data sets' files; sets whose licence allows it are downloaded into it
     config.cache = ""  # folder for prepared records; "": data_dir/prepared
     config.harness_tasks = ""  # lm-eval tasks: names or YAML files, separated by commas (needs the extra `harness`)

@@ -12,11 +12,12 @@ import numpy as np
 
 from clinmerge_jax.instructions.checkers import CHECKERS
 from clinmerge_jax.instructions.ifbench.checkers import IFBENCH
+from clinmerge_jax.instructions.miniature import MINIATURE
 from clinmerge_jax.instructions.notes import CLINICAL
 from clinmerge_jax.instructions.target import InstructionTarget
 from clinmerge_jax.metrics.metric import Metric, Output
 
-_KINDS = collections.ChainMap(CHECKERS, IFBENCH, CLINICAL)
+_KINDS = collections.ChainMap(CHECKERS, IFBENCH, CLINICAL, MINIATURE)
 
 
 def strict(asked: InstructionTarget, response: str) -> tuple[bool, ...]:

@@ -35,7 +35,7 @@ class Turn:
       kind: the kind of its constraint, or `PLAIN`.
       user: the whole request.
       assistant: the correct reply.
-      content: what a correct reply must contain in any form.
+      content: the reply without the constraint's form.
       checks: the kinds and arguments of the checkers that a reply must pass.
       combinations: the entity pairs that the request mentions.
     """
@@ -43,7 +43,7 @@ class Turn:
     kind: str
     user: str
     assistant: str
-    content: tuple[str, ...]
+    content: str
     checks: tuple[Check, ...]
     combinations: tuple[tuple[str, ...], ...]
 
@@ -75,7 +75,7 @@ _FAMILIES = (
 )  # fmt: skip
 FAMILIES = _FAMILIES
 _LISTS = ("bullets", "order")
-_KINDS = (PLAIN, *(kind for kind in constraints.KINDS if kind not in constraints.HELD_OUT))
+_KINDS = (PLAIN, *constraints.TRAINED)
 
 
 def facts(rng: random.Random, split: str) -> tuple[_Family, list[dict[str, str]]]:
@@ -110,7 +110,7 @@ def _list_turn(rng: random.Random, kind: str, split: str) -> Turn:
         checks = (("miniature:listed", {"items": tuple(ordered)}),)
     told = f"{name} {verb} {joined([an(item) for item in items])}."
     user = f"{told} {question} {constraints.request(rng, kind, argument)}"
-    return Turn(kind, user, answer, tuple(items), checks, tuple((name, item) for item in items))
+    return Turn(kind, user, answer, answer.replace("* ", ""), checks, tuple((name, item) for item in items))
 
 
 def _of_some_length(rng: random.Random, full: str, value: str) -> str:
@@ -145,7 +145,7 @@ def _fact_turn(rng: random.Random, kind: str, split: str) -> Turn:
             checks = (("keywords:forbidden_words", {"forbidden_words": (argument,)}),)
         sentence = "" if kind == PLAIN else constraints.request(rng, kind, argument)
     user = f"{told} {asked} {sentence}" if rng.random() < 0.7 else f"{sentence} {told} {asked}"
-    return Turn(kind, user.strip(), reply, (value,), tuple(checks), tuple((one["n"], one["e"]) for one in found))
+    return Turn(kind, user.strip(), reply, value, tuple(checks), tuple((one["n"], one["e"]) for one in found))
 
 
 def document_request(request: str, sentence: str, source: str) -> str:
@@ -159,8 +159,8 @@ def _document_turn(rng: random.Random, kind: str, split: str) -> Turn:
     if kind != PLAIN:
         made = constraints.on_text(rng, kind, written.answer)
         reply, sentence, checks = made.answer, made.request, made.checks
-    user = document_request(request, sentence, written.source)
-    return Turn(kind, user, reply, (written.answer,), tuple(checks), (written.combination,))
+    user = document_request(request if rng.random() < 0.6 else "", sentence, written.source)
+    return Turn(kind, user, reply, written.answer, tuple(checks), (written.combination,))
 
 
 def turn(rng: random.Random, split: str = TRAIN, kinds: Sequence[str] = _KINDS) -> Turn:

@@ -39,7 +39,7 @@ _REQUESTS = {
     "words": ("Answer in exactly {} words.", "Use exactly {} words.", "Your answer must have {} words."),
     "start": ('Start with the word "{}".', 'The first word must be "{}".', 'Begin your answer with "{}".'),
     "end": ('End with the word "{}".', 'The last word must be "{}".', 'Finish your answer with "{}".'),
-    "include": ('Include the word "{}".', 'Use the word "{}" in your answer.'),
+    "title": ("Put your answer in double angular brackets.", "Write your answer like <<this>>."),
     "repeat": ("First repeat the question, then answer it.", "Repeat the question before you answer."),
     "yes_no": ("Answer yes or no.", "Say only yes or no."),
     "quote": ("Put your answer in double quotation marks.", "Wrap your answer in double quotes."),
@@ -49,7 +49,8 @@ _REQUESTS = {
     "order": ("List them in {} order, with commas.", "Give a list in {} order, with commas."),
 }
 KINDS = tuple(_REQUESTS)
-HELD_OUT = ("lower", "include")  # asked for in the split "unseen" alone; no model is trained on them
+HELD_OUT = ("lower", "title")  # asked for in the split "unseen" alone; no model is trained on them
+TRAINED = tuple(kind for kind in KINDS if kind not in HELD_OUT)
 # The kinds that suit any text as the answer; the others need an answer of their own.
 ON_ANY_TEXT = ("upper", "start", "end", "quote", "json")
 
@@ -63,7 +64,7 @@ def on_text(rng: random.Random, kind: str, text: str) -> Constraint:
     """Returns a constraint of a kind in `ON_ANY_TEXT` or `HELD_OUT`, and the text rewritten to follow it."""
     word = pick(rng, WORDS)
     rewrite, check = _ON_TEXT[kind]
-    argument = "" if kind in ("upper", "lower", "quote") else word
+    argument = "" if kind in ("upper", "lower", "quote", "title") else word
     return Constraint(kind, request(rng, kind, argument), (check(word),), rewrite(text, word))
 
 
@@ -84,7 +85,7 @@ _ON_TEXT: dict[str, tuple[Callable[[str, str], str], Callable[[str], Check]]] = 
         lambda word: ("miniature:first_word", {"word": word}),
     ),
     "end": (lambda text, word: f"{text} {word}", lambda word: ("startend:end_checker", {"end_phrase": word})),
-    "include": (lambda text, word: f"{text} Also {word}.", lambda word: ("keywords:existence", {"keywords": (word,)})),
+    "title": (lambda text, word: f"<<{text}>>", lambda word: ("detectable_format:title", {})),
     "quote": (lambda text, word: f'"{text}"', lambda word: ("startend:quotation", {})),
     "json": (
         lambda text, word: json.dumps({word: text}),

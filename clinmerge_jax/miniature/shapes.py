@@ -5,10 +5,13 @@ of use on the other.
 """
 
 import dataclasses
+import functools
+import itertools
 import random
+import zlib
 from collections.abc import Mapping
 
-from clinmerge_jax.miniature.facts import split_of
+from clinmerge_jax.miniature.facts import DEV, SIZES, TEST, TRAIN
 from clinmerge_jax.seeded import pick
 
 JOINT = " "  # between the heading and the answer
@@ -54,14 +57,19 @@ class Shape:
     answers: tuple[str, ...]
     request: tuple[str, ...]
 
+    @functools.cached_property
+    def templates(self) -> dict[str, list[tuple[int, ...]]]:
+        """The choices of one wording for each part, by split: ordered by a hash, the first are test, the next dev."""
+        every = itertools.product(*(range(len(wordings)) for wordings in self.parts))
+        order = sorted(every, key=lambda chosen: zlib.crc32(f"{self.name} {chosen}".encode()))
+        held_out = max(1, len(order) // SIZES.held_out_one_in)
+        return {TEST: order[:held_out], DEV: order[held_out : 2 * held_out], TRAIN: order[2 * held_out :]}
+
     def write(
         self, rng: random.Random, slots: Mapping[str, str], combination: tuple[str, ...], split: str
     ) -> Written:
         """Returns a document whose choice of wordings belongs to `split`: templates are held out like entities."""
-        while True:
-            chosen = [int(rng.random() * len(wordings)) for wordings in self.parts]
-            if split_of(self.name, *map(str, chosen)) == split:
-                break
+        chosen = pick(rng, self.templates[split])
         lines = [wordings[index] for wordings, index in zip(self.parts, chosen)]
         source = "\n".join([*lines, self.heading]).format_map(slots)
         return Written(self.name, source, pick(rng, self.answers).format_map(slots), combination)

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from clinmerge_jax.data.sets.files import Source
-from clinmerge_jax.tasks import miniature
 from clinmerge_jax.tasks.instructions import tasks as instruction_tasks
+from clinmerge_jax.tasks.miniature import tasks as miniature_tasks
 from clinmerge_jax.tasks.task import Item
 
 
@@ -23,8 +23,10 @@ class GeneratedSet:
 
 
 GENERATED_SETS: dict[str, GeneratedSet] = {
-    miniature.NOTES.dataset: GeneratedSet(("train", "test"), lambda split, source: miniature.notes(split)),
-    miniature.CHAT.dataset: GeneratedSet(("train", "test"), lambda split, source: miniature.chat(split)),
+    **{
+        name: GeneratedSet(splits, lambda split, source, name=name: miniature_tasks.items_of(name, split))
+        for name, splits in miniature_tasks.TASK_SPLITS.items()
+    },
     **{
         name: GeneratedSet(splits, lambda split, source, name=name: instruction_tasks.items_of(name, source, split))
         for name, splits in instruction_tasks.SPLITS.items()

@@ -10,9 +10,9 @@ from clinmerge_jax.data.sets.table import SETS
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.metrics import Metric, macro_f1
 from clinmerge_jax.metrics import named as named_metrics
-from clinmerge_jax.tasks import miniature
 from clinmerge_jax.tasks.generated import GENERATED_SETS
 from clinmerge_jax.tasks.instructions.tasks import FOLLOWING_TASKS
+from clinmerge_jax.tasks.miniature.tasks import GENERATION, INSTRUCTIONS, JOINT_TASK, MINIATURE_TASKS, QUESTIONS
 from clinmerge_jax.tasks.task import Form, Kind, Task
 
 _OVERLAP = (
@@ -109,14 +109,15 @@ _ALL = (
         read=final_number,
         floors=False,
     ),
-    miniature.NOTES,
-    miniature.CHAT,
+    *MINIATURE_TASKS.values(),
     *FOLLOWING_TASKS.values(),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 GROUPS: dict[str, tuple[str, ...]] = {
+    "miniature": (*GENERATION, QUESTIONS, INSTRUCTIONS, JOINT_TASK),
+    "miniature_clinical": GENERATION,
     "clinical": ("mimic_bhc", "aci_bench", "mts_dialog", "open_i", "mimic_cxr"),  # the paper's five tasks
     # The nine tasks of the Open Medical-LLM leaderboard.
     "medical": ("medmcqa", "medqa_4options", "pubmedqa", *(f"mmlu_{subject}" for subject in SUBJECTS)),

@@ -1,0 +1,1 @@
+"""Tasks of the miniature's invented world."""
