@@ -148,13 +148,18 @@ class Evaluator:
           length: slot length of the first engine; `answers` makes engines of other lengths as it needs them.
         """
         layout = self._shape()
-        _, params = load_params(self.system.checkpoint, self._dtype, mesh=layout.mesh)
+        composition, weights = self.system.composition, (1.0,)
+        if composition is not None:
+            params, weights = composition.params(layout, self._dtype), composition.weights
+        else:
+            params = [load_params(self.system.checkpoint, self._dtype, mesh=layout.mesh)[1]]
         if self.system.adapter is not None:
             lora, adapter = load_lora(str(self.system.adapter.path), FIELD, self.llama)
-            params = merge_lora(params, adapter, lora)
+            params = [merge_lora(params[0], adapter, lora)]
         self._engine = Engine(
             layout,
             params,
+            weights=weights,
             slots=self._config.slots,
             length=length,
             stop_ids=self._stop_ids,

@@ -1,4 +1,4 @@
-"""Systems under evaluation: a checkpoint with or without an adapter, or answers stored by another program."""
+"""Systems under evaluation: a checkpoint with or without an adapter, a composition, or stored answers."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from clinmerge_jax.data.files.rows import read_rows
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation.composed import Composition, is_composed, parse_composition, split_outside_parentheses
 from clinmerge_jax.metrics.metric import Output
 from clinmerge_jax.tasks.task import Item
 
@@ -25,15 +26,16 @@ _NAMED = re.compile(r"(?P<name>[\w.() -]+?)(?::(?P<way>chat|raw))?(?:@(?P<seed>\
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class System:
-    """A system under evaluation: a checkpoint, or a folder of stored answers.
+    """A system under evaluation: a checkpoint, models composed in memory, or a folder of stored answers.
 
     Attributes:
       name: as tables show it; systems with the same name differ in `seed` or `chat`.
       seed: the seed of the training that produced it.
       location: as the config names it.
       chat: whether its prompts go through the chat template; None leaves it to the config.
-      checkpoint: None for stored answers.
+      checkpoint: the model, of a composition the leading one; None for stored answers.
       adapter: the adapter on the checkpoint, if there is one.
+      composition: what is composed in memory; None for a single model.
     """
 
     name: str
@@ -42,6 +44,7 @@ class System:
     chat: bool | None = None
     checkpoint: Checkpoint | None = None
     adapter: Adapter | None = None
+    composition: Composition | None = None
 
     @property
     def stored(self) -> pathlib.Path | None:
@@ -52,7 +55,9 @@ class System:
 
     @property
     def parts(self) -> list[Checkpoint | Adapter]:
-        """The checkpoint and the adapter; empty for stored answers."""
+        """The checkpoint and the adapter, or the models of a composition; empty for stored answers."""
+        if self.composition is not None:
+            return list(self.composition.models)
         return [part for part in (self.checkpoint, self.adapter) if part is not None]
 
     def fingerprint(self, task: str) -> Any:
@@ -60,7 +65,16 @@ class System:
         if self.stored is not None:
             return sha256(stored_file(self.stored, task))
         # Without the path: a folder that was moved is the same model.
-        return [{**provenance.fingerprint(part), "path": ""} for part in self.parts]
+        parts = [{**provenance.fingerprint(part), "path": ""} for part in self.parts]
+        return parts if self.composition is None else [self.composition.describe(), *parts]
+
+    def digests(self) -> dict[str, Any]:
+        """SHA-256 of the files of each part, by what the part is."""
+        if self.composition is None:
+            names = ["model", "adapter"]
+        else:
+            names = [f"model {index}" for index in range(len(self.parts))]
+        return {name: provenance.digests(part, {}) for name, part in zip(names, self.parts)}
 
 
 def parse_systems(spec: str) -> list[System]:
@@ -69,18 +83,19 @@ def parse_systems(spec: str) -> list[System]:
     Args:
       spec: `LOCATION`, `NAME=LOCATION` or `NAME@SEED=LOCATION`, separated by commas; `NAME:chat` and `NAME:raw` say for
         one system whether its prompts go through the chat template. A location is a folder, a hub id or
-        `miniature:NAME`, each optionally with `+ADAPTER`, or `answers:FOLDER`.
+        `miniature:NAME`, each optionally with `+ADAPTER`; a composition of these (see `composed`), such as
+        `linear(A,B,t=0.5)`; or `answers:FOLDER`.
 
     Raises:
       BadInput: it is empty, two systems have the same name, seed and chat setting, or a location is not usable.
     """
     systems: list[System] = []
-    for part in (part.strip() for part in spec.split(",")):
+    for part in split_outside_parentheses(spec):
         if not part:
             raise BadInput(f"{FIELD}: names no model; give NAME=LOCATION, and separate several with commas")
-        named = _NAMED.fullmatch(part)
+        named = None if is_composed(part) else _NAMED.fullmatch(part)
         location = named["location"].strip() if named else part
-        name = named["name"].strip() if named else shown_name(location)
+        name = named["name"].strip() if named else _default_name(location)
         seed = int(named["seed"] or 0) if named else 0
         chat = named["way"] == "chat" if named and named["way"] else None
         if any((other.name, other.seed, other.chat) == (name, seed, chat) for other in systems):
@@ -92,12 +107,25 @@ def parse_systems(spec: str) -> list[System]:
             system = System(name, seed, location)
             if not location.removeprefix(_STORED) or not system.stored.is_dir():
                 raise BadInput(f"{FIELD}: {location} names no folder of answers; give answers:FOLDER")
+        elif is_composed(location):
+            composition = parse_composition(location, FIELD)
+            system = System(name, seed, location, chat, composition.models[0], composition=composition)
         else:
             model, adapter = split_location(location)
             checkpoint = open_checkpoint(model, FIELD)
             system = System(name, seed, location, chat, checkpoint, open_adapter(adapter, FIELD) if adapter else None)
         systems.append(system)
     return systems
+
+
+def _default_name(location: str) -> str:
+    """The name of a system that the config does not name."""
+    if not is_composed(location):
+        return shown_name(location)
+    kind, _, arguments = location.removesuffix(")").partition("(")
+    return (
+        f"{kind}({', '.join(one if '=' in one else shown_name(one) for one in split_outside_parentheses(arguments))})"
+    )
 
 
 def stored_file(folder: pathlib.Path, task: str) -> pathlib.Path:

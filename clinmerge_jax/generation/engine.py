@@ -10,7 +10,7 @@ S slots, P prompts that a refill reads together, C tokens of a chunk, T position
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation import programs
 from clinmerge_jax.generation.memory import check_memory
-from clinmerge_jax.generation.programs import State, empty_state, unstacked
+from clinmerge_jax.generation.programs import Models, State, empty_state, unstacked
 from clinmerge_jax.generation.reading import CHUNKS, Reading
 from clinmerge_jax.generation.sampling import Kind, Sampling, Settings
 from clinmerge_jax.llama.attention import Backend, Use, resolve
@@ -94,8 +94,14 @@ def check_engine(
     stop_ids: Sequence[int],
     dtype: Any,
     attention: str | Backend = Backend.AUTO,
+    models: int = 1,
 ) -> Backend:
-    """Checks an engine's settings before weights are read; arguments as in `Engine`, `dtype` is the cache's.
+    """Checks an engine's settings before weights are read; arguments as in `Engine`.
+
+    Args:
+      layout, slots, length, stop_ids, attention: as in `Engine`.
+      dtype: the dtype of keys and values.
+      models: the number of models, each with its own cache.
 
     Returns:
       The attention backend of its decode steps.
@@ -116,16 +122,17 @@ def check_engine(
         )
     if len(stop_ids) > _STOP_IDS:
         raise BadInput(f"generation_config.json: has {len(stop_ids)} stop ids; {_STOP_IDS} at most are supported")
-    check_memory(layout, slots, length, dtype)
+    check_memory(layout, slots, length, dtype, models)
     return resolve(attention, Use.CACHE, layout.config, dtype, layout.device, length=length)
 
 
 class Engine:
-    """Generates completions and scores continuations with one model.
+    """Generates completions and scores continuations with one model, or with several whose logits are mixed.
 
     Args:
       layout: the sharding of the parameters.
-      params: the model's parameters, in the dtype of the computation.
+      params: the model's parameters, in the dtype of the computation; of several models of one config a sequence.
+      weights: the weights of the models' logits; one model has the weight 1.
       slots: S, the rows of a decode step; a multiple of the mesh's batch shards.
       length: T, the most tokens of a prompt and its answer together.
       stop_ids: tokens that end an answer.
@@ -143,8 +150,9 @@ class Engine:
     def __init__(
         self,
         layout: Layout,
-        params: Params,
+        params: Params | Sequence[Params],
         *,
+        weights: Sequence[float] = (1.0,),
         slots: int,
         length: int,
         stop_ids: Sequence[int] = (),
@@ -154,21 +162,31 @@ class Engine:
         int8_cache: bool = False,
         attention: str | Backend = Backend.AUTO,
     ):
-        dtype = params["embed_tokens"]["weight"].dtype
+        each = [params] if isinstance(params, Mapping) else list(params)
+        dtype = each[0]["embed_tokens"]["weight"].dtype
         self._cache_dtype = jnp.dtype(jnp.int8) if int8_cache else dtype
-        self._attention = check_engine(layout, slots, length, stop_ids, self._cache_dtype, attention)
+        self._attention = check_engine(layout, slots, length, stop_ids, self._cache_dtype, attention, len(each))
         self.layout = layout
         self.slots = slots
         self.length = length
         self.counts = Counts()
         split = functools.partial(unstack, config=layout.config, quantized=int8_weights)
-        self._params = jax.jit(split, out_shardings=unstacked(layout, int8_weights))(params)
+        split = jax.jit(split, out_shardings=unstacked(layout, int8_weights))
+        self._models = Models(tuple(map(split, each)), np.asarray(weights, np.float32))
         self._dtype = dtype
         self._stop_ids = tuple(int(index) for index in stop_ids)
         self._asked_attention = attention
         self._reading = Reading.of(layout, slots, length, chunks)
         self._together = self._reading.refilled
         self._share_prefix = share_prefix
+
+    @property
+    def _count(self) -> int:
+        """The number of models."""
+        return len(self._models.params)
+
+    def _empty(self, kind: Kind) -> State:
+        return empty_state(self.layout, self.slots, self.length, self._cache_dtype, kind, self._count)
 
     def of_length(self, length: int) -> "Engine":
         """Returns an engine with the same weights, for prompts and answers of another length.
@@ -178,7 +196,7 @@ class Engine:
         """
         other = copy.copy(self)
         other._attention = check_engine(
-            self.layout, self.slots, length, self._stop_ids, self._cache_dtype, self._asked_attention
+            self.layout, self.slots, length, self._stop_ids, self._cache_dtype, self._asked_attention, self._count
         )
         other.length = length
         other._reading = Reading.of(self.layout, self.slots, length, self._reading.asked_chunks)
@@ -202,12 +220,12 @@ class Engine:
             self._check(f"request {index}", len(request.tokens), request.max_new_tokens)
         kind = Kind.of([request.sampling for request in requests])
         queue = sorted(range(len(requests)), key=lambda index: -len(requests[index].tokens))
-        state = empty_state(self.layout, self.slots, self.length, self._cache_dtype, kind)
+        state = self._empty(kind)
         prefix = self._common_prefix([request.tokens for request in requests])
         shared = None
         if len(prefix):
-            cache, _ = self._read(state.cache, [(0, prefix, 0)])
-            state, shared = dataclasses.replace(state, cache=cache), programs.row_of(cache, np.int32(0))
+            caches, _ = self._read(state.caches, [(0, prefix, 0)])
+            state, shared = dataclasses.replace(state, caches=caches), programs.row_of(caches, np.int32(0))
         running: dict[int, int] = {}
         while queue or running:
             free = [slot for slot in range(self.slots) if slot not in running]
@@ -223,7 +241,7 @@ class Engine:
             watched = any(requests[index].stopped for index in running.values())
             until = max(0, len(running) - self._together) if queue else 0
             state, steps = programs.decode(
-                self._params, state, self._stops(), np.int32(_LOOP_STEPS // (4 if watched else 1)), np.int32(until),
+                self._models, state, self._stops(), np.int32(_LOOP_STEPS // (4 if watched else 1)), np.int32(until),
                 layout=self.layout, kind=kind, attention=self._attention,
             )  # fmt: skip
             live, produced, output = map(np.asarray, jax.device_get((state.live, state.produced, state.output)))
@@ -265,24 +283,26 @@ class Engine:
             by_context.setdefault(np.asarray(context, np.int32).tobytes(), []).append(index)
         groups = sorted(by_context.values(), key=lambda group: -len(pairs[group[0]][0]))
         results: list = [None] * len(pairs)
-        cache = empty_state(self.layout, self.slots, self.length, self._cache_dtype, Kind()).cache
+        caches = self._empty(Kind()).caches
         for start in range(0, len(groups), self.slots):
             batch = groups[start : start + self.slots]
             contexts = [(row, pairs[group[0]][0][:-1], 0) for row, group in enumerate(batch)]
             whole = self._reading.all_at_once([len(tokens) for _, tokens, _ in contexts], 0)
             for first in range(0, len(batch), self._reading.rows(whole)):
-                cache, _ = self._read(cache, contexts[first : first + self._reading.rows(whole)], whole)
+                caches, _ = self._read(caches, contexts[first : first + self._reading.rows(whole)], whole)
             work = [(row, index) for row, group in enumerate(batch) for index in group if len(pairs[index][1])]
             for index in (index for group in batch for index in group):
                 results[index] = (np.zeros(0, np.float32), np.zeros(0, bool))
             work.sort(key=lambda item: -len(pairs[item[1]][1]))
             for first in range(0, len(work), self._together):
                 some = work[first : first + self._together]
-                for (_, index), found in zip(some, self._score_some(cache, pairs, some)):
+                for (_, index), found in zip(some, self._score_some(caches, pairs, some)):
                     results[index] = found
         return results
 
-    def _score_some(self, cache: Cache, pairs, some: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _score_some(
+        self, caches: tuple[Cache, ...], pairs, some: Sequence[tuple[int, int]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         longest = max(len(pairs[index][1]) for _, index in some)
         width = next((chunk for chunk in self._reading.chunks if chunk >= longest), self.length)
         slots, tokens, positions = self._blank(self._together, width)
@@ -295,7 +315,7 @@ class Engine:
             positions[row, :count] = len(context) - 1 + np.arange(count)
             targets[row, :count] = continuation
         log, greedy = jax.device_get(
-            programs.continuations(self._params, cache, slots, tokens, positions, targets, layout=self.layout)
+            programs.continuations(self._models, caches, slots, tokens, positions, targets, layout=self.layout)
         )
         return [(log[row, : len(pairs[i][1])], greedy[row, : len(pairs[i][1])]) for row, (_, i) in enumerate(some)]
 
@@ -330,21 +350,21 @@ class Engine:
         return slots, tokens, np.full((rows, width), self.length, np.int32)
 
     def _read(
-        self, cache: Cache, rows: Sequence[tuple[int, np.ndarray, int]], whole: bool = False
-    ) -> tuple[Cache, jax.Array]:
+        self, caches: tuple[Cache, ...], rows: Sequence[tuple[int, np.ndarray, int]], whole: bool = False
+    ) -> tuple[tuple[Cache, ...], tuple[jax.Array, ...]]:
         """Prefills slots, chunk by chunk.
 
         Args:
-          cache: the cache of all slots.
+          caches: the caches of all slots, one for each model.
           rows: for each row its slot, its tokens, and the index of the first token to read, the same for all rows. At
             most S rows if `whole`, else P.
           whole: whether row i goes to slot i and all other slots are free.
 
         Returns:
-          The cache, and the last layer's output for every row's last token, [S, D] or [P, D].
+          The caches, and each model's last layer's output for every row's last token, [S, D] or [P, D].
         """
         together = self._reading.rows(whole)
-        last = jnp.zeros((together, self.layout.config.hidden_size), self._dtype)
+        last = (jnp.zeros((together, self.layout.config.hidden_size), self._dtype),) * self._count
         done = start = rows[0][2]
         ends = np.full(together, -1, np.int32)
         ends[: len(rows)] = [len(tokens) - 1 for _, tokens, _ in rows]
@@ -356,19 +376,19 @@ class Engine:
                 chunk[row, : len(piece)] = piece
                 positions[row, : len(piece)] = done + np.arange(len(piece))
                 self.counts.prompt_tokens += len(piece)
-            cache, last = programs.read_chunk(
-                self._params, cache, last, slots, chunk, positions, ends,
+            caches, last = programs.read_chunk(
+                self._models, caches, last, slots, chunk, positions, ends,
                 layout=self.layout, fresh=done == 0, whole=whole,
             )  # fmt: skip
             done += width
-        return cache, last
+        return caches, last
 
     def _admit(
         self,
         state: State,
         chosen: Sequence[tuple[int, Request]],
         whole: bool,
-        shared: Cache | None,
+        shared: tuple[Cache, ...] | None,
         prefix: int,
         kind: Kind,
     ) -> State:
@@ -376,8 +396,8 @@ class Engine:
         rows = self._reading.rows(whole)
         slots, _, _ = self._blank(rows, 1)
         slots[: len(chosen)] = [slot for slot, _ in chosen]
-        cache = state.cache if shared is None else programs.spread(state.cache, shared, slots)
-        cache, last = self._read(cache, [(slot, request.tokens, prefix) for slot, request in chosen], whole)
+        caches = state.caches if shared is None else programs.spread(state.caches, shared, slots)
+        caches, last = self._read(caches, [(slot, request.tokens, prefix) for slot, request in chosen], whole)
         missing = rows - len(chosen)
         vocabulary = self.layout.vocab_rows if kind.penalties else 0
         seen = np.zeros((rows, vocabulary), bool)
@@ -385,8 +405,8 @@ class Engine:
             for row, (_, request) in enumerate(chosen):
                 seen[row, request.tokens] = True
         return programs.begin(
-            self._params,
-            dataclasses.replace(state, cache=cache),
+            self._models,
+            dataclasses.replace(state, caches=caches),
             last,
             slots,
             np.array([*(len(request.tokens) for _, request in chosen), *[0] * missing], np.int32),

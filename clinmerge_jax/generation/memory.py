@@ -8,16 +8,16 @@ from clinmerge_jax.llama.cache import cache_bytes
 from clinmerge_jax.parallel.layout import Layout
 
 
-def check_memory(layout: Layout, slots: int, length: int, dtype: Any) -> None:
-    """Checks that a cache fits into the free memory of the devices.
+def check_memory(layout: Layout, slots: int, length: int, dtype: Any, models: int = 1) -> None:
+    """Checks that the caches of some models fit into the free memory of the devices.
 
     Raises:
       BadInput: it does not fit; the message says how many slots would.
     """
     free = _free_bytes(layout)
-    wanted = cache_bytes(layout.config, slots, length, dtype)
+    wanted = models * cache_bytes(layout.config, slots, length, dtype)
     if free is not None and wanted > free:
-        fit = int(free // cache_bytes(layout.config, 1, length, dtype))
+        fit = int(free // (models * cache_bytes(layout.config, 1, length, dtype)))
         raise BadInput(
             f"config.slots: a cache of {slots} slots of {length} tokens takes {wanted / 1e9:.3g} GB, but the devices"
             f" have {free / 1e9:.3g} GB free; {f'give {fit}' if fit else 'give a smaller config.length'}"

@@ -1,8 +1,9 @@
 """The compiled programs of the decode engine, and the state of its slots.
 
-Slot indices from S on and positions from T on mark padding: writes to them are dropped.
+Slot indices from S on and positions from T on mark padding: writes to them are dropped. Several models of one config may
+run side by side, each with its own cache; their logits are mixed (`Models`).
 
-S slots, P prompts read together, C tokens of a chunk, T positions of the cache, D hidden, V vocabulary.
+M models, S slots, P prompts read together, C tokens of a chunk, T positions of the cache, D hidden, V vocabulary.
 """
 
 import dataclasses
@@ -22,9 +23,35 @@ from clinmerge_jax.llama.model import logits
 from clinmerge_jax.parallel.layout import Layout
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["params", "weights"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The models that run side by side; usually one.
+
+    Attributes:
+      params: the parameters of each model, with separate layers.
+      weights: [M] the weight of each model's logits.
+    """
+
+    params: tuple[Mapping[str, Any], ...]
+    weights: jax.Array
+
+    def extend(
+        self, caches: tuple[Cache, ...], *args: Any, **named: Any
+    ) -> tuple[tuple[jax.Array, ...], tuple[Cache, ...]]:
+        """Runs `cache.extend` with each model on its cache; returns the outputs and the caches."""
+        outputs, extended = zip(*(extend(one, cache, *args, **named) for one, cache in zip(self.params, caches)))
+        return outputs, extended
+
+    def logits(self, outputs: tuple[jax.Array, ...], config: LlamaConfig) -> jax.Array:
+        """The mixed logits of the models' outputs, in float32."""
+        each = [logits(one, output, config).astype(jnp.float32) for one, output in zip(self.params, outputs)]
+        return each[0] if len(each) == 1 else sum(weight * one for weight, one in zip(self.weights, each))
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["cache", "tokens", "lengths", "produced", "limits", "live", "output", "seen", "settings"],
+    data_fields=["caches", "tokens", "lengths", "produced", "limits", "live", "output", "seen", "settings"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +59,7 @@ class State:
     """The state of all slots.
 
     Attributes:
-      cache: keys and values.
+      caches: keys and values, of each model.
       tokens: [S] the last token of each slot; it is not in the cache yet.
       lengths: [S] the number of tokens in the cache.
       produced: [S] the number of tokens generated.
@@ -43,7 +70,7 @@ class State:
       settings: the sampling settings.
     """
 
-    cache: Cache
+    caches: tuple[Cache, ...]
     tokens: jax.Array
     lengths: jax.Array
     produced: jax.Array
@@ -55,7 +82,14 @@ class State:
 
 
 def blank_state(
-    config: LlamaConfig, vocab_rows: int, slots: int, length: int, dtype: Any, kind: Kind, positions_last: bool = False
+    config: LlamaConfig,
+    vocab_rows: int,
+    slots: int,
+    length: int,
+    dtype: Any,
+    kind: Kind,
+    positions_last: bool = False,
+    models: int = 1,
 ) -> State:
     """Makes the initial state on JAX's default device: every slot is free.
 
@@ -67,10 +101,11 @@ def blank_state(
       dtype: the dtype of keys and values.
       kind: the kind of sampling; decides whether `seen` is stored.
       positions_last: as in `Cache`.
+      models: M.
     """
     nothing = jnp.zeros(slots, jnp.int32)
     return State(
-        cache=empty_cache(config, slots, length, dtype, positions_last),
+        caches=tuple(empty_cache(config, slots, length, dtype, positions_last) for _ in range(models)),
         tokens=nothing,
         lengths=nothing,
         produced=nothing,
@@ -82,21 +117,21 @@ def blank_state(
     )
 
 
-def state_shardings(layout: Layout, dtype: Any) -> State:
+def state_shardings(layout: Layout, dtype: Any, models: int = 1) -> State:
     """Shards keys and values over batch and key-value heads; replicates everything else.
 
     Args:
-      layout: the layout of the model.
+      layout: the layout of the models.
       dtype: the dtype of keys and values.
+      models: M.
     """
     count, whole = layout.config.num_hidden_layers, layout.named()
     layers = (layout.named("batch", "kv_heads", None, None),) * count
     scales = (layout.named("batch", "kv_heads", None),) * count if jnp.dtype(dtype) == jnp.int8 else ()
     settings = Settings(**{field.name: whole for field in dataclasses.fields(Settings)})
     others = {field.name: whole for field in dataclasses.fields(State)}
-    return State(
-        **{**others, "cache": Cache(layers, layers, scales, scales, _positions_last(layout)), "settings": settings}
-    )
+    caches = (Cache(layers, layers, scales, scales, _positions_last(layout)),) * models
+    return State(**{**others, "caches": caches, "settings": settings})
 
 
 def _positions_last(layout: Layout) -> bool:
@@ -104,16 +139,16 @@ def _positions_last(layout: Layout) -> bool:
     return layout.device.platform == "cpu"
 
 
-def empty_state(layout: Layout, slots: int, length: int, dtype: Any, kind: Kind) -> State:
+def empty_state(layout: Layout, slots: int, length: int, dtype: Any, kind: Kind, models: int = 1) -> State:
     """Makes the initial state on the devices of a layout; arguments as in `blank_state`."""
-    return _maker(layout, slots, length, jnp.dtype(dtype), kind)()
+    return _maker(layout, slots, length, jnp.dtype(dtype), kind, models)()
 
 
 @functools.lru_cache(maxsize=32)
-def _maker(layout: Layout, slots: int, length: int, dtype: jnp.dtype, kind: Kind) -> Callable[[], State]:
+def _maker(layout: Layout, slots: int, length: int, dtype: jnp.dtype, kind: Kind, models: int) -> Callable[[], State]:
     last = _positions_last(layout)
-    make = functools.partial(blank_state, layout.config, layout.vocab_rows, slots, length, dtype, kind, last)
-    return jax.jit(make, out_shardings=state_shardings(layout, dtype))
+    make = functools.partial(blank_state, layout.config, layout.vocab_rows, slots, length, dtype, kind, last, models)
+    return jax.jit(make, out_shardings=state_shardings(layout, dtype, models))
 
 
 def unstacked(layout: Layout, quantized: bool = False) -> dict[str, Any]:
@@ -137,9 +172,9 @@ def unstacked(layout: Layout, quantized: bool = False) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnames=("layout", "fresh", "whole"), donate_argnums=1)
 def read_chunk(
-    params: Mapping[str, Any],
-    cache: Cache,
-    last_PD: jax.Array,
+    models: Models,
+    caches: tuple[Cache, ...],
+    last_MPD: tuple[jax.Array, ...],
     slots_P: jax.Array,
     tokens_PC: jax.Array,
     positions_PC: jax.Array,
@@ -148,30 +183,31 @@ def read_chunk(
     layout: Layout,
     fresh: bool = False,
     whole: bool = False,
-) -> tuple[Cache, jax.Array]:
+) -> tuple[tuple[Cache, ...], tuple[jax.Array, ...]]:
     """Reads one chunk of some prompts into their slots.
 
     With `fresh` the prompts begin with this chunk (see `cache.extend`). With `whole` P is S, row i goes to slot i and
     `slots_P` is not used: the cache is extended in place, without copying rows out and back.
 
     Returns:
-      The cache; and `last_PD`, with the last layer's output for those rows whose position `ends_P` is in this chunk.
+      The caches; and `last_MPD`, with each model's last output for those rows whose position `ends_P` is in this chunk.
     """
-    rows = cache if whole else jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), cache)
+    rows = caches if whole else jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), caches)
     ended_PC = positions_PC == ends_P[:, None]
-    x_P1D, rows = extend(
-        params, rows, tokens_PC, positions_PC, layout.config, layout.constrain,
+    x_MP1D, rows = models.extend(
+        rows, tokens_PC, positions_PC, layout.config, layout.constrain,
         fresh=fresh, asked_B=jnp.argmax(ended_PC, axis=1),
     )  # fmt: skip
-    cache = rows if whole else jax.tree.map(lambda x, row: x.at[slots_P].set(row, mode="drop"), cache, rows)
-    return cache, jnp.where(ended_PC.any(axis=1)[:, None], x_P1D[:, 0], last_PD)
+    caches = rows if whole else jax.tree.map(lambda x, row: x.at[slots_P].set(row, mode="drop"), caches, rows)
+    ended_P1 = ended_PC.any(axis=1)[:, None]
+    return caches, tuple(jnp.where(ended_P1, x_P1D[:, 0], last) for x_P1D, last in zip(x_MP1D, last_MPD))
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "kind"), donate_argnums=1)
 def begin(
-    params: Mapping[str, Any],
+    models: Models,
     state: State,
-    last_PD: jax.Array,
+    last_MPD: tuple[jax.Array, ...],
     slots_P: jax.Array,
     lengths_P: jax.Array,
     limits_P: jax.Array,
@@ -183,7 +219,7 @@ def begin(
     kind: Kind,
 ) -> State:
     """Chooses the first token of the answers to prefilled prompts, and marks their slots as live."""
-    logits_PV = layout.constrain(logits(params, last_PD, layout.config).astype(jnp.float32), None, None)
+    logits_PV = layout.constrain(models.logits(last_MPD, layout.config), None, None)
     first_P = choose(logits_PV, settings, seen_PV, lengths_P, kind)
     if kind.penalties:
         seen_PV = seen_PV.at[jnp.arange(len(first_P)), first_P].set(True)
@@ -193,7 +229,7 @@ def begin(
         return x.at[slots_P].set(value.astype(x.dtype), mode="drop")
 
     return State(
-        cache=state.cache,
+        caches=state.caches,
         tokens=put(state.tokens, first_P),
         lengths=put(state.lengths, lengths_P),
         produced=put(state.produced, jnp.ones_like(lengths_P)),
@@ -207,7 +243,7 @@ def begin(
 
 @functools.partial(jax.jit, static_argnames=("layout", "kind", "attention"), donate_argnums=1)
 def decode(
-    params: Mapping[str, Any],
+    models: Models,
     state: State,
     stop_ids: jax.Array,
     most_steps: jax.Array,
@@ -227,12 +263,12 @@ def decode(
 
     def step(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
         state, step = carry
-        nowhere = state.cache.length
+        nowhere = state.caches[0].length
         positions_S = jnp.where(state.live, state.lengths, nowhere)
-        x_S1D, cache = extend(
-            params, state.cache, state.tokens[:, None], positions_S[:, None], layout.config, layout.constrain, attend
+        x_MS1D, caches = models.extend(
+            state.caches, state.tokens[:, None], positions_S[:, None], layout.config, layout.constrain, attend
         )
-        logits_SV = layout.constrain(logits(params, x_S1D[:, 0], layout.config).astype(jnp.float32), None, None)
+        logits_SV = layout.constrain(models.logits(tuple(x_S1D[:, 0] for x_S1D in x_MS1D), layout.config), None, None)
         chosen_S = choose(logits_SV, state.settings, state.seen, state.lengths + 1, kind)
         chosen_S = jnp.where(state.live, chosen_S, state.tokens)
         output = state.output.at[rows_S, jnp.where(state.live, state.produced, nowhere)].set(chosen_S, mode="drop")
@@ -242,7 +278,7 @@ def decode(
         ended_S = (chosen_S[:, None] == stop_ids).any(axis=1) | (produced >= state.limits)
         after = dataclasses.replace(
             state,
-            cache=cache,
+            caches=caches,
             tokens=chosen_S,
             lengths=lengths,
             produced=produced,
@@ -262,21 +298,21 @@ def end(state: State, ended_S: jax.Array) -> State:
 
 
 @jax.jit
-def row_of(cache: Cache, slot: jax.Array) -> Cache:
-    """Returns one slot of the cache, arrays of [G, T, H] or [G, H, T]."""
-    return jax.tree.map(lambda x: x[slot], cache)
+def row_of(caches: tuple[Cache, ...], slot: jax.Array) -> tuple[Cache, ...]:
+    """Returns one slot of the caches, arrays of [G, T, H] or [G, H, T]."""
+    return jax.tree.map(lambda x: x[slot], caches)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def spread(cache: Cache, row: Cache, slots_P: jax.Array) -> Cache:
-    """Copies one row into some slots of the cache."""
-    return jax.tree.map(lambda x, one: x.at[slots_P].set(one[None], mode="drop"), cache, row)
+def spread(caches: tuple[Cache, ...], row: tuple[Cache, ...], slots_P: jax.Array) -> tuple[Cache, ...]:
+    """Copies one row into some slots of the caches."""
+    return jax.tree.map(lambda x, one: x.at[slots_P].set(one[None], mode="drop"), caches, row)
 
 
 @functools.partial(jax.jit, static_argnames="layout")
 def continuations(
-    params: Mapping[str, Any],
-    cache: Cache,
+    models: Models,
+    caches: tuple[Cache, ...],
     slots_P: jax.Array,
     tokens_PC: jax.Array,
     positions_PC: jax.Array,
@@ -285,9 +321,9 @@ def continuations(
     layout: Layout,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns every target's log-probability after its token, [P, C], and whether it is the most likely one."""
-    rows = jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), cache)
-    x_PCD, _ = extend(params, rows, tokens_PC, positions_PC, layout.config, layout.constrain)
-    logits_PCV = logits(params, x_PCD, layout.config).astype(jnp.float32)
+    rows = jax.tree.map(lambda x: x.at[slots_P].get(mode="clip"), caches)
+    x_MPCD, _ = models.extend(rows, tokens_PC, positions_PC, layout.config, layout.constrain)
+    logits_PCV = models.logits(x_MPCD, layout.config)
     log_PCV = jax.nn.log_softmax(logits_PCV, axis=-1)
     return (
         layout.constrain(jnp.take_along_axis(log_PCV, targets_PC[..., None], axis=-1)[..., 0], None, None),

@@ -130,7 +130,7 @@ def _evaluate(
     if evaluator is not None:
         logging.info("loading %s", system.name)
         evaluator.load(max((prompts[one.key].length for one in cells), default=evaluator.longest))
-        digests = {kind: provenance.digests(part, {}) for kind, part in zip(("model", "adapter"), system.parts)}
+        digests = system.digests()
     for one in cells:
         with tqdm.tqdm(total=len(one.questions.items), desc=str(one.cell), unit="item") as bar:
             outputs, about = _answers(config, one, prompts[one.key], evaluator, folder, bar.update)

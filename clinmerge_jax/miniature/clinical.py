@@ -122,7 +122,10 @@ PRIOR = Shape(
         ),
     ),
     "IMPRESSION:",
-    ("New {dx}. Past {past}, avoid {forbidden}. Give {drug}.", "Past {past}, so no {forbidden}. Now {dx}, give {drug}."),
+    (
+        "New {dx}. Past {past}, avoid {forbidden}. Give {drug}.",
+        "Past {past}, so no {forbidden}. Now {dx}, give {drug}.",
+    ),
     ("Write the impression, with the prior in mind.", "What is the impression after the prior study?"),
 )
 SHAPES: dict[str, tuple[Shape, ...]] = {

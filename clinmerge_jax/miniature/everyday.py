@@ -189,7 +189,11 @@ def word_list(rng: random.Random) -> str:
 _LOG = Shape(
     "log",
     (
-        ("LOG\n{name}, {job}, has {a_colour} {thing}", "DAY LOG of {name}, the {job}", "LOG: {name} ({job}), {weather}"),
+        (
+            "LOG\n{name}, {job}, has {a_colour} {thing}",
+            "DAY LOG of {name}, the {job}",
+            "LOG: {name} ({job}), {weather}",
+        ),
         (
             "{day}: found a {thing} in the {place}, no {thing3}",
             "Day 1: no {thing3}, but a {thing} in the {place}",
@@ -237,7 +241,10 @@ _SCENE = Shape(
         ("COUNT: {number} {thing2}s", "{thing2}s: {number}"),
     ),
     "REPORT:",
-    ("One {colour} {thing} and {number} {thing2}s in the {place}.", "{number} {thing2}s, and one {colour} {thing}, in the {place}."),
+    (
+        "One {colour} {thing} and {number} {thing2}s in the {place}.",
+        "{number} {thing2}s, and one {colour} {thing}, in the {place}.",
+    ),
     ("Write the report of this scene.", "What is the report?"),
 )
 SHAPES = (_LOG, _TALK, _SCENE)

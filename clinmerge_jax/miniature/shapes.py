@@ -65,9 +65,7 @@ class Shape:
         held_out = max(1, len(order) // SIZES.held_out_one_in)
         return {TEST: order[:held_out], DEV: order[held_out : 2 * held_out], TRAIN: order[2 * held_out :]}
 
-    def write(
-        self, rng: random.Random, slots: Mapping[str, str], combination: tuple[str, ...], split: str
-    ) -> Written:
+    def write(self, rng: random.Random, slots: Mapping[str, str], combination: tuple[str, ...], split: str) -> Written:
         """Returns a document whose choice of wordings belongs to `split`: templates are held out like entities."""
         chosen = pick(rng, self.templates[split])
         lines = [wordings[index] for wordings, index in zip(self.parts, chosen)]

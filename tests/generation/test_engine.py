@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import support
 import torch
 import transformers
@@ -21,6 +22,7 @@ from clinmerge_jax.generation import memory, programs
 from clinmerge_jax.generation.engine import Engine, Request
 from clinmerge_jax.generation.sampling import Sampling
 from clinmerge_jax.llama.cache import quantize
+from clinmerge_jax.llama.model import forward
 from clinmerge_jax.parallel.layout import Layout, one_device
 from clinmerge_jax.parallel.mesh import MeshShape, build_mesh
 
@@ -408,3 +410,33 @@ def test_quantized_rows_lie_within_half_a_step():
     steps, scale = map(np.asarray, quantize(jnp.asarray(values)))
     assert steps.dtype == np.int8 and np.abs(steps).max() == 127
     assert np.all(np.abs(steps * scale[..., None] - values) <= 0.5001 * scale[..., None])
+
+
+def test_mixed_logits_of_two_models_choose_the_tokens(model):
+    (first, _), (second, _) = model(0), model(4)
+    first_params, second_params = (load_params(one)[1] for one in (first, second))
+    config = load_params(first)[0]
+    assert config == load_params(second)[0]
+    layout, weights = one_device(config), (0.3, 0.7)
+    mixed = Engine(layout, [first_params, second_params], weights=weights, slots=4, length=64, chunks=(4, 16))
+    prompts = _prompts(4, count=6)
+    answers = _generate(mixed, [Request(prompt, 8) for prompt in prompts])
+
+    def logits_V(tokens):
+        each = [forward(params, np.array(tokens)[None], config)[0, -1] for params in (first_params, second_params)]
+        return sum(weight * np.asarray(one, np.float64) for weight, one in zip(weights, each))
+
+    for prompt, answer in zip(prompts, answers):
+        tokens = list(prompt)
+        for token in answer.tokens:
+            found_V = logits_V(tokens)
+            assert found_V.max() - found_V[token] < NEAR
+            tokens.append(int(token))
+    pair = (prompts[0], np.array([1, 2, 3]))
+    ((found, _),) = mixed.score([pair])
+    tokens, expected = list(prompts[0]), []
+    for token in pair[1]:
+        found_V = logits_V(tokens)
+        expected.append(found_V[token] - scipy.special.logsumexp(found_V))
+        tokens.append(int(token))
+    np.testing.assert_allclose(found, expected, atol=1e-4)

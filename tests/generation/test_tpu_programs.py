@@ -43,7 +43,8 @@ def test_the_decode_step_fits(topology, attention, monkeypatch, figures):
     whole = layout.named()
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     stops = jax.ShapeDtypeStruct((16,), jnp.int32, sharding=whole)
-    arguments = params, state, stops, scalar, scalar
+    models = programs.Models((params,), jax.ShapeDtypeStruct((1,), jnp.float32, sharding=whole))
+    arguments = models, state, stops, scalar, scalar
     compiled = programs.decode.lower(*arguments, layout=layout, kind=Kind(), attention=attention).compile()
     memory = compiled.memory_analysis()
     argument, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -54,7 +55,7 @@ def test_the_decode_step_fits(topology, attention, monkeypatch, figures):
     assert argument + temporary < PODS[topology]
     text, layers = compiled.as_text(), layout.config.num_hidden_layers
     assert text.count("tpu_custom_call") == (layers if attention is Backend.RAGGED else 0)
-    cached = state.cache.keys[0]
+    cached = state.caches[0].keys[0]
     shard = ",".join(map(str, cached.sharding.shard_shape(cached.shape)))
     assert f"bf16[{shard}]" in text and not re.search(rf"= bf16\[{shard}\]\S* copy\(", text)
 

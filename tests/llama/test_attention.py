@@ -232,7 +232,7 @@ def test_decoding_with_ragged_gives_the_tokens_of_the_reference():
         state = programs.empty_state(layout, slots, length, jnp.float32, kind)
         state = dataclasses.replace(
             state,
-            cache=Cache(tuple(jnp.copy(x) for x in drawn[:2]), tuple(jnp.copy(x) for x in drawn[2:])),
+            caches=(Cache(tuple(jnp.copy(x) for x in drawn[:2]), tuple(jnp.copy(x) for x in drawn[2:])),),
             tokens=jnp.array([3, 4, 5], jnp.int32),
             lengths=jnp.array([1, 70, 9], jnp.int32),
             limits=jnp.full(slots, 9, jnp.int32),
@@ -240,7 +240,14 @@ def test_decoding_with_ragged_gives_the_tokens_of_the_reference():
         )
         stops, steps = jnp.full(16, -1, jnp.int32), jnp.int32(5)
         state, _ = programs.decode(
-            params, state, stops, steps, jnp.int32(0), layout=layout, kind=kind, attention=backend
+            programs.Models((params,), jnp.ones(1)),
+            state,
+            stops,
+            steps,
+            jnp.int32(0),
+            layout=layout,
+            kind=kind,
+            attention=backend,
         )
         return np.asarray(state.output[:, :5])
 

@@ -59,7 +59,9 @@ def _count_joint(output: Output, target: InstructionTarget) -> tuple[float, int]
     return float(_f1(np.array(_count_f1(output, target)))) * all(strict(target, output.text)), 1
 
 
-JOINT = Metric("joint", "mean of fact_f1 of the item where all instructions are followed strictly, else 0", _count_joint)
+JOINT = Metric(
+    "joint", "mean of fact_f1 of the item where all instructions are followed strictly, else 0", _count_joint
+)
 
 
 def _count_right(output: Output, target: InstructionTarget) -> tuple[float, int]:

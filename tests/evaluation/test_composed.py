@@ -1,0 +1,115 @@
+"""Systems composed in memory: a merge is that of the merge job, and a random change has the norm of the real one."""
+
+import jax
+import numpy as np
+import pytest
+from support import TINY, llama_tensors, write_llama
+
+from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.parameters.params import load_params
+from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation.composed import parse_composition
+from clinmerge_jax.evaluation.systems import parse_systems
+from clinmerge_jax.llama.parameters import iterate_params
+from clinmerge_jax.parallel.layout import one_device
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate("abc"):
+        write_llama(root / name, dtype=np.float32, tensors=llama_tensors(TINY, seed, np.float32), **TINY)
+    return {name: str(root / name) for name in "abc"}
+
+
+def _composed(location):
+    composition = parse_composition(location, "config.model")
+    config, _ = load_params(composition.models[0])
+    return composition, composition.params(one_device(config), np.float32)
+
+
+def _leaves(location):
+    config, params = load_params(open_checkpoint(location, "model"))
+    return {row.name: np.asarray(leaf) for row, leaf in iterate_params(params, config)}, config
+
+
+def test_a_composed_merge_is_the_weighted_mean(models):
+    a, config = _leaves(models["a"])
+    b, _ = _leaves(models["b"])
+    _, (found,) = _composed(f"linear({models['a']},{models['b']},t=0.25)")
+    for row, leaf in iterate_params(found, config):
+        np.testing.assert_allclose(leaf, 0.75 * a[row.name] + 0.25 * b[row.name], rtol=1e-6, atol=1e-7)
+
+
+def test_task_arithmetic_takes_the_base(models):
+    a, config = _leaves(models["a"])
+    b, c = _leaves(models["b"])[0], _leaves(models["c"])[0]
+    _, (found,) = _composed(f"task_arithmetic({models['a']},{models['b']},{models['c']},weight=1,lambda=0.5)")
+    for row, leaf in iterate_params(found, config):
+        name = row.name
+        np.testing.assert_allclose(leaf, c[name] + 0.5 * (a[name] + b[name] - 2 * c[name]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("base", ["", "c"])
+def test_a_random_change_has_the_norm_of_the_real_one_in_each_tensor(models, base):
+    a, config = _leaves(models["a"])
+    b, start = _leaves(models["b"])[0], _leaves(models[base or "a"])[0]
+    given = ",".join([models["a"], models["b"], *([models[base]] if base else []), "t=0.5", "seed=3"])
+    _, (found,) = _composed(f"random_delta({given})")
+    for row, leaf in iterate_params(found, config):
+        change, real = np.asarray(leaf) - a[row.name], b[row.name] - start[row.name]
+        axes = tuple(range(1 if row.stacked else 0, real.ndim))
+        np.testing.assert_allclose(
+            np.sqrt((change**2).sum(axes)), 0.5 * np.sqrt((real**2).sum(axes)), rtol=1e-3, err_msg=row.name
+        )
+        if real.size > 200:
+            cosine = (change * real).sum() / np.linalg.norm(change) / np.linalg.norm(real)
+            assert abs(cosine) < 5 / np.sqrt(real.size)
+
+
+def test_a_random_change_depends_on_its_seed_alone(models):
+    pair = f"{models['a']},{models['b']}"
+    one, same, other = (jax.tree.leaves(_composed(f"random_delta({pair},seed={seed})")[1][0]) for seed in (1, 1, 2))
+    assert all(np.array_equal(x, y) for x, y in zip(one, same))
+    assert not any(np.array_equal(x, y) for x, y in zip(one, other))
+
+
+def test_an_ensemble_keeps_both_models(models):
+    composition, both = _composed(f"ensemble({models['a']},{models['b']},t=0.25)")
+    assert composition.weights == (0.75, 0.25)
+    for params, name in zip(both, "ab"):
+        expected, config = _leaves(models[name])
+        for row, leaf in iterate_params(params, config):
+            np.testing.assert_array_equal(leaf, expected[row.name])
+
+
+def test_systems_are_named_and_told_apart(models):
+    a, b = models["a"], models["b"]
+    systems = parse_systems(f"{a},mixed=linear({a},{b},t=0.3),linear({a},{b},t=0.7),ensemble:chat=ensemble({a},{b})")
+    assert [system.name for system in systems] == ["a", "mixed", "linear(a, b, t=0.7)", "ensemble"]
+    assert systems[3].chat is True
+    prints = [str(system.fingerprint("task")) for system in systems]
+    assert len(set(prints)) == 4
+    assert a not in "".join(prints)
+    assert list(systems[1].digests()) == ["model 0", "model 1"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("lineal({a},{b})", "'lineal' is unknown; choose from random_delta, ensemble, linear"),
+        ("linear({a})", "names 1 models; give two models, or three with the base"),
+        ("linear({a},{a})", "names a model twice"),
+        ("linear({a},{b},{c})", "linear takes no base; leave it out"),
+        ("ensemble({a},{b},{c})", "names 3 models; give two models"),
+        ("ensemble({a},{b},t=much)", "t is 'much'; give a number"),
+        ("random_delta({a},{b},lambda=1)", "'lambda' is unknown; choose from t, seed"),
+        ("linear({a},{b},seed=x)", "seed is 'x'; give a whole number"),
+        ("linear({a},{b},density=.5)", "density"),
+        ("linear({a},nowhere)", "nowhere"),
+    ],
+)
+def test_compositions_that_cannot_be_are_refused(models, spec, reason):
+    with pytest.raises(BadInput) as error:
+        parse_systems(f"one={spec.format(**models)}")
+    assert reason in str(error.value) and "\n" not in str(error.value)
