@@ -1,7 +1,6 @@
 """Everyday requests with one checkable constraint each, and their correct answers."""
 
 import dataclasses
-import json
 import random
 from collections.abc import Sequence
 
@@ -17,7 +16,6 @@ from clinmerge_jax.miniature.vocabulary import (
     PEOPLE,
     PLACES,
     THINGS,
-    WORDS,
     an,
     capitalised,
     joined,
