@@ -30,7 +30,7 @@ _RUNS = {
         for method in _METHODS
     },
     "sft": [
-        "--config=configs/sft.py:lora", "--config.task=miniature_notes", "--config.shots=32", "--config.steps=6",
+        "--config=configs/sft.py:lora", "--config.task=miniature_bhc", "--config.shots=32", "--config.steps=6",
         "--config.batch_size=8",
     ],
     "generate": ["--config=configs/generate.py", "--config.limit=16"],

@@ -17,6 +17,7 @@ from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.data.reading import read_documents
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.loss import document_losses, truncate
+from clinmerge_jax.miniature.facts import TEST
 from clinmerge_jax.parallel.layout import make_layout
 from clinmerge_jax.parallel.mesh import MeshShape
 from clinmerge_jax.statistics.documents import bootstrap
@@ -62,9 +63,9 @@ def held_out_sets(spec: str, miniature: bool) -> list[HeldOut]:
         return []
     if spec == "miniature":
         return [
-            HeldOut("clinical notes", corpus("clinical", _MINIATURE_SEED, _MINIATURE_DOCUMENTS, True), "clinical"),
+            HeldOut("clinical notes", corpus("clinical", _MINIATURE_SEED, _MINIATURE_DOCUMENTS, TEST), "clinical"),
             HeldOut(
-                "everyday instructions", corpus("instruct", _MINIATURE_SEED, _MINIATURE_DOCUMENTS, True), "instruct"
+                "everyday instructions", corpus("instruct", _MINIATURE_SEED, _MINIATURE_DOCUMENTS, TEST), "instruct"
             ),
         ]
     sets = []

@@ -9,6 +9,7 @@ from clinmerge_jax.data.miniature import corpus
 from clinmerge_jax.data.prompts import Prompt, encode_prompt, read_prompts
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
+from clinmerge_jax.miniature.facts import TEST
 
 _MINIATURE, _MINIATURE_PROMPTS = "miniature:chat", 64
 
@@ -62,5 +63,5 @@ def prepare(
 def _read(spec: str, fields: str) -> list[Prompt]:
     if spec != _MINIATURE:
         return read_prompts(spec, "config.prompts", fields)
-    conversations = corpus("instruct", 0, _MINIATURE_PROMPTS, held_out=True)
+    conversations = corpus("instruct", 0, _MINIATURE_PROMPTS, TEST)
     return [Prompt(one.name, index, messages=one.messages[:-1]) for index, one in enumerate(conversations)]
