@@ -3,8 +3,9 @@
 A location such as `linear(INSTRUCT,CLINICAL,t=0.5)` names one. Its first model gives tokenizer, config and chat
 template. The kinds:
 
-* METHOD(INSTRUCT,CLINICAL[,BASE],PARAMETER=VALUE...): a merge by any method that the on-device engine supports, with the
-  parameters of configs/merge.py. Two instruct models of different seeds, or parents of different bases, make a control.
+* METHOD(INSTRUCT,CLINICAL[,BASE],PARAMETER=VALUE...): a merge by any method that the on-device engine supports, with
+  the parameters of configs/merge.py. Two instruct models of different seeds, or parents of different bases, make a
+  control.
 * random_delta(INSTRUCT,CLINICAL[,BASE],t=0.5,seed=0): INSTRUCT plus t times a random change that has, tensor by tensor,
   the norm of CLINICAL - BASE, or of CLINICAL - INSTRUCT without BASE.
 * ensemble(A,B,t=0.5): both models run, and logits are mixed (1 - t and t). It costs twice the inference of a merge.

@@ -1,7 +1,7 @@
 """The compiled programs of the decode engine, and the state of its slots.
 
-Slot indices from S on and positions from T on mark padding: writes to them are dropped. Several models of one config may
-run side by side, each with its own cache; their logits are mixed (`Models`).
+Slot indices from S on and positions from T on mark padding: writes to them are dropped. Several models of one config
+may run side by side, each with its own cache; their logits are mixed (`Models`).
 
 M models, S slots, P prompts read together, C tokens of a chunk, T positions of the cache, D hidden, V vocabulary.
 """
