@@ -174,12 +174,17 @@ def test_of_a_prompt_with_its_completion_the_completion_and_the_end_are_learned(
 
 
 def test_a_token_across_the_boundary_is_learned(tokenizer):
-    whole = tokenizer("The dog sat.")["input_ids"]
-    encoded = encode(Document("d", prompt="The d", completion="og sat."), tokenizer)
+    text = "The teapot stood in the garden."
+    whole = tokenizer(text)["input_ids"]
+    pieces = [tokenizer.decode(token) for token in whole[1:]]
+    across = next(index for index, piece in enumerate(pieces) if index and len(piece) > 2)
+    before = "".join(pieces[:across])
+    cut = len(before) + 2  # inside a token
+    encoded = encode(Document("d", prompt=text[:cut], completion=text[cut:]), tokenizer)
     assert encoded.tokens.tolist() == whole
     first = int(np.argmax(encoded.targets))
     assert encoded.targets[first:].all() and not encoded.targets[:first].any()
-    assert tokenizer.decode(encoded.tokens[1:first]) == "The"  # " d" became " do"
+    assert tokenizer.decode(encoded.tokens[1:first]) == before
 
 
 def test_as_chat_a_prompt_and_its_completion_are_two_messages(tokenizer):

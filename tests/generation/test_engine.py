@@ -346,7 +346,7 @@ def _same_as_transformers(folder, prompts, new, figures, name):
 def test_the_miniature_says_what_transformers_says(figures):
     checkpoint = open_checkpoint("miniature:instruct", "model")
     tokenizer = load_tokenizer(checkpoint.path, "model")
-    conversations = corpus("instruct", 3, 24, held_out=True)
+    conversations = corpus("instruct", 3, 24, "test")
     prompts = [encode_prompt(Prompt(one.name, 0, messages=one.messages[:-1]), tokenizer)[0] for one in conversations]
     _same_as_transformers(checkpoint.path, prompts, 32, figures, "miniature")
 
@@ -375,7 +375,7 @@ def test_int8_changes_log_likelihoods_little(what, figures):
     checkpoint = open_checkpoint("miniature:instruct", "model")
     tokenizer = load_tokenizer(checkpoint.path, "model")
     pairs = []
-    for one in corpus("instruct", 4, 32, held_out=True):
+    for one in corpus("instruct", 4, 32, "test"):
         context = encode_prompt(Prompt(one.name, 0, messages=one.messages[:-1]), tokenizer)[0]
         pairs.append((context, np.array(tokenizer(one.messages[-1]["content"])["input_ids"])))
     length = max(len(context) + len(answer) for context, answer in pairs)

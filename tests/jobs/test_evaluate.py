@@ -296,7 +296,7 @@ def test_a_model_that_was_fine_tuned_on_the_task_is_named_and_another_form_warne
 def test_a_task_of_ones_own_may_be_named_among_the_tasks(folder):
     config = configs.evaluate.get_config()
     config.own.update({"name": "starts", "test": str(folder / "test.jsonl"), "train": str(folder / "train.jsonl")})
-    for names in ("", "starts", "miniature_chat, starts"):
+    for names in ("", "starts", "miniature_questions, starts"):
         config.tasks = names
-        expected = ["miniature_chat@test"] * ("miniature" in names) + ["starts@test"]
+        expected = ["miniature_questions@test"] * ("miniature" in names) + ["starts@test"]
         assert [one.name for one in read_task_data(config)] == expected

@@ -60,7 +60,7 @@ def test_every_data_set_has_a_task_whose_splits_and_fields_are_there(source):
             assert item.target in "ABCDE" if task.kind is Kind.CHOICE else item.target
 
 
-@pytest.mark.parametrize("name", ["miniature_notes", "miniature_chat", "following_development", "two_turn"])
+@pytest.mark.parametrize("name", [*GROUPS["miniature"], "following_development", "two_turn"])
 def test_what_is_made_by_rules_needs_no_files_and_fills_the_form(name):
     task, source = TASKS[name], Source("")
     for split in filter(None, (task.test, task.train)):
@@ -116,7 +116,7 @@ def test_another_split_is_a_task_of_its_own_name():
 @pytest.mark.parametrize(
     "names, message",
     [
-        ("medqa", "config.tasks: 'medqa' is unknown; choose from clinical, medical, following, mimic_bhc"),
+        ("medqa", f"config.tasks: 'medqa' is unknown; choose from {', '.join([*GROUPS, 'mimic_bhc'])}"),
         ("", "config.tasks: '' is unknown"),
         ("gsm8k@test9", "config.tasks: 'gsm8k@test9' names no split of gsm8k; choose from train, test"),
         ("clinical@valid", "config.tasks: 'clinical@valid' is unknown"),
