@@ -1,82 +1,100 @@
-"""Chat: answers that obey their constraint, and unseen held-out combinations."""
+"""Everyday conversations: right answers, read from what the request states."""
 
 import json
+import random
 import re
 
-from clinmerge_jax.miniature import chat, vocabulary, world
+import pytest
+
+from clinmerge_jax.miniature import chat, constraints
+from clinmerge_jax.miniature.facts import SPLITS
+
+_QUESTIONS = {  # question -> the statement that holds the answer
+    r"What colour is the (\w+) of (\w+)\?": r"\2 has a VALUE \1.",
+    r"Where did (\w+) leave the (\w+)\?": r"\1 left the \2 in the VALUE.",
+    r"What did (\w+) give the (\w+)\?": r"\1 gave the \2 some VALUE.",
+    r"How many (\w+)s did (\w+) buy\?": r"\2 bought VALUE \1s.",
+    r"When did (\w+) see a (\w+)\?": r"\1 saw a \2 on VALUE.",
+}
+_CLOSED = {  # question -> the statement that makes the answer yes
+    r"Is the (\w+) of (\w+) (\w+)\?": r"\2 has a \3 \1.",
+    r"Did (\w+) leave the (\w+) in the (\w+)\?": r"\1 left the \2 in the \3.",
+    r"Did (\w+) give the (\w+) some (\w+)\?": r"\1 gave the \2 some \3.",
+    r"Did (\w+) buy (\w+) (\w+)\?": r"\1 bought \2 \3.",
+    r"Did (\w+) see a (\w+) on (\w+)\?": r"\1 saw a \2 on \3.",
+}
+KINDS = (chat.PLAIN, *constraints.KINDS)
 
 
-def _turns(held_out=False, count=800):
-    return [turn for talk in world.conversation_turns(11, count, held_out) for turn in talk]
+def _turns(kind, count=150):
+    rng = random.Random(f"turns {kind}")
+    return [chat.turn(rng, SPLITS[index % 3], (kind,)) for index in range(count)]
 
 
-def test_held_out_conversation_pairs_are_unseen():
-    # Read from the text, not from the recorded combinations, which might leave one out.
-    def pairs(held_out):
-        entities = vocabulary.THINGS + vocabulary.ANIMALS
-        found = set()
-        for turn in _turns(held_out):
-            for name, rest in re.findall(
-                r"([A-Z]\w+) ((?:has|left|gave|bought|saw|drew|found) "
-                r"[^.]*)\.",
-                turn.user,
-            ):
-                words = re.findall(r"[a-z]+", rest)
-                found |= {(name, e) for e in entities if e in words or f"{e}s" in words}
-            assert set(turn.combinations) <= found
-        return found
-
-    train, held_out = pairs(False), pairs(True)
-    assert len(train) > 500 and len(held_out) > 100
-    assert not train & held_out
+def _found(patterns, text):
+    """The statements that belong to the questions of a text."""
+    return [
+        question.expand(statement) for pattern, statement in patterns.items() for question in re.finditer(pattern, text)
+    ]
 
 
-def _obeys(kind, argument, question, user, reply):
-    words = [word.strip('.,:"').lower() for word in reply.split()]
-    items = re.findall(r"\ban? (\w+)", user.split("?")[0])
-    checks = {
-        "plain": lambda: reply.endswith("."),
-        "upper": lambda: reply == reply.upper() != reply.lower(),
-        "lower": lambda: reply == reply.lower() != reply.upper(),
-        "words": lambda: len(words) == int(argument),
-        "start": lambda: words[0] == argument,
-        "end": lambda: reply.endswith(f" {argument}"),
-        "repeat": lambda: reply.startswith(question + "\n") and len(reply) > len(question) + 1,
-        "yes_no": lambda: reply in ("Yes", "No"),
-        "quote": lambda: reply[0] == reply[-1] == '"' and reply.count('"') == 2,
-        "avoid": lambda: argument.lower() not in words,
-        "json": lambda: list(json.loads(reply)) == [argument],
-        "bullets": lambda: reply.split("\n") == [f"* {item}" for item in items] and len(items) == int(argument),
-        "order": lambda: reply.split(", ") == (items if argument == "the same" else items[::-1]),
-    }
-    return checks[kind]()
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("yes_no", "bullets", "order")])
+def test_the_answer_is_what_the_request_states(kind):
+    asked = 0
+    for turn in _turns(kind):
+        if "\n\n" not in turn.user:
+            (statement,) = _found(_QUESTIONS, turn.user)
+            (value,) = re.findall(statement.replace("VALUE", r"(\w+)"), turn.user)
+            assert value.lower() in turn.assistant.lower() and value in turn.content
+            asked += 1
+    assert asked > 50
 
 
-def test_answers_obey_their_constraint_and_contain_the_answer():
-    turns = _turns() + _turns(held_out=True)
-    assert {turn.kind for turn in turns} == set(chat.KINDS)
+def test_yes_and_no_agree_with_what_is_stated_and_are_balanced():
+    said = []
+    for turn in _turns("yes_no", 400):
+        (statement,) = _found(_CLOSED, turn.user)
+        assert turn.assistant == ("Yes" if statement in turn.user else "No")
+        said.append(turn.assistant)
+    assert 0.4 < said.count("Yes") / len(said) < 0.6
+
+
+@pytest.mark.parametrize("kind", ["bullets", "order"])
+def test_lists_have_the_stated_items_in_the_asked_order(kind):
+    for turn in _turns(kind):
+        items = re.findall(r"\ban? (\w+)(?=,| and|\.)", turn.user.split("?")[0])
+        if "reverse order" in turn.user:
+            items.reverse()
+        assert turn.assistant == ("\n".join(f"* {item}" for item in items) if kind == "bullets" else ", ".join(items))
+        assert kind == "order" or str(len(items)) in turn.user
+
+
+@pytest.mark.parametrize("kind", [chat.PLAIN, *constraints.ON_ANY_TEXT, *constraints.HELD_OUT])
+def test_half_of_the_requests_are_about_documents_whose_answer_is_kept(kind):
+    turns = [turn for turn in _turns(kind) if "\n\n" in turn.user]
+    assert 0.3 < len(turns) / 150 < 0.7
     for turn in turns:
-        assert turn.question in turn.user and turn.argument in turn.user
-        assert _obeys(turn.kind, turn.argument, turn.question, turn.user, turn.assistant), turn
-        assert all(part.lower() in turn.assistant.lower() for part in turn.answer), turn
+        answer = json.loads(turn.assistant).popitem()[1] if kind == "json" else turn.assistant
+        assert turn.content.lower() in answer.lower()
 
 
-def test_yes_no_answers_agree_with_the_stated_fact():
-    patterns = {  # question -> the statement that makes the answer yes
-        r"Is the (\w+) of (\w+) (\w+)\?": r"\2 has a \3 \1.",
-        r"Did (\w+) leave the (\w+) in the (\w+)\?": r"\1 left the \2 in the \3.",
-        r"Did (\w+) give the (\w+) some (\w+)\?": r"\1 gave the \2 some \3.",
-        r"Did (\w+) buy (\w+) (\w+)\?": r"\1 bought \2 \3.",
-        r"Did (\w+) see a (\w+) on (\w+)\?": r"\1 saw a \2 on \3.",
-    }
-    seen = []
-    for turn in _turns(count=1500):
-        if turn.kind == "yes_no":
-            (statement,) = [
-                re.sub(question, fact, turn.question)
-                for question, fact in patterns.items()
-                if re.fullmatch(question, turn.question)
-            ]
-            assert turn.assistant == ("Yes" if statement in turn.user else "No")
-            seen.append(turn.assistant)
-    assert 0.35 < seen.count("Yes") / len(seen) < 0.65
+def test_what_is_asked_for_is_in_the_request():
+    """The argument of each checker, read from the checks, stands in the request."""
+    for kind in constraints.KINDS:
+        for turn in _turns(kind, 30):
+            assert turn.checks
+            for _, arguments in turn.checks:
+                for name, value in arguments.items():
+                    if name in ("word", "end_phrase", "prompt_to_repeat", "num_bullets"):
+                        assert str(value) in turn.user
+                    elif name in ("keys", "forbidden_words"):
+                        assert all(word in turn.user for word in value)
+
+
+def test_the_count_of_words_is_the_one_asked_for():
+    counts = set()
+    for turn in _turns("words"):
+        (asked,) = re.findall(r"(\d+) words", turn.user)
+        assert len(turn.assistant.split()) == int(asked)
+        counts.add(asked)
+    assert len(counts) > 3  # not to be guessed
