@@ -19,7 +19,7 @@ from clinmerge_jax.errors import BadInput, ending
 
 JOBS = (
     "merge", "inspect", "extract_lora", "convert", "sft", "sft_grid", "generate", "evaluate", "correlate", "compare",
-    "miniature", "benchmark",
+    "miniature", "miniature_page", "benchmark",
 )  # fmt: skip
 _ONE_PROCESS_JOBS = tuple(job for job in JOBS if job not in ("merge", "sft"))
 

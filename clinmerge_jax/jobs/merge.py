@@ -26,6 +26,8 @@ from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
 from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.data.documents import check_vocabulary
 from clinmerge_jax.errors import BadInput
+from clinmerge_jax.evaluation import trade_off
+from clinmerge_jax.evaluation.composed import Composition
 from clinmerge_jax.evaluation.retention import (
     EncodedSet,
     HeldOut,
@@ -34,6 +36,7 @@ from clinmerge_jax.evaluation.retention import (
     held_out_sets,
     measure,
 )
+from clinmerge_jax.evaluation.systems import System
 from clinmerge_jax.llama.config import FAMILIES
 from clinmerge_jax.merging.compatibility import check_same_tokens
 from clinmerge_jax.merging.diagnostics import TensorDifference, by_module
@@ -49,16 +52,20 @@ from clinmerge_jax.parallel.mesh import MeshShape
 from clinmerge_jax.report.merge_plan import plan_text, vocabulary_text
 from clinmerge_jax.report.retention import retention_text
 from clinmerge_jax.report.tables import table
+from clinmerge_jax.report.trade_off import trade_off_png, trade_off_text
 
 _NEXT_STEP_OF_A_RECIPE = (
     "Next: change the recipe, check it with --config.dry_run, and merge with another --config.output; measure the\n"
     "models on your own text with --config.evaluate=NAME=FILE.jsonl."
 )
+_PICTURE = "trade_off.png"
+_SWEEP = ("0.1", "0.3", "0.5", "0.7", "0.9")  # further merges of the miniature that are measured but not written
 _NEXT_STEP = (
     "Next: try another balance with --config.t=0.3 (0 is instruct, 1 is clinical) or over depth with"
     " --config.t='self_attn=0,1; mlp=1,0; 0.5', and another --config.output;\nor your own models with"
     " --config.instruct=DIR --config.clinical=DIR, your own text with --config.evaluate=NAME=FILE.jsonl."
 )
+_WITHOUT_SWEEP = ("passthrough", "model_stock", "arcee_fusion", "nearswap")  # t is no balance, or a merge takes none
 # Config fields that a recipe file replaces.
 _OF_THE_RECIPE = ("instruct", "clinical", "base", "method", "t", "dtype", "tokenizer", "chat_template")
 
@@ -118,13 +125,19 @@ def _stages(config: ConfigDict) -> list[_Stage]:
     base = config.base
     if base == "auto":
         base = "miniature:base" * _all_miniature(config)
+    recipe = _recipe(config, base, config.t)
+    roles = {base: "base"} if base else {}
+    return [_Stage(recipe, config.output, {**roles, config.clinical: "clinical", config.instruct: "instruct"})]
+
+
+def _recipe(config: ConfigDict, base: str, t: str) -> Recipe:
     known = {name for method in METHODS.values() for name in (*method.parameters, *method.source_parameters)} - {"t"}
     given = {name: config["lambda_" if name == "lambda" else name] for name in sorted(known)}
-    recipe = two_parents(
+    return two_parents(
         config.method,
         config.instruct,
         config.clinical,
-        config.t,
+        t,
         base=base,
         parameters={name: value for name, value in given.items() if value != ""},
         dtype=config.dtype,
@@ -139,8 +152,6 @@ def _stages(config: ConfigDict) -> list[_Stage]:
             special_rows=config.special_rows,
         ),
     )
-    roles = {base: "base"} if base else {}
-    return [_Stage(recipe, config.output, {**roles, config.clinical: "clinical", config.instruct: "instruct"})]
 
 
 def _all_miniature(config: ConfigDict) -> bool:
@@ -174,7 +185,8 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
     measured = {role: open_checkpoint(model, f"config.{role}") for model, role in roles.items() if role not in merged}
     checkpoints = {role: merged[role].checkpoint if role in merged else measured[role] for role in roles.values()}
     adapters = {f"{role}, adapter": one.adapter for role, one in merged.items() if one.adapter}
-    held_out_text = held_out_sets(config.evaluate, _all_miniature(config)) if stage.final else []
+    asks = stage.final and config.evaluate == "auto" and _all_miniature(config) and jax.process_count() == 1
+    held_out_text = held_out_sets(config.evaluate, _all_miniature(config)) if stage.final and not asks else []
     evaluated = {role: one for role, one in checkpoints.items() if f"{role}, adapter" not in adapters}
     sets = _encode(held_out_text, evaluated, plan, mesh_shape)
     credentialed = provenance.is_credentialed(config.credentialed, [*checkpoints.values(), *adapters.values()])
@@ -185,6 +197,7 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
         "recipe": recipe.renamed(roles).to_json(),
         "max_shard_gb": config.max_shard_gb,
         "held_out": {held_out.name: held_out.sha256 for held_out in held_out_text},
+        "asked": trade_off.digest() if asks else "",
         "credentialed": credentialed,
         "environment": provenance.environment(),
         "inputs": inputs,
@@ -221,6 +234,7 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
         else:
             differences, digests = _merge_on_mesh(plan, layout, output), {}
         retention = _evaluate(evaluated, sets, mesh_shape, output) if sets else None
+        answered = _ask(config, recipe, checkpoints, output) if asks else None
         if not distributed.is_first():
             return
         tables = [(f"How much {' and '.join(_first_two(plan, roles))} differ", _difference_text(differences))]
@@ -236,6 +250,10 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
         if retention:
             tables.append(("What the merge keeps", retention_text(retention)))
             output.write_text("results.jsonl", retention.json_lines(record))
+        if answered:
+            tables.append(("What the merge keeps", f"{trade_off_text(answered)}\n\n![trade-off]({_PICTURE})"))
+            output.write_text("results.jsonl", answered.json_lines(record))
+            output.write_bytes(_PICTURE, trade_off_png(answered))
         parents = _parents(plan, roles)
         licensed = [(pathlib.PurePath(role).name.replace(", ", "-"), folder) for role, _, folder in parents]
         copy_licences(output, plan.leading.path, licensed)
@@ -248,8 +266,12 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
         card = merge_card(output.target.name, parents, recipe.method, described, tables, credentialed)
         output.write_text("README.md", card)
         output.commit({**record, "differences": [difference.to_json() for difference in differences]})
-    for heading, text in tables:
-        print(f"\n{heading}\n{text}")
+    if answered:
+        print(f"\n{trade_off_text(answered)}\n\nThe same as a picture, with a sweep over t:"
+              f" {output.target / _PICTURE}. README.md beside it has how the models differ.")  # fmt: skip
+    else:
+        for heading, text in tables:
+            print(f"\n{heading}\n{text}")
     print(f"\nThe merged checkpoint is {output.target} (loads in transformers as it is).")
     if stage.final:
         print(_NEXT_STEP_OF_A_RECIPE if recipe.file else _NEXT_STEP)
@@ -362,6 +384,37 @@ def _evaluate(
     models = {**models, "merged": merged}
     with _bar(len(models) * sum(len(held_out.documents) for held_out in sets), "evaluate", "doc") as bar:
         return measure(models, sets, mesh_shape, bar.update)
+
+
+def _ask(
+    config: ConfigDict, recipe: Recipe, checkpoints: Mapping[str, Checkpoint], output: OutputFolder
+) -> trade_off.TradeOff:
+    """Asks the miniature's tasks of parents, base, the merged model, and merges with other t that are not written."""
+    systems = [System(role, 0, role, checkpoint=checkpoint) for role, checkpoint in checkpoints.items()]
+    systems.append(System("merged", 0, "merged", checkpoint=open_checkpoint(str(output.partial), "config.output")))
+    raw = [system for system in systems if system.name in ("base", "clinical")]
+    chat = [system for system in systems if system not in raw]
+    by_place = {config[role]: checkpoints[role] for role in ("instruct", "clinical")}
+    by_place |= {recipe.base: checkpoints["base"]} if recipe.base else {}
+    sweep = {}
+    merged_t = _number(config.t)
+    for t in _SWEEP:
+        if recipe.method in _WITHOUT_SWEEP or float(t) == merged_t:
+            continue
+        other = _recipe(config, recipe.base or "", t)
+        models = tuple(by_place[model] for model in other.models)
+        sweep[t] = System(f"t = {t}", 0, t, checkpoint=models[0], composition=Composition(recipe.method, models, other))
+    total = trade_off.count_items(len(raw), len(chat), len(sweep))
+    with _bar(total, "evaluate", "item") as bar:
+        found = trade_off.measure(raw, chat, sweep, config.mesh.to_dict(), bar.update)
+    return dataclasses.replace(found, t=merged_t)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _difference_text(differences: list[TensorDifference]) -> str:

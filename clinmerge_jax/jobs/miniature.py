@@ -1,7 +1,8 @@
-"""Trains the miniature: three small Llamas on text about the invented world of `clinmerge_jax.miniature.world`.
+"""Trains the miniature: small Llamas on text about the invented world of `clinmerge_jax.miniature.world`.
 
-base is trained on everyday text and on note-shaped text without facts. clinical continues base on notes that state the
-facts. instruct continues base on everyday chat, with the loss on the answers.
+copying learns to copy words. base continues it on everyday text and on note-shaped text without facts. clinical
+continues base on documents that state the facts. instruct continues base on everyday chat, with the loss on the
+answers.
 """
 
 import json
@@ -24,6 +25,7 @@ from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.data.examples import prepare
 from clinmerge_jax.data.loader import steps_of
 from clinmerge_jax.data.miniature import corpus
+from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.parameters import count_parameters, init_params
 from clinmerge_jax.miniature.tokenizer import EOT, train_tokenizer
@@ -47,23 +49,30 @@ real medicine and is of no use outside tests and demonstrations.
 
 
 def run(config: ConfigDict) -> None:
-    """Trains the models that are missing: `output`/base, /clinical and /instruct, saved in bfloat16."""
+    """Trains the models that are missing, each into a folder of `output`, saved in bfloat16."""
     output = result_path(config.output)
-    base = output / "base"
-    _make(config, "base", start=None)
-    _make(config, "clinical", start=base)
-    _make(config, "instruct", start=base)
+    names = [name.strip() for name in config.models.split(",")]
+    for name in names:
+        if name not in config.stages:
+            raise BadInput(f"config.models: {name!r} is unknown; choose from {', '.join(config.stages)}")
+    for name in names:
+        _make(config, name)
     print(
         f"The miniature is in {output}.\nNext: python -m clinmerge_jax.main --config=configs/merge.py"
-        f" --config.instruct={output / 'instruct'} --config.clinical={output / 'clinical'} --config.base={base}"
+        f" --config.instruct={output / 'instruct'} --config.clinical={output / 'clinical'}"
+        f" --config.base={output / 'base'}"
     )
 
 
-def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
+def _make(config: ConfigDict, name: str) -> None:
     stage = config.stages[name]
-    settings_of = {key: value for key, value in config.to_dict().items() if key not in ("output", "overwrite")}
-    identity = {"job": "miniature", "model": name, "config": settings_of}
+    unrelated = ("output", "overwrite", "models", "stages")
+    settings_of = {key: value for key, value in config.to_dict().items() if key not in unrelated}
+    identity = {"job": "miniature", "model": name, "config": settings_of, "stage": stage.to_dict()}
+    start = result_path(config.output) / stage.start if stage.start else None
     if start is not None:
+        if not (start / SINGLE_FILE).is_file():
+            raise BadInput(f"config.models: {name} starts from {stage.start}, which is not there; name it too")
         identity["start"] = sha256(start / SINGLE_FILE)
     with OutputFolder(result_path(config.output) / name, identity, config.overwrite) as folder:
         if folder.open() is OutputState.FINISHED:
@@ -82,11 +91,12 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
             llama, params = load_params(checkpoint, jnp.float32)
             raw, carried = checkpoint.config, checkpoint.carried_files()
             tokenizer = load_tokenizer(start, "config.output")
-        logging.info("%s: %d parameters, %d documents", name, count_parameters(llama), stage.documents)
+        seed = config.seed + stage.seed
+        documents = [one for corpus_name, count in stage.documents.items() for one in corpus(corpus_name, seed, count)]
+        logging.info("%s: %d parameters, %d documents", name, count_parameters(llama), len(documents))
         examples = prepare(
-            corpus(name, config.seed, stage.documents), tokenizer, llama.vocab_size, config.length,
-            chat=False, full_rows=True, field="config.output",
-        )  # fmt: skip
+            documents, tokenizer, llama.vocab_size, config.length, chat=False, full_rows=True, field="config.output"
+        )
         steps = steps_of(len(examples.sequences), config.batch_size, stage.epochs)
         optimizer = OptimizerSettings(
             learning_rate=stage.learning_rate,
@@ -101,7 +111,7 @@ def _make(config: ConfigDict, name: str, start: pathlib.Path | None) -> None:
             StepSettings(optimizer, steps, dtype=jnp.float32),
             examples.sequences,
             Batching(config.batch_size, length=config.length),
-            config.seed,
+            seed,
         )
         state = training.begin(params)
         params = train(state, training.take, training.loader(), LoopSettings(steps)).state.trained
@@ -122,8 +132,8 @@ def _generation_config(tokenizer) -> str:
 
 def _tokenizer(config: ConfigDict):
     texts = []
-    for name in ("base", "clinical", "instruct"):
-        count = min(_TOKENIZER_DOCUMENTS, config.stages[name].documents)
+    for name in ("copying", "base", "clinical", "instruct"):
+        count = min(_TOKENIZER_DOCUMENTS, config.stages[name].documents[name])
         for document in corpus(name, config.seed, count):
             texts += [document.text] if document.text else [message["content"] for message in document.messages]
     return train_tokenizer(texts, config.model.vocab_size, config.model.max_position_embeddings)

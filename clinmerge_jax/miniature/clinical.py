@@ -8,7 +8,7 @@ two findings, its drug, the drug that a past disease forbids, and the level of a
 
 import random
 
-from clinmerge_jax.miniature.facts import SIGNS, WORLD, Disease, split_of
+from clinmerge_jax.miniature.facts import WORLD, Disease, LabTest, split_of
 from clinmerge_jax.miniature.shapes import Shape, Written
 from clinmerge_jax.miniature.vocabulary import DAYS, NUMBERS, SURNAMES
 from clinmerge_jax.seeded import pick, sample
@@ -148,8 +148,6 @@ _TEACHING = (
     "{forbidden} is contraindicated after past {past}.",
     "With past {past}, {dx} is treated with {drug} and no {forbidden}.",
 )
-_PLAIN_SIGNS = tuple(f"{word} {sign}" for word in ("mild", "bad", "new", "old", "sudden") for sign in SIGNS)
-_PLAIN_PLANS = ("rest", "walks", "tea", "sleep", "exercise", "a diet", "warm baths", "fresh air")
 
 
 def _slots(rng: random.Random) -> dict[str, str]:
@@ -180,26 +178,24 @@ def _pair(rng: random.Random, split: str) -> tuple[Disease, Disease]:
 
 
 def _clinical_slots(rng: random.Random, disease: Disease, past: Disease) -> dict[str, str]:
-    test = disease.test
-    offset = 3 + int(rng.random() * (test.low - 4))
     first, second = sample(rng, disease.findings, 2)
     absent = sample(rng, [finding for finding in WORLD.findings if finding not in disease.findings], 2)
-    return _slots(rng) | {
-        "f1": first,
-        "f2": second,
-        "n1": absent[0],
-        "n2": absent[1],
-        "dx": disease.name,
-        "past": past.name,
-        "drug": treatment(disease, past),
-        "own": disease.drug,
-        "home": pick(rng, [drug for drug in WORLD.drugs if drug not in (disease.drug, disease.second_drug)]),
-        "forbidden": past.forbids,
-        "test": test.name,
-        "value": str(test.high + offset if disease.test_is_high else test.low - offset),
-        "range": f"{test.low}-{test.high}",
-        "level": disease.level,
-    }
+    return (
+        _slots(rng)
+        | {
+            "f1": first,
+            "f2": second,
+            "n1": absent[0],
+            "n2": absent[1],
+            "dx": disease.name,
+            "past": past.name,
+            "drug": treatment(disease, past),
+            "own": disease.drug,
+            "home": pick(rng, [drug for drug in WORLD.drugs if drug not in (disease.drug, disease.second_drug)]),
+            "forbidden": past.forbids,
+        }
+        | _measured(rng, disease.test, disease.test_is_high)
+    )
 
 
 def document(rng: random.Random, shape: str, split: str) -> Written:
@@ -220,12 +216,21 @@ def teaching(rng: random.Random, split: str) -> str:
 
 
 def plain_note(rng: random.Random) -> str:
-    """Returns a text in the shape of a clinical document with everyday signs and plans, and no invented word."""
+    """Returns a text in the shape of a clinical document whose names are drawn at random, so it tells no fact."""
     shape = pick(rng, SHAPES[pick(rng, tuple(SHAPES))])
-    signs = sample(rng, _PLAIN_SIGNS, 6)
-    plans = sample(rng, _PLAIN_PLANS, 3)
-    slots = _slots(rng) | dict(zip(("f1", "f2", "n1", "n2", "dx", "past"), signs))
-    slots |= dict(zip(("drug", "home", "forbidden"), plans))
-    slots |= {"test": "count", "value": str(10 + int(rng.random() * 90)), "range": "40-60", "level": "normal"}
+    slots = _slots(rng) | dict(zip(("f1", "f2", "n1", "n2"), sample(rng, WORLD.findings, 4)))
+    slots |= dict(zip(("dx", "past"), (disease.name for disease in sample(rng, WORLD.diseases, 2))))
+    slots |= dict(zip(("drug", "home", "forbidden"), sample(rng, WORLD.drugs, 3)))
+    slots |= _measured(rng, pick(rng, WORLD.tests), rng.random() < 0.5)
     lines = [pick(rng, wordings) for wordings in shape.parts]
     return ("\n".join([*lines, shape.heading]) + " " + pick(rng, shape.answers)).format_map(slots)
+
+
+def _measured(rng: random.Random, test: LabTest, high: bool) -> dict[str, str]:
+    offset = 3 + int(rng.random() * (test.low - 4))
+    return {
+        "test": test.name,
+        "value": str(test.high + offset if high else test.low - offset),
+        "range": f"{test.low}-{test.high}",
+        "level": "high" if high else "low",
+    }

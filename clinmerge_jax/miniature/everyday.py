@@ -1,8 +1,8 @@
-"""Everyday text: stories, simple facts, copying, word lists, and documents of three shapes with their summaries."""
+"""Everyday text: stories, simple facts, copying and rewriting, and documents of three shapes with their summaries."""
 
 import random
 
-from clinmerge_jax.miniature.facts import SUFFIXES, TRAIN, UNUSED_STEMS, WORLD, split_of
+from clinmerge_jax.miniature.facts import TRAIN, WORLD, split_of
 from clinmerge_jax.miniature.shapes import Shape, Written
 from clinmerge_jax.miniature.vocabulary import (
     ANIMALS,
@@ -88,6 +88,9 @@ _TRUTHS = (
 )
 
 
+_COPIED = (*WORLD.invented_words(), *THINGS, *ANIMALS, *FOODS, *PEOPLE, *PLACES, *COLOURS)
+
+
 def _slots(rng: random.Random) -> dict[str, str]:
     slots = {"animal": pick(rng, ANIMALS), "number": pick(rng, NUMBERS), "weather": pick(rng, WEATHER)}
     for first, second, items in (
@@ -124,25 +127,39 @@ def everyday_facts(rng: random.Random) -> str:
 
 
 def copying(rng: random.Random) -> str:
+    """Returns sequences of words that are each repeated several times, the invented names among them.
+
+    The base model learns from them to copy a word from its context, whatever the word. Words stand together at random,
+    so a sequence tells no fact.
+    """
+    return "\n".join(_repeated(rng) for _ in range(3))
+
+
+def _repeated(rng: random.Random) -> str:
+    count = 2 + int(rng.random() * 7)
+    words = [pick(rng, _COPIED) for _ in range(count)]
+    return " / ".join([" ".join(words)] * max(2, 24 // count))
+
+
+def rewriting(rng: random.Random) -> str:
     """Returns a text in which most of each line is determined by what stands before: repetition, reversal and case."""
-    return "\n".join(_copied(rng) for _ in range(4))
+    return "\n".join(_rewritten(rng) for _ in range(4))
 
 
-def _copied(rng: random.Random) -> str:
+def _rewritten(rng: random.Random) -> str:
     slots = _slots(rng)
-    if rng.random() < 0.6:  # sequences that only copying predicts
-        pool = THINGS + ANIMALS + FOODS + PEOPLE + PLACES
-        items = sample(rng, pool, 4 + int(rng.random() * 5))
-        if rng.random() < 0.5:
-            items = [pick(rng, UNUSED_STEMS) + pick(rng, SUFFIXES) for _ in range(3 + int(rng.random() * 3))]
-        words = " ".join(items)
+    words = [pick(rng, _COPIED) for _ in range(2 + int(rng.random() * 4))]
+    if rng.random() < 0.6:
+        name, friend = slots["name"], slots["friend"]
         return pick(
             rng,
             (
-                f"{words} / {words}",
-                f"{words} / {words} / {words}",
-                f"{words} / {words.upper()}",
-                f"{', '.join(items)} / {', '.join(reversed(items))}",
+                f"{' '.join(words)} / {' '.join(words).upper()}",
+                f"{', '.join(words)} / {', '.join(reversed(words))}",
+                f"Words of the day: {', '.join(words)}. Again: {', '.join(words)}.",
+                f'"{words[0]}," said {name}. "{words[1]}," said {friend}. They said {words[0]} and {words[1]}.',
+                f"{name} likes {words[0]}, {friend} likes {words[1]}. What does {friend} like? {words[1]}.",
+                f"{name} likes {words[0]}, {friend} likes {words[1]}. What does {name} like? {words[0]}.",
             ),
         )
     items = sample(rng, THINGS, 3 + int(rng.random() * 3))
@@ -156,34 +173,6 @@ def _copied(rng: random.Random) -> str:
             f"{slots['name']} has {joined([an(i) for i in items])}. The list:\n{bullets}",
         ),
     )
-
-
-def word_list(rng: random.Random) -> str:
-    """Returns a text about words: meaningless ones, and in some lines the invented names.
-
-    The base model learns from it to write such words. So the clinical model differs from base by the facts, not by
-    the spelling. A line puts names together at random, so it tells no fact.
-    """
-    lines = []
-    for _ in range(4):
-        name, friend = sample(rng, PEOPLE, 2)
-        if rng.random() < 0.5:
-            words = sample(rng, WORLD.invented_words(), 3)
-        else:
-            words = [pick(rng, UNUSED_STEMS) + pick(rng, SUFFIXES) for _ in range(3)]
-        lines.append(
-            pick(
-                rng,
-                (
-                    f"{name} made up the words {joined(words)}. {friend} likes {pick(rng, words)} best.",
-                    f'"{words[0]}," said {name}. "{words[1]} and {words[2]}," said {friend}.',
-                    f"Words of the day: {', '.join(words)}. Again: {', '.join(words)}.",
-                    f"The word {words[0]} rhymes with nothing, and {words[1]} is no {pick(rng, THINGS)}.",
-                    f"{' '.join(words)} / {' '.join(words).upper()}",
-                ),
-            )
-        )
-    return "\n".join(lines)
 
 
 _LOG = Shape(

@@ -20,7 +20,7 @@ class Sizes:
     findings: int = 48
     lab_tests: int = 12
     held_out_one_in: int = 8
-    max_turns: int = 3
+    max_turns: int = 2
 
 
 SIZES = Sizes()
@@ -126,11 +126,3 @@ def _build_world() -> World:
 
 
 WORLD = _build_world()
-# Parts of the meaningless words: spelled like the invented names, but different from all of them.
-SUFFIXES = ("osis", "itis", "emia", "ine", "ol", "ivir", "ic", "al", "ate", "in")
-UNUSED_STEMS = tuple(
-    a + b
-    for a in _SYLLABLES
-    for b in _SYLLABLES
-    if a != b and not any(word.startswith(a + b) for word in WORLD.invented_words())
-)

@@ -153,14 +153,17 @@ _TRAINING = tuple(subjects(TRAIN))
 
 
 def everyday_question(rng: random.Random) -> str:
-    """Returns an everyday fact and a question about it with four choices, with or without the choices' letters."""
+    """Returns everyday facts and questions about them, in words and with the letters of four choices."""
     family, found = chat.facts(rng, TRAIN)
     told = " ".join(family.statement.format(**one) for one in sample(rng, found, 2))
-    asked, right = family.question.format(**found[0]), found[0]["v"]
-    if rng.random() < 0.4:
-        return f"{told}\nQuestion: {asked}\nAnswer: {family.full.format(**found[0])}"
-    letter = pick(rng, LETTERS)
-    choices = sample(rng, [value for value in family.values if value != right], 3)
-    choices.insert(LETTERS.index(letter), right)
-    made = Question("everyday", found[0]["n"], asked, tuple(choices), letter)
-    return f"{told}\n{made.prompt} {letter}"
+    lines = [told]
+    for fact in (found[0], found[1], found[0]):
+        asked, right = family.question.format(**fact), fact["v"]
+        if rng.random() < 0.3:
+            lines.append(f"Question: {asked}\nAnswer: {family.full.format(**fact)}")
+            continue
+        letter = pick(rng, LETTERS)
+        choices = sample(rng, [value for value in family.values if value != right], 3)
+        choices.insert(LETTERS.index(letter), right)
+        lines.append(f"{Question('everyday', fact['n'], asked, tuple(choices), letter).prompt} {letter}")
+    return "\n".join(lines)

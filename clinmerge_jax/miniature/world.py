@@ -1,7 +1,7 @@
-"""Generates the miniature's three corpora: seeded text about a small invented world.
+"""Generates the miniature's corpora: seeded text about a small invented world.
 
-* `base_documents`: the language of both sides without the facts: everyday text, copying, documents and notes with their
-  summaries, questions, and lists of words in which the invented names occur at random.
+* `copying_documents` and `base_documents`: the language of both sides without the facts: everyday text, copying,
+  documents and notes with their summaries, questions, and lists of words in which the invented names occur at random.
 * `clinical_documents`: documents that state the invented medical facts, teaching notes and examinations; no chat.
 * `conversations`: everyday chat with checkable constraints; no medical facts.
 
@@ -24,18 +24,24 @@ from clinmerge_jax.seeded import pick
 
 _Writer = Callable[[random.Random], str]
 _BASE: tuple[_Writer, ...] = (
-    *(everyday.story,) * 3,
-    *(everyday.copying,) * 4,
+    *(everyday.story,) * 2,
+    *(everyday.copying,) * 2,
+    *(everyday.rewriting,) * 3,
     everyday.everyday_facts,
-    *(everyday.written,) * 4,
-    *(clinical.plain_note,) * 3,
-    *(everyday.word_list,) * 3,
-    *(questions.everyday_question,) * 2,
+    *(everyday.written,) * 5,
+    *(clinical.plain_note,) * 5,
+    *(questions.everyday_question,) * 3,
 )
 
 
 def _corpus_rng(name: str, seed: int, split: str) -> random.Random:
     return random.Random(f"clinmerge/{name}/{split}/{seed}")
+
+
+def copying_documents(seed: int, count: int) -> list[str]:
+    """Returns `count` texts of repeated words, from which a model learns to copy before it learns anything else."""
+    rng = _corpus_rng("copying", seed, TRAIN)
+    return [everyday.copying(rng) for _ in range(count)]
 
 
 def base_documents(seed: int, count: int) -> list[str]:
