@@ -12,6 +12,14 @@ _NAMES = "|".join(disease.name for disease in WORLD.diseases)
 _PAST = re.compile(rf"(?:past|had|prior:|study with|study:) ({_NAMES})\b")
 _ABSENT = re.compile(r"\bno (\w+ \w+)(?: or (\w+ \w+))?")
 
+_QUESTIONS = {  # question -> the statement that holds the answer
+    r"What colour is the (\w+) of (\w+)\?": r"\2 has a VALUE \1.",
+    r"Where did (\w+) leave the (\w+)\?": r"\1 left the \2 in the VALUE.",
+    r"What did (\w+) give the (\w+)\?": r"\1 gave the \2 some VALUE.",
+    r"How many (\w+)s did (\w+) buy\?": r"\2 bought VALUE \1s.",
+    r"When did (\w+) see a (\w+)\?": r"\1 saw a \2 on VALUE.",
+}
+
 
 @functools.cache
 def _pattern(lines: tuple[str, ...]) -> re.Pattern[str]:
@@ -44,3 +52,10 @@ def pairs(text: str) -> set[tuple[str, str]]:
     found = set(re.findall(rf"\b({_NAMES})\b", rest))
     found |= {disease.name for disease in WORLD.diseases if all(finding in present for finding in disease.findings)}
     return {(one, other) for one in found for other in past}
+
+
+def stated(asked: str, told: str) -> str:
+    """The answer to the one everyday question of a text, from the one statement about it in another."""
+    (statement,) = [found.expand(fact) for form, fact in _QUESTIONS.items() for found in re.finditer(form, asked)]
+    (value,) = re.findall(statement.replace("VALUE", r"(\w+)"), told)
+    return value

@@ -4,18 +4,12 @@ import json
 import random
 import re
 
+import miniature_text
 import pytest
 
 from clinmerge_jax.miniature import chat, constraints
 from clinmerge_jax.miniature.facts import SPLITS
 
-_QUESTIONS = {  # question -> the statement that holds the answer
-    r"What colour is the (\w+) of (\w+)\?": r"\2 has a VALUE \1.",
-    r"Where did (\w+) leave the (\w+)\?": r"\1 left the \2 in the VALUE.",
-    r"What did (\w+) give the (\w+)\?": r"\1 gave the \2 some VALUE.",
-    r"How many (\w+)s did (\w+) buy\?": r"\2 bought VALUE \1s.",
-    r"When did (\w+) see a (\w+)\?": r"\1 saw a \2 on VALUE.",
-}
 _CLOSED = {  # question -> the statement that makes the answer yes
     r"Is the (\w+) of (\w+) (\w+)\?": r"\2 has a \3 \1.",
     r"Did (\w+) leave the (\w+) in the (\w+)\?": r"\1 left the \2 in the \3.",
@@ -31,20 +25,12 @@ def _turns(kind, count=150):
     return [chat.turn(rng, SPLITS[index % 3], (kind,)) for index in range(count)]
 
 
-def _found(patterns, text):
-    """The statements that belong to the questions of a text."""
-    return [
-        question.expand(statement) for pattern, statement in patterns.items() for question in re.finditer(pattern, text)
-    ]
-
-
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("yes_no", "bullets", "order")])
 def test_the_answer_is_what_the_request_states(kind):
     asked = 0
     for turn in _turns(kind):
         if "\n\n" not in turn.user:
-            (statement,) = _found(_QUESTIONS, turn.user)
-            (value,) = re.findall(statement.replace("VALUE", r"(\w+)"), turn.user)
+            value = miniature_text.stated(turn.user, turn.user)
             assert value.lower() in turn.assistant.lower() and value in turn.content
             asked += 1
     assert asked > 50
@@ -53,7 +39,9 @@ def test_the_answer_is_what_the_request_states(kind):
 def test_yes_and_no_agree_with_what_is_stated_and_are_balanced():
     said = []
     for turn in _turns("yes_no", 400):
-        (statement,) = _found(_CLOSED, turn.user)
+        (statement,) = [
+            found.expand(stated) for asked, stated in _CLOSED.items() for found in re.finditer(asked, turn.user)
+        ]
         assert turn.assistant == ("Yes" if statement in turn.user else "No")
         said.append(turn.assistant)
     assert 0.4 < said.count("Yes") / len(said) < 0.6

@@ -4,6 +4,7 @@ import collections
 import random
 import re
 
+import miniature_text
 import pytest
 
 from clinmerge_jax.miniature import questions
@@ -87,15 +88,18 @@ def test_an_unknown_split_is_refused():
         questions.medical_questions(1, 4, "valid")
 
 
-def test_an_everyday_question_is_answered_by_what_it_states():
-    rng, lettered = random.Random("everyday"), 0
+def test_everyday_questions_are_answered_by_what_is_stated():
+    rng, lettered, in_words = random.Random("everyday"), 0, 0
     for _ in range(300):
-        told, _, rest = questions.everyday_question(rng).partition("\nQuestion: ")
-        text, _, answer = rest.rpartition("Answer: ")
-        if answer in "ABCD":
-            lettered += 1
-            choices = dict(re.findall(r"^([A-D])\. (.+)$", text, re.MULTILINE))
-            assert len(set(choices.values())) == 4 and re.search(rf"\b{choices[answer]}\b", told)
-        else:
-            assert answer.rstrip(".").split()[-1].rstrip("s") in told
-    assert 100 < lettered < 250
+        told, *asked = questions.everyday_question(rng).split("\nQuestion: ")
+        assert asked
+        for one in asked:
+            text, _, answer = one.rpartition("Answer: ")
+            if answer in tuple("ABCD"):
+                lettered += 1
+                choices = dict(re.findall(r"^([A-D])\. (.+)$", text, re.MULTILINE))
+                assert len(set(choices.values())) == 4 and choices[answer] == miniature_text.stated(text, told)
+            else:
+                in_words += 1
+                assert miniature_text.stated(text, told) in answer
+    assert lettered > 100 and in_words > 50
