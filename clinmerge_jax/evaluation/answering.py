@@ -88,7 +88,7 @@ class Evaluator:
             float(config.temperature), config.top_k, float(config.top_p), 0.0, float(config.repetition_penalty), 0
         )
         self._layout: Layout | None = None
-        self._engine: Engine | None = None
+        self._engines: list[Engine] = []  # one, except where items are shared out between models
 
     @property
     def _dtype(self) -> Any:
@@ -156,17 +156,21 @@ class Evaluator:
         if self.system.adapter is not None:
             lora, adapter = load_lora(str(self.system.adapter.path), FIELD, self.llama)
             params = [merge_lora(params[0], adapter, lora)]
-        self._engine = Engine(
-            layout,
-            params,
-            weights=weights,
-            slots=self._config.slots,
-            length=length,
-            stop_ids=self._stop_ids,
-            int8_weights=self._config.int8_weights,
-            int8_cache=self._config.int8_cache,
-            attention=self._config.attention,
-        )
+        together = [params] if len(params) == len(weights) else [[one] for one in params]
+        self._engines = [
+            Engine(
+                layout,
+                some,
+                weights=weights,
+                slots=self._config.slots,
+                length=length,
+                stop_ids=self._stop_ids,
+                int8_weights=self._config.int8_weights,
+                int8_cache=self._config.int8_cache,
+                attention=self._config.attention,
+            )
+            for some in together
+        ]
 
     @property
     def longest(self) -> int:
@@ -180,13 +184,18 @@ class Evaluator:
           length: tokens of a slot.
           with_eos: whether the tokenizer's end-of-sequence token ends an answer too, whatever generation_config.json
             says.
+
+        Raises:
+          BadInput: items are shared out between several models.
         """
-        engine, eos = self._engine.of_length(length), self.tokenizer.eos_token_id
+        if len(self._engines) > 1:
+            raise BadInput(f"{FIELD}: {self.system.name} is several models; lm-eval asks one; leave it out")
+        engine, eos = self._engines[0].of_length(length), self.tokenizer.eos_token_id
         return engine.stopping_at(eos) if with_eos and eos is not None else engine
 
     def unload(self) -> None:
         """Releases the weights."""
-        self._engine = None
+        self._engines = []
 
     def answers(
         self, asked: PreparedPrompts, seed: int, progress: Callable[[int], None]
@@ -201,17 +210,28 @@ class Evaluator:
         Returns:
           The answers in the items' order, and figures about the work: items, items cut, tokens, seconds.
         """
-        engine = self.engine(asked.length)
-        start, before = time.perf_counter(), dataclasses.replace(engine.counts)
-        if asked.mode == LETTERS:
-            outputs = _by_letters(engine, asked.prompts, progress)
-        else:
-            outputs = self._generated(engine, asked, seed, progress)
+        engines = [one.of_length(asked.length) for one in self._engines]
+        start, before = time.perf_counter(), [dataclasses.replace(engine.counts) for engine in engines]
+        outputs: list[Any] = [None] * len(asked.items)
+        composition = self.system.composition
+        chosen = [0] * len(outputs) if composition is None else composition.answerers([one.id for one in asked.items])
+        for number, engine in enumerate(engines):
+            places = [place for place, answerer in enumerate(chosen) if answerer == number]
+            some = dataclasses.replace(
+                asked, items=[asked.items[i] for i in places], prompts=[asked.prompts[i] for i in places]
+            )
+            if asked.mode == LETTERS:
+                found = _by_letters(engine, some.prompts, progress)
+            else:
+                found = self._generated(engine, some, seed, progress)
+            for place, output in zip(places, found):
+                outputs[place] = output
+        counted = list(zip(engines, before))
         about = {
             "items": len(outputs),
             "cut": asked.cut,
-            "prompt_tokens": engine.counts.prompt_tokens - before.prompt_tokens,
-            "new_tokens": engine.counts.new_tokens - before.new_tokens,
+            "prompt_tokens": sum(engine.counts.prompt_tokens - was.prompt_tokens for engine, was in counted),
+            "new_tokens": sum(engine.counts.new_tokens - was.new_tokens for engine, was in counted),
             "seconds": round(time.perf_counter() - start, 2),
         }
         return outputs, about

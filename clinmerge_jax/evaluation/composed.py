@@ -8,10 +8,13 @@ template. The kinds:
   control.
 * random_delta(INSTRUCT,CLINICAL[,BASE],t=0.5,seed=0): INSTRUCT plus t times a random change that has, tensor by tensor,
   the norm of CLINICAL - BASE, or of CLINICAL - INSTRUCT without BASE.
+* either(A,B,t=0.5,seed=0): B answers each item with probability t, else A. Its score is the parents' mean, which a
+  merge must beat to be more than one of its parents at a time.
 * ensemble(A,B,t=0.5): both models run, and logits are mixed (1 - t and t). It costs twice the inference of a merge.
 """
 
 import dataclasses
+import random
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -30,10 +33,14 @@ from clinmerge_jax.merging.plan import plan_merge
 from clinmerge_jax.merging.recipes.recipe import Recipe, two_parents
 from clinmerge_jax.parallel.layout import Layout
 
-RANDOM_DELTA, ENSEMBLE = "random_delta", "ensemble"
+RANDOM_DELTA, ENSEMBLE, EITHER = "random_delta", "ensemble", "either"
 _CALL = re.compile(r"(?P<kind>[a-z_]+)\((?P<arguments>.*)\)")
 _ARGUMENT = re.compile(r"(?P<name>[a-z_]+)=(?P<value>.*)")
-_MODELS = {RANDOM_DELTA: (2, 3), ENSEMBLE: (2, 2)}  # the fewest and the most; merges take two and a base
+_MODELS = {
+    RANDOM_DELTA: (2, 3),
+    ENSEMBLE: (2, 2),
+    EITHER: (2, 2),
+}  # the fewest and the most; merges take two and a base
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,11 +48,11 @@ class Composition:
     """A system that is made of several models in memory.
 
     Attributes:
-      kind: a merge method, `RANDOM_DELTA` or `ENSEMBLE`.
+      kind: a merge method, `RANDOM_DELTA`, `ENSEMBLE` or `EITHER`.
       models: the models, the leading one first.
       recipe: the merge; None for the controls.
       t: the share of the second model, or the size of the random change.
-      seed: the seed of the random change.
+      seed: the seed of the random change, or of the choice between models.
     """
 
     kind: str
@@ -59,20 +66,29 @@ class Composition:
         """The weights of the models whose logits are mixed; (1.0,) for a single model."""
         return (1 - self.t, self.t) if self.kind == ENSEMBLE else (1.0,)
 
+    def answerers(self, ids: Sequence[str]) -> list[int]:
+        """Which of the separate models answers each item: 0 and 1 for `EITHER`, else 0; it depends on the id alone."""
+        if self.kind != EITHER:
+            return [0] * len(ids)
+        return [int(random.Random(f"{self.seed}/{one}").random() < self.t) for one in ids]
+
     def describe(self) -> dict[str, Any]:
         """What identifies the composition beside its models."""
         recipe = None if self.recipe is None else self.recipe.renamed(_numbered(self.recipe.models)).to_json()
         return {"kind": self.kind, "recipe": recipe, "t": self.t, "seed": self.seed}
 
     def params(self, layout: Layout, dtype: Any) -> list[Params]:
-        """Loads the models onto the mesh and composes them: one set of parameters for each of `weights`.
+        """Loads the models onto the mesh and composes them.
+
+        Returns:
+          One set of parameters for each of `weights`; for `EITHER` one for each model.
 
         Raises:
           BadInput: as `OnDeviceMerge.merge`.
         """
-        stored = self.kind != ENSEMBLE
+        stored = self.kind not in (ENSEMBLE, EITHER)
         loaded = [load_params(model, None if stored else dtype, mesh=layout.mesh)[1] for model in self.models]
-        if self.kind == ENSEMBLE:
+        if not stored:
             return loaded
         if self.recipe is not None:
             origins = [str(model.path) for model in self.models]
@@ -98,7 +114,7 @@ def parse_composition(location: str, field: str) -> Composition:
     call = _CALL.fullmatch(location)
     kind = call["kind"]
     if kind not in METHODS and kind not in _MODELS:
-        known = ", ".join([RANDOM_DELTA, ENSEMBLE, *METHODS])
+        known = ", ".join([*_MODELS, *METHODS])
         raise BadInput(f"{field}: {location}: {kind!r} is unknown; choose from {known}")
     locations, given = [], {}
     for part in split_outside_parentheses(call["arguments"]):
@@ -122,7 +138,7 @@ def parse_composition(location: str, field: str) -> Composition:
         if plan.in_files_alone:
             raise BadInput(f"{field}: {location}: cannot {plan.in_files_alone} in memory; merge into a folder first")
         return Composition(kind, models, recipe)
-    allowed = {"t": float, "seed": int} if kind == RANDOM_DELTA else {"t": float}
+    allowed = {"t": float} if kind == ENSEMBLE else {"t": float, "seed": int}
     return Composition(kind, models, None, **_numbers(given, allowed, f"{field}: {location}"))
 
 

@@ -1,9 +1,11 @@
 """Systems composed in memory: a merge is that of the merge job, and a random change has the norm of the real one."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
-from support import TINY, llama_tensors, write_llama
+from support import TINY, llama_tensors, run_command, write_llama
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.parameters.params import load_params
@@ -83,6 +85,41 @@ def test_an_ensemble_keeps_both_models(models):
             np.testing.assert_array_equal(leaf, expected[row.name])
 
 
+def test_items_are_shared_out_by_id_seed_and_t(models):
+    def answerers(spelled, ids):
+        return parse_composition(f"either({models['a']},{models['b']}{spelled})", "config.model").answerers(ids)
+
+    ids = [f"item {index}" for index in range(2000)]
+    half = answerers("", ids)
+    assert 0.45 < np.mean(half) < 0.55 and 0.15 < np.mean(answerers(",t=0.2", ids)) < 0.25
+    assert answerers("", ids[::-1]) == half[::-1] and answerers(",seed=1", ids) != half
+    assert parse_composition(f"linear({models['a']},{models['b']})", "x").answerers(ids[:3]) == [0, 0, 0]
+
+
+def test_either_gives_the_answers_of_its_models(repository, tmp_path):
+    pair = "miniature:instruct,miniature:clinical"
+    arguments = [
+        f"--config={repository}/configs/evaluate.py",
+        "--config.tasks=miniature_section@dev",
+        "--config.limit=8",
+        "--config.max_new_tokens=6",
+        "--config.save_generations=True",
+        f"--config.model=instruct=miniature:instruct,clinical=miniature:clinical,mean=either({pair},seed=3)",
+        f"--config.output={tmp_path / 'results'}",
+    ]
+    assert run_command(*arguments) == 0
+    found = {}
+    for path in (tmp_path / "results" / "generations").glob("*/*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        found[path.parent.name.split("_")[0]] = {row["id"]: row["answer"] for row in rows}
+    instruct, clinical, mean = (found[name] for name in ("instruct", "clinical", "mean"))
+    assert len(mean) == 8 and instruct != clinical
+    chosen = parse_composition(f"either({pair},seed=3)", "config.model").answerers(list(mean))
+    assert set(chosen) == {0, 1}
+    for one, answerer in zip(mean, chosen):
+        assert mean[one] == (instruct, clinical)[answerer][one]
+
+
 def test_systems_are_named_and_told_apart(models):
     a, b = models["a"], models["b"]
     systems = parse_systems(f"{a},mixed=linear({a},{b},t=0.3),linear({a},{b},t=0.7),ensemble:chat=ensemble({a},{b})")
@@ -97,7 +134,7 @@ def test_systems_are_named_and_told_apart(models):
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("lineal({a},{b})", "'lineal' is unknown; choose from random_delta, ensemble, linear"),
+        ("lineal({a},{b})", "'lineal' is unknown; choose from random_delta, ensemble, either, linear"),
         ("linear({a})", "names 1 models; give two models, or three with the base"),
         ("linear({a},{a})", "names a model twice"),
         ("linear({a},{b},{c})", "linear takes no base; leave it out"),
