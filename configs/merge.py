@@ -4,7 +4,8 @@ python -m clinmerge_jax.main --config=configs/merge.py[:METHOD|:biomistral|:insp
     --config.instruct=DIR --config.clinical=DIR [--config.base=DIR] --config.output=DIR
 python -m clinmerge_jax.main --config=configs/merge.py --config.recipe=RECIPE.yml --config.output=DIR
 
-By default it merges the two fine-tuned models of the miniature and measures them against its base.
+By default it merges the two fine-tuned models of the miniature, asks its tasks of all models, and draws how clinical
+skill and instruction following change with t.
 """
 
 from ml_collections import ConfigDict
@@ -88,8 +89,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.offline = False  # True: open no connection; if a library tries to, the run ends with an error
     config.overwrite = False  # True: replace what is in the output folder
     config.max_shard_gb = 5.0  # largest size of a weight file, in GB of 1e9 bytes
-    # Held-out text on which parents and result are measured: "auto" (the miniature's own for miniature models, else
-    # none), "" for none, or NAME=FILE.jsonl,... with a "text" or "messages" field in each line.
+    # What parents and result are measured on. "auto": for two miniature models the miniature's tasks, with a picture of
+    # a sweep over t, else nothing. "": nothing. NAME=FILE.jsonl,...: the loss on held-out text, with a "text" or
+    # "messages" field in each line. "miniature": the loss on the miniature's held-out text.
     config.evaluate = "auto"
     config.credentialed = False  # True if a parent saw data under a use agreement; the model card then says so
     return config
