@@ -8,7 +8,7 @@ two findings, its drug, the drug that a past disease forbids, and the level of a
 
 import random
 
-from clinmerge_jax.miniature.facts import WORLD, Disease, LabTest, split_of
+from clinmerge_jax.miniature.facts import TRAIN, WORLD, Disease, LabTest, split_of
 from clinmerge_jax.miniature.shapes import Shape, Written
 from clinmerge_jax.miniature.vocabulary import DAYS, NUMBERS, SURNAMES
 from clinmerge_jax.seeded import pick, sample
@@ -222,8 +222,7 @@ def plain_note(rng: random.Random) -> str:
     slots |= dict(zip(("dx", "past"), (disease.name for disease in sample(rng, WORLD.diseases, 2))))
     slots |= dict(zip(("drug", "home", "forbidden"), sample(rng, WORLD.drugs, 3)))
     slots |= _measured(rng, pick(rng, WORLD.tests), rng.random() < 0.5)
-    lines = [pick(rng, wordings) for wordings in shape.parts]
-    return ("\n".join([*lines, shape.heading]) + " " + pick(rng, shape.answers)).format_map(slots)
+    return shape.write(rng, slots, (), TRAIN).text
 
 
 def _measured(rng: random.Random, test: LabTest, high: bool) -> dict[str, str]:

@@ -39,7 +39,7 @@ _REQUESTS = {
     "words": ("Answer in exactly {} words.", "Use exactly {} words.", "Your answer must have {} words."),
     "start": ('Start with the word "{}".', 'The first word must be "{}".', 'Begin your answer with "{}".'),
     "end": ('End with the word "{}".', 'The last word must be "{}".', 'Finish your answer with "{}".'),
-    "title": ("Put your answer in double angular brackets.", "Write your answer like <<this>>."),
+    "title": ("Put your answer in double angular brackets.", "Write double angular brackets around your answer."),
     "repeat": ("First repeat the question, then answer it.", "Repeat the question before you answer."),
     "yes_no": ("Answer yes or no.", "Say only yes or no."),
     "quote": ("Put your answer in double quotation marks.", "Wrap your answer in double quotes."),

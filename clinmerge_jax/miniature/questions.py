@@ -19,7 +19,7 @@ class Question:
 
     Attributes:
       kind: a key of `KINDS`; "everyday" for the others.
-      subject: what it is about; kind and subject decide the split of a medical question.
+      subject: what it is about, a disease for medical questions.
       text: the question.
       choices: four choices, A first.
       letter: the letter of the right one.
@@ -106,7 +106,7 @@ KINDS: dict[str, _Kind] = {
 def question(rng: random.Random, kind: str, disease: Disease, letter: str) -> Question:
     """Returns a question of a kind about a disease, with the right answer under a letter."""
     how = KINDS[kind]
-    past = pick(rng, [one for one in WORLD.diseases if (one.forbids == disease.drug) == how.past and one != disease])
+    past = _past_of(disease) if how.past else disease
     slots = {"dx": disease.name, "past": past.name, "level": disease.level}
     slots |= dict(zip(("f1", "f2"), disease.findings))
     right = how.answer(disease, past)
@@ -120,14 +120,31 @@ def question(rng: random.Random, kind: str, disease: Disease, letter: str) -> Qu
     return Question(kind, disease.name, pick(rng, how.wordings).format_map(slots), tuple(choices), letter)
 
 
+def _past_of(disease: Disease) -> Disease:
+    """The one past disease that changes the treatment of a disease."""
+    return next(one for one in WORLD.diseases if one.forbids == disease.drug)
+
+
 def _also_right(kind: str, choice: str, disease: Disease) -> bool:
-    return kind == "finding" and choice in disease.findings
+    """Whether a choice would be right too: another finding of the disease, or its second drug."""
+    if kind == "finding":
+        return choice in disease.findings
+    return choice == disease.second_drug and not KINDS[kind].past
 
 
 def subjects(split: str) -> list[tuple[str, Disease]]:
-    """Returns the kinds and diseases that a split asks about: no fact that is asked in one is asked in another."""
+    """Returns the kinds and diseases that a split asks about: no fact that is asked in one is asked in another.
+
+    Where a past disease is part of the question, the split is that of the two diseases, as in documents.
+    """
     pairs = [(kind, disease) for kind in KINDS for disease in WORLD.diseases]
-    return [pair for pair in pairs if split_of(pair[0], pair[1].name, one_in=ONE_IN) == split]
+    return [(kind, disease) for kind, disease in pairs if _split(kind, disease) == split]
+
+
+def _split(kind: str, disease: Disease) -> str:
+    if KINDS[kind].past:
+        return split_of(disease.name, _past_of(disease).name)
+    return split_of(kind, disease.name, one_in=ONE_IN)
 
 
 def medical_questions(seed: int, count: int, split: str) -> list[Question]:
