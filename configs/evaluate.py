@@ -9,7 +9,8 @@ id, MODEL+ADAPTER, or answers:FOLDER for answers that another program wrote (a f
 "id" and "answer"). A location can also be composed in memory: a merge that no folder holds, such as
 linear(INSTRUCT,CLINICAL,t=0.3), or a control: random_delta(INSTRUCT,CLINICAL,BASE,t=0.5,seed=0),
 either(INSTRUCT,CLINICAL) (the parents' mean) and ensemble(INSTRUCT,CLINICAL) (mixed logits); see
-clinmerge_jax/evaluation/composed.py. NAME:chat=LOCATION and NAME:raw=LOCATION evaluate one model with and without its chat template.
+clinmerge_jax/evaluation/composed.py. NAME:chat=LOCATION and NAME:raw=LOCATION evaluate one model with and without its
+chat template.
 
 A task of your own, from files of rows and flags alone (sft takes the same --config.own flags and learns it with
 --config.task=summaries):

@@ -51,11 +51,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stages = ConfigDict(
         {
             "copying": {
-                "start": "", "documents": {"copying": 14000}, "seed": 0, "epochs": 1.0, "learning_rate": 3e-3,
+                "start": "", "documents": {"copying": 18000}, "seed": 0, "epochs": 1.0, "learning_rate": 3e-3,
                 "final_share": 1.0,
             },
             "base": {
-                "start": "copying", "documents": {"base": 46000}, "seed": 0, "epochs": 1.0, "learning_rate": 3e-3,
+                "start": "copying", "documents": {"base": 48000}, "seed": 0, "epochs": 1.0, "learning_rate": 3e-3,
                 "final_share": 0.05,
             },
             "clinical": {**fine_tuning, "documents": {"clinical": 24000}},
