@@ -1,4 +1,4 @@
-"""Fine-tuning a checkpoint, and the whole miniature in small."""
+"""Fine-tuning a checkpoint."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import run_command, run_process
+from support import run_command
 
 import configs.sft
 from clinmerge_jax.checkpoint.adapters.adapter import open_adapter
@@ -65,17 +65,6 @@ def _arguments(repository, model, rows, output, *more: str) -> tuple[str, ...]:
         "--config.learning_rate=3e-3",
         *more,
     )
-
-
-@pytest.mark.slow
-def test_the_miniature_job_writes_three_checkpoints_of_one_vocabulary(repository, tmp_path):
-    output = tmp_path / "miniature"
-    process = run_process(repository, "--config=configs/miniature.py:runlocal", f"--config.output={output}")
-    assert process.returncode == 0, process.stderr
-    checkpoints = [open_checkpoint(str(output / name), "x") for name in ("base", "clinical", "instruct")]
-    assert len({llama_config(checkpoint) for checkpoint in checkpoints}) == 1
-    tokenizers = {(output / name / "tokenizer.json").read_bytes() for name in ("base", "clinical", "instruct")}
-    assert len(tokenizers) == 1
 
 
 def test_training_lowers_the_losses_and_writes_a_checkpoint(repository, miniature, rows, tmp_path, capsys):
