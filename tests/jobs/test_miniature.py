@@ -45,7 +45,7 @@ def test_the_shipped_models_are_those_of_the_config(repository):
 @pytest.mark.parametrize(
     ("models", "reason"),
     [
-        ("base,clinicle", "config.models: 'clinicle' is unknown; choose from copying, base, clinical"),
+        ("base,clinicle", "config.models: 'clinicle' is unknown; choose from base, clinical, copying"),
         ("clinical", "config.models: clinical starts from base, which is not there; name it too"),
     ],
 )

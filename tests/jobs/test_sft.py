@@ -24,7 +24,7 @@ from clinmerge_jax.checkpoint.adapters.lora import load_lora
 from clinmerge_jax.checkpoint.digest import sha256
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.formats.safetensors import read_tensor
-from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
+from clinmerge_jax.checkpoint.parameters.params import load_params
 from clinmerge_jax.fine_tuning.settings import step_settings
 from clinmerge_jax.fine_tuning.source import Source, open_start
 from clinmerge_jax.training.lora import merge_lora
