@@ -37,6 +37,7 @@ from clinmerge_jax.training.run import Run
 from clinmerge_jax.training.step import StepSettings
 
 _TOKENIZER_DOCUMENTS = 4000  # of each corpus; more hardly change the BPE merges
+_TOKENIZER_SEED = 0  # the same for all families, so that models of two families can be merged
 _WARMUP_STEPS = 20
 _CARD = """---
 license: apache-2.0
@@ -134,7 +135,7 @@ def _tokenizer(config: ConfigDict):
     texts = []
     for name in ("copying", "base", "clinical", "instruct"):
         count = min(_TOKENIZER_DOCUMENTS, config.stages[name].documents[name])
-        for document in corpus(name, config.seed, count):
+        for document in corpus(name, _TOKENIZER_SEED, count):
             texts += [document.text] if document.text else [message["content"] for message in document.messages]
     return train_tokenizer(texts, config.model.vocab_size, config.model.max_position_embeddings)
 
