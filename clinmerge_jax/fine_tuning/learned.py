@@ -184,7 +184,7 @@ class Reader:
             asked = [item for other in splits if other != split for item in read_items(other)[0]]
             rows = without_asked(rows, asked, task.name)
         chat = self.config.chat_template if task.chat is None else task.chat
-        with_text = self.config.answer == TEXT
+        with_text = self.config.answer == TEXT and not task.form.by_words
         prompter = Prompter(task, self.tokenizer, chat, (), self.length, self._cut)
         by_id = {f"{task.name}/{item.id}": item for item in rows}
         documents = [

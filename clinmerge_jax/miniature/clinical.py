@@ -135,6 +135,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "impression": (IMPRESSION,),
     "impression_prior": (PRIOR,),
 }
+_ABSENT_ONE_IN = 4  # so that every disease has several absent findings of each split
 _TEACHING = (
     "{f1} together with {f2} means {dx}.",
     "In {dx} there is {f2} and {f1}.",
@@ -177,9 +178,15 @@ def _pair(rng: random.Random, split: str) -> tuple[Disease, Disease]:
             return disease, past
 
 
-def _clinical_slots(rng: random.Random, disease: Disease, past: Disease) -> dict[str, str]:
+def split_of_absent(disease: Disease, finding: str) -> str:
+    """Returns the split of the documents that say a finding is absent in a disease."""
+    return split_of(disease.name, finding, one_in=_ABSENT_ONE_IN)
+
+
+def _clinical_slots(rng: random.Random, disease: Disease, past: Disease, split: str) -> dict[str, str]:
     first, second = sample(rng, disease.findings, 2)
-    absent = sample(rng, [finding for finding in WORLD.findings if finding not in disease.findings], 2)
+    others = [finding for finding in WORLD.findings if finding not in disease.findings]
+    absent = sample(rng, [finding for finding in others if split_of_absent(disease, finding) == split], 2)
     return (
         _slots(rng)
         | {
@@ -201,18 +208,19 @@ def _clinical_slots(rng: random.Random, disease: Disease, past: Disease) -> dict
 def document(rng: random.Random, shape: str, split: str) -> Written:
     """Returns a document of one shape whose entities and wordings belong to a split.
 
-    Its combination is (disease, past disease).
+    Its combination is (disease, past disease). (disease, absent finding) is of the split too, for the shape "impression"
+    does not mention the past disease.
     """
     disease, past = _pair(rng, split)
     chosen = pick(rng, SHAPES[shape])
-    return chosen.write(rng, _clinical_slots(rng, disease, past), (disease.name, past.name), split)
+    return chosen.write(rng, _clinical_slots(rng, disease, past, split), (disease.name, past.name), split)
 
 
 def teaching(rng: random.Random, split: str) -> str:
     """Returns a teaching note: four statements of facts about one disease in a patient with a past disease."""
     disease, past = _pair(rng, split)
     lines = sample(rng, _TEACHING, 4)
-    return "TEACHING\n" + "\n".join(lines).format_map(_clinical_slots(rng, disease, past))
+    return "TEACHING\n" + "\n".join(lines).format_map(_clinical_slots(rng, disease, past, split))
 
 
 def plain_note(rng: random.Random) -> str:

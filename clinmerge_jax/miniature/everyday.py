@@ -141,17 +141,6 @@ def _repeated(rng: random.Random) -> str:
     return " / ".join([" ".join(words)] * max(2, 24 // count))
 
 
-def lettered(rng: random.Random) -> str:
-    """Returns four words under the letters A to D, and which word has which letter: practice for choices."""
-    words = sample(rng, _COPIED, 4)
-    pairs = list(zip("ABCD", words))
-    lines = [f"{letter}. {word}" for letter, word in pairs]
-    asked = [pick(rng, pairs) for _ in range(8)]
-    if rng.random() < 0.5:
-        return "\n".join([*lines, *(f"Word: {word}\nAnswer: {letter}" for letter, word in asked)])
-    return "\n".join([*lines, *(f"Letter: {letter}\nAnswer: {word}" for letter, word in asked)])
-
-
 def rewriting(rng: random.Random) -> str:
     """Returns a text in which most of each line is determined by what stands before: repetition, reversal and case."""
     return "\n".join(_rewritten(rng) for _ in range(4))

@@ -1,4 +1,4 @@
-"""Questions with four choices: medical ones of one and two hops, and everyday ones about facts that they state."""
+"""Questions: medical ones of one and two hops, with four choices, and everyday ones about facts that they state."""
 
 import dataclasses
 import random
@@ -10,6 +10,7 @@ from clinmerge_jax.miniature.facts import SPLITS, TRAIN, WORLD, Disease, split_o
 from clinmerge_jax.seeded import pick, sample
 
 LETTERS = "ABCD"
+_ASKED = 6  # questions of an examination
 ONE_IN = 4  # of the facts, one in four is asked in test alone and one in four in dev; notes state them all
 
 
@@ -18,8 +19,8 @@ class Question:
     """A question with four choices.
 
     Attributes:
-      kind: a key of `KINDS`; "everyday" for the others.
-      subject: what it is about, a disease for medical questions.
+      kind: a key of `KINDS`.
+      subject: the disease that it is about.
       text: the question.
       choices: four choices, A first.
       letter: the letter of the right one.
@@ -32,10 +33,14 @@ class Question:
     letter: str
 
     @property
-    def prompt(self) -> str:
-        """The question as a text up to its answer."""
-        lines = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices))
-        return f"Question: {self.text}\n{lines}\nAnswer:"
+    def answer(self) -> str:
+        """The right choice."""
+        return self.choices[LETTERS.index(self.letter)]
+
+    @property
+    def with_answer(self) -> str:
+        """The question and its answer in words; a model of this size does not learn to answer by letters."""
+        return f"Question: {self.text}\nAnswer: {self.answer}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,35 +157,30 @@ def medical_questions(seed: int, count: int, split: str) -> list[Question]:
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}")
     rng = random.Random(f"clinmerge/questions/{split}/{seed}")
-    pairs, found = subjects(split), {}
+    pairs = subjects(split)
+    found: dict[tuple[str, tuple[str, ...]], Question] = {}
     while len(found) < count:
         kind, disease = pick(rng, pairs)
         made = question(rng, kind, disease, LETTERS[len(found) % 4])
-        found.setdefault(made.prompt, made)
+        found.setdefault((made.text, made.choices), made)
     return list(found.values())
 
 
 def examination(rng: random.Random) -> str:
-    """Returns two medical questions of the training split with the letters of their answers."""
-    made = [question(rng, *pick(rng, _TRAINING), pick(rng, LETTERS)) for _ in range(2)]
-    return "EXAMINATION\n" + "\n\n".join(f"{one.prompt} {one.letter}" for one in made)
+    """Returns medical questions of the training split with their answers in words."""
+    made = [question(rng, *pick(rng, _TRAINING), pick(rng, LETTERS)) for _ in range(_ASKED)]
+    return "EXAMINATION\n" + "\n\n".join(one.with_answer for one in made)
 
 
 _TRAINING = tuple(subjects(TRAIN))
 
 
 def everyday_question(rng: random.Random) -> str:
-    """Returns everyday facts and questions about them, in words and with the letters of four choices."""
+    """Returns everyday facts, and questions about them with their answers in a word or a sentence."""
     family, found = chat.facts(rng, TRAIN)
     told = " ".join(family.statement.format(**one) for one in sample(rng, found, 2))
     lines = [told]
     for fact in (found[0], found[1], found[0]):
-        asked, right = family.question.format(**fact), fact["v"]
-        if rng.random() < 0.3:
-            lines.append(f"Question: {asked}\nAnswer: {family.full.format(**fact)}")
-            continue
-        letter = pick(rng, LETTERS)
-        choices = sample(rng, [value for value in family.values if value != right], 3)
-        choices.insert(LETTERS.index(letter), right)
-        lines.append(f"{Question('everyday', fact['n'], asked, tuple(choices), letter).prompt} {letter}")
+        told = family.full.format(**fact) if rng.random() < 0.3 else fact["v"]
+        lines.append(f"Question: {family.question.format(**fact)}\nAnswer: {told}")
     return "\n".join(lines)

@@ -26,14 +26,12 @@ _Writer = Callable[[random.Random], str]
 _BASE: tuple[_Writer, ...] = (
     *(everyday.story,) * 2,
     *(everyday.copying,) * 2,
-    *(everyday.lettered,) * 2,
     *(everyday.rewriting,) * 3,
     everyday.everyday_facts,
     *(everyday.written,) * 5,
     *(clinical.plain_note,) * 5,
     *(questions.everyday_question,) * 3,
 )
-_COPYING: tuple[_Writer, ...] = (*(everyday.copying,) * 3, everyday.lettered)
 
 
 def _corpus_rng(name: str, seed: int, split: str) -> random.Random:
@@ -43,7 +41,7 @@ def _corpus_rng(name: str, seed: int, split: str) -> random.Random:
 def copying_documents(seed: int, count: int) -> list[str]:
     """Returns `count` texts of repeated words, from which a model learns to copy before it learns anything else."""
     rng = _corpus_rng("copying", seed, TRAIN)
-    return [pick(rng, _COPYING)(rng) for _ in range(count)]
+    return [everyday.copying(rng) for _ in range(count)]
 
 
 def base_documents(seed: int, count: int) -> list[str]:

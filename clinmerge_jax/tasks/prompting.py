@@ -21,7 +21,8 @@ class Prompt:
 
     Attributes:
       tokens: int32 [T], with at most one BOS token.
-      answers: for a choice, the tokens of each letter as a continuation of the prompt, int32.
+      answers: for a choice, the tokens of each letter, or of each option's words if the form says so, as a continuation
+        of the prompt, int32.
       cut: whether the item's source was shortened to fit.
     """
 
@@ -55,7 +56,7 @@ class Prompter:
 
         Args:
           item: the item.
-          letters: whether to add the tokens of a choice's letters.
+          letters: whether to add the tokens of a choice's letters, or of its options' words.
 
         Raises:
           BadInput: the prompt is too long, the item holds a special token, or it lacks a field that the form names. The
@@ -66,9 +67,9 @@ class Prompter:
         def build(source: str) -> tuple[tuple[np.ndarray, tuple[np.ndarray, ...]], int]:
             text = self.text(_with_source(item, source))
             tokens = self._tokens(text, item.name)
-            length, answers = len(tokens) + letters, ()  # a letter has at least one token
+            length, answers = len(tokens) + letters, ()  # an answer has at least one token
             if letters and length <= self.most:
-                answers = self._answers(text, tokens, _letters(item))
+                answers = self._answers(text, tokens, item.choices if self.task.form.by_words else _letters(item))
                 length += max(map(len, answers)) - 1
             return (tokens, answers), length
 
@@ -191,14 +192,14 @@ class Prompter:
         """The prompt with the names of its fields in place of their texts."""
         return dataclasses.replace(self, shots=[_redacted(shot) for shot in self.shots]).text(_redacted(item))
 
-    def _answers(self, text: str, tokens: np.ndarray, letters: str) -> tuple[np.ndarray, ...]:
-        """The tokens that each letter adds after the prompt."""
+    def _answers(self, text: str, tokens: np.ndarray, answers: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """The tokens that each answer, a letter or an option, adds after the prompt."""
         joint = "" if self.chat else self.task.form.joint
-        rows = self.tokenizer([text + joint + letter for letter in letters], **self._how)["input_ids"]
+        rows = self.tokenizer([text + joint + answer for answer in answers], **self._how)["input_ids"]
         wholes = [without_second_bos(ids, self.tokenizer) for ids in rows]
         if not all(np.array_equal(whole[: len(tokens)], tokens) for whole in wholes):
             raise BadInput(
-                f"task {self.task.name}: the tokenizer joins the end of the prompt with the letter after it; end the"
+                f"task {self.task.name}: the tokenizer joins the end of the prompt with the answer after it; end the"
                 " question differently"
             )
         return tuple(whole[len(tokens) :] for whole in wholes)

@@ -52,11 +52,15 @@ class Form:
       question: the question of an item; ends with the cue for the answer ("Answer:", "Summary:").
       instruction: placed once before everything; "" for none.
       joint: the separator of question and answer in raw text; in a chat the answer is a message of its own.
+      by_words: whether a choice is answered with the words of an option, and the options are not listed; else with its
+        letter. The likeliest option is that whose tokens have the largest sum of log-probabilities, so options should
+        be about equally long.
     """
 
     question: str
     instruction: str = ""
     joint: str = " "
+    by_words: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

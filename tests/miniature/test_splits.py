@@ -9,6 +9,7 @@ import pytest
 
 from clinmerge_jax.miniature import chat, clinical, constraints, everyday, questions, vocabulary, world
 from clinmerge_jax.miniature.facts import SPLITS, TRAIN, WORLD, split_of
+from clinmerge_jax.miniature.mentions import facts_in
 
 _EVERY_CLINICAL = tuple(itertools.chain.from_iterable(clinical.SHAPES.values()))
 _ALL_SHAPES = (*_EVERY_CLINICAL, *everyday.SHAPES)
@@ -58,11 +59,24 @@ def test_no_pair_of_diseases_is_in_two_splits(documents):
     assert {one for one, _ in found[TRAIN]} == {past for _, past in found[TRAIN]} == every  # each fact is learned
 
 
+def test_no_disease_with_an_absent_finding_is_in_two_splits(documents):
+    found = {split: set() for split in SPLITS}
+    for split, texts in documents.items():
+        for text in texts:
+            facts = facts_in(text)
+            here = [one for one in WORLD.diseases if all(("finding", finding) in facts for finding in one.findings)]
+            for fact in facts:
+                if fact[0] == "absent" and here:
+                    assert clinical.split_of_absent(here[0], fact[1]) == split, text
+                    found[split].add((here[0].name, fact[1]))
+    _disjoint(found, 250)
+
+
 def test_no_pair_of_diseases_of_dev_or_test_is_in_an_examination():
     texts = [text for text in world.clinical_documents(0, 2500) if text.startswith("EXAMINATION")]
     told = set()
     for question in "\n\n".join(texts).split("\n\n"):
-        told |= miniature_text.pairs(question.split("\nA. ")[0])
+        told |= miniature_text.pairs(question)
     assert told and {split_of(*pair) for pair in told} == {TRAIN}
 
 

@@ -1,5 +1,7 @@
 """Prompts of tasks: their words, one BOS, the letters after them, and what does not fit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import support
@@ -52,6 +54,16 @@ def test_the_letters_follow_the_prompt_as_tokens_of_their_own(tokenizer):
     for chat in (False, True):
         prompt = _prompter(tokenizer, chat).prompt(ITEM, letters=True)
         assert [_words(answer) for answer in prompt.answers] == [["A"], ["B"]]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_options_follow_the_prompt_in_words_if_the_form_says_so(tokenizer, chat):
+    task = dataclasses.replace(TASK, form=dataclasses.replace(TASK.form, by_words=True))
+    item = dataclasses.replace(ITEM, choices=("has a cough", "fever"))
+    prompt = Prompter(task, tokenizer, chat, (), 100, False).prompt(item, letters=True)
+    assert [_words(answer) for answer in prompt.answers] == [["has", "a", "cough"], ["fever"]]
+    with pytest.raises(BadInput, match="its prompt has 10 tokens, and 8 fit"):  # the longest option must fit
+        Prompter(task, tokenizer, False, (), 8, False).prompt(item, letters=True)
 
 
 def test_a_bos_in_the_text_is_not_doubled(tokenizer):

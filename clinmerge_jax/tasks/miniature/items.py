@@ -38,17 +38,18 @@ def clinical_items(shape: str, split: str, test: int) -> list[Item]:
 
 
 def question_items(split: str, test: int) -> list[Item]:
-    """Medical questions with four choices; items about the same fact share a cluster."""
+    """Medical questions with four choices, answered in words; items about the same fact share a cluster."""
     return [
         Item(
             f"{split}-{index}",
             f"question {split} {index}",
-            {"question": one.text, "choices": "\n".join(f"{a}. {b}" for a, b in zip(questions.LETTERS, one.choices))},
+            {"question": one.text},
             f"{one.text}\n" + "\n".join(one.choices),
             one.letter,
             choices=one.choices,
             cluster=f"{one.kind} {one.subject}",
             label=one.letter,
+            shown=one.answer,
         )
         for index, one in enumerate(questions.medical_questions(_SEED, _count(split, test), split))
     ]

@@ -54,7 +54,7 @@ _ALL = (
         QUESTIONS,
         Kind.CHOICE,
         QUESTIONS,
-        Form("Question: {question}\n{choices}\nAnswer:"),
+        Form("Question: {question}\nAnswer:", by_words=True),
         tuple(named_metrics("accuracy")),
         max_new_tokens=16,
         floors=False,

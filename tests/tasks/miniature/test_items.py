@@ -112,8 +112,7 @@ def test_no_item_is_in_the_training_text_nor_nearly(training, name, split):
     assert not leaked.sources and not leaked.near
 
 
-def test_questions_show_four_lettered_choices():
+def test_questions_do_not_list_their_four_choices_and_are_answered_in_words():
     for item in _items(QUESTIONS, "test"):
-        lines = item.fields["choices"].split("\n")
-        assert lines == [f"{letter}. {choice}" for letter, choice in zip("ABCD", item.choices, strict=True)]
-        assert item.target in "ABCD"
+        assert not any(choice in item.fields["question"] for choice in item.choices)
+        assert len(item.choices) == 4 and item.shown == item.choices["ABCD".index(item.target)]
