@@ -30,7 +30,7 @@ from clinmerge_jax.tasks.task import Item, Kind, Task
 _BOUNDS = scoring.TRIVIAL - {scoring.COPY, scoring.RANDOM, scoring.FREQUENT, scoring.FREQUENT_ASKED, scoring.NOTHING}
 # Fields that `Evaluator` reads: greedy answers in the models' own dtype.
 _SETTINGS = {
-    "dtype": "", "slots": 32, "int8_weights": False, "int8_cache": False, "attention": "auto", "length": 0,
+    "dtype": "float32", "slots": 32, "int8_weights": False, "int8_cache": False, "attention": "auto", "length": 0,
     "too_long": "refuse", "max_new_tokens": 0, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0,
 }  # fmt: skip
 

@@ -9,7 +9,6 @@ S slots, P prompts that a refill reads together, C tokens of a chunk, T position
 
 import copy
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,11 +19,11 @@ import numpy as np
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.generation import programs
 from clinmerge_jax.generation.memory import check_memory
-from clinmerge_jax.generation.programs import Models, State, empty_state, unstacked
+from clinmerge_jax.generation.programs import Models, State, empty_state, unstacker
 from clinmerge_jax.generation.reading import CHUNKS, Reading
 from clinmerge_jax.generation.sampling import Kind, Sampling, Settings
 from clinmerge_jax.llama.attention import Backend, Use, resolve
-from clinmerge_jax.llama.cache import Cache, unstack
+from clinmerge_jax.llama.cache import Cache
 from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
 
@@ -170,9 +169,7 @@ class Engine:
         self.slots = slots
         self.length = length
         self.counts = Counts()
-        split = functools.partial(unstack, config=layout.config, quantized=int8_weights)
-        split = jax.jit(split, out_shardings=unstacked(layout, int8_weights))
-        self._models = Models(tuple(map(split, each)), np.asarray(weights, np.float32))
+        self._models = Models(tuple(map(unstacker(layout, int8_weights), each)), np.asarray(weights, np.float32))
         self._dtype = dtype
         self._stop_ids = tuple(int(index) for index in stop_ids)
         self._asked_attention = attention

@@ -20,6 +20,7 @@ from clinmerge_jax.llama.attention import Backend, over_cache
 from clinmerge_jax.llama.cache import Cache, empty_cache, extend, unstack
 from clinmerge_jax.llama.config import LlamaConfig
 from clinmerge_jax.llama.model import logits
+from clinmerge_jax.llama.parameters import Params
 from clinmerge_jax.parallel.layout import Layout
 
 
@@ -149,6 +150,13 @@ def _maker(layout: Layout, slots: int, length: int, dtype: jnp.dtype, kind: Kind
     last = _positions_last(layout)
     make = functools.partial(blank_state, layout.config, layout.vocab_rows, slots, length, dtype, kind, last, models)
     return jax.jit(make, out_shardings=state_shardings(layout, dtype, models))
+
+
+@functools.lru_cache(maxsize=32)
+def unstacker(layout: Layout, quantized: bool = False) -> Callable[[Params], Params]:
+    """Returns the compiled `cache.unstack` for the devices of a layout; models of one shape share it."""
+    unstack_one = functools.partial(unstack, config=layout.config, quantized=quantized)
+    return jax.jit(unstack_one, out_shardings=unstacked(layout, quantized))
 
 
 def unstacked(layout: Layout, quantized: bool = False) -> dict[str, Any]:

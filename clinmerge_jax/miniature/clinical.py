@@ -208,8 +208,8 @@ def _clinical_slots(rng: random.Random, disease: Disease, past: Disease, split: 
 def document(rng: random.Random, shape: str, split: str) -> Written:
     """Returns a document of one shape whose entities and wordings belong to a split.
 
-    Its combination is (disease, past disease). (disease, absent finding) is of the split too, for the shape "impression"
-    does not mention the past disease.
+    Its combination is (disease, past disease). (disease, absent finding) is of the split too, because sources of the
+    shape "impression" do not mention the past disease.
     """
     disease, past = _pair(rng, split)
     chosen = pick(rng, SHAPES[shape])

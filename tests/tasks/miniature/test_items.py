@@ -5,6 +5,8 @@ import functools
 
 import pytest
 
+from clinmerge_jax.checkpoint.folder import open_checkpoint
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
 from clinmerge_jax.miniature import constraints, world
 from clinmerge_jax.miniature.facts import split_of
 from clinmerge_jax.tasks.leakage import leakage
@@ -116,3 +118,11 @@ def test_questions_do_not_list_their_four_choices_and_are_answered_in_words():
     for item in _items(QUESTIONS, "test"):
         assert not any(choice in item.fields["question"] for choice in item.choices)
         assert len(item.choices) == 4 and item.shown == item.choices["ABCD".index(item.target)]
+
+
+def test_the_options_of_a_question_have_equally_many_tokens():
+    """So that the likeliest is not the shortest."""
+    tokenizer = load_tokenizer(open_checkpoint("miniature:base", "config.model").path, "config.model")
+    for item in _items(QUESTIONS, "test"):
+        ids = tokenizer([f" {choice}" for choice in item.choices], add_special_tokens=False)["input_ids"]
+        assert len(set(map(len, ids))) == 1, item.choices
