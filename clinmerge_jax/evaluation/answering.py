@@ -1,6 +1,9 @@
 """Answers a task's questions with one model: by generation, or by the log-likelihood of each letter. T tokens."""
 
 import dataclasses
+import hashlib
+import json
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +13,7 @@ from ml_collections import ConfigDict
 
 from clinmerge_jax.checkpoint.adapters.lora import load_lora
 from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
-from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer
+from clinmerge_jax.checkpoint.tokenizers.tokenizer import load_tokenizer, tokenizer_files
 from clinmerge_jax.data.documents import check_vocabulary
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation.choices import likeliest
@@ -59,6 +62,31 @@ class PreparedPrompts:
         return sum(prompt.cut for prompt in self.prompts)
 
 
+def make_evaluators(systems: Sequence[System], config: ConfigDict) -> dict[System, "Evaluator"]:
+    """Makes an `Evaluator` for each system with a checkpoint.
+
+    Systems whose tokenizer files are the same share one tokenizer, because loading one takes most of a second.
+
+    Raises:
+      BadInput: as in `Evaluator`.
+    """
+    tokenizers: dict[str, Any] = {}
+    made = {}
+    for system in systems:
+        if system.checkpoint is not None:
+            digest = _tokenizer_digest(system.checkpoint.path)
+            made[system] = Evaluator(system, config, tokenizers.get(digest))
+            tokenizers[digest] = made[system].tokenizer
+    return made
+
+
+def _tokenizer_digest(folder: pathlib.Path) -> str:
+    """SHA-256 of everything that `load_tokenizer` reads."""
+    files = [*tokenizer_files(folder).values(), folder / "config.json", *folder.glob("additional_chat_templates/*")]
+    contents = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+
+
 class Evaluator:
     """Prepares the prompts of one system and answers them.
 
@@ -68,19 +96,20 @@ class Evaluator:
       system: the system; it must have a checkpoint.
       config: the job's config; has dtype, slots, int8_weights, int8_cache, attention, mesh, length, too_long,
         max_new_tokens and the sampling fields.
+      tokenizer: the checkpoint's tokenizer, if it is loaded already.
 
     Raises:
       BadInput: the checkpoint is not a Llama with a tokenizer, or a config field is wrong.
     """
 
-    def __init__(self, system: System, config: ConfigDict):
+    def __init__(self, system: System, config: ConfigDict, tokenizer: Any = None):
         if config.dtype not in _DTYPES:
             raise BadInput(f"config.dtype: {config.dtype!r} is unknown; give float32, bfloat16, or leave it empty")
         if config.too_long not in ("refuse", "cut"):
             raise BadInput(f"config.too_long: {config.too_long!r} is unknown; give refuse or cut")
         self.system = system
         self._config = config
-        self.tokenizer = load_tokenizer(system.checkpoint.path, FIELD)
+        self.tokenizer = load_tokenizer(system.checkpoint.path, FIELD) if tokenizer is None else tokenizer
         self.llama: LlamaConfig = llama_config(system.checkpoint)
         self._stop_ids = stop_ids(system.checkpoint)
         self._context = min(config.length or self.llama.max_position_embeddings, self.llama.max_position_embeddings)

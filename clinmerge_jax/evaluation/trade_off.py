@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clinmerge_jax.evaluation import scoring
-from clinmerge_jax.evaluation.answering import GENERATED, LETTERS, Evaluator
+from clinmerge_jax.evaluation.answering import GENERATED, LETTERS, Evaluator, PreparedPrompts, make_evaluators
 from clinmerge_jax.evaluation.systems import System
 from clinmerge_jax.instructions.scores import FOLLOWING
 from clinmerge_jax.metrics import METRICS, Metric
@@ -142,43 +142,49 @@ def measure(
       progress: called with the number of items answered since the last call.
     """
     asked = {side: side.asked() for side in SIDES}
-    systems = {}
-    for system in (*raw, *chat):
-        ask = _Asking(system, mesh, progress)
-        systems[system.name] = [
-            ask.score(side, asked[side], side.ways if system in raw else side.ways[:1]) for side in SIDES
-        ]
-    points = {}
-    for t, system in sweep.items():
-        ask = _Asking(system, mesh, progress)
-        clinical, followed = (ask.score(side, asked[side], side.ways[:1]) for side in (CLINICAL, FOLLOWED))
-        points[t] = (clinical, followed)
-    return TradeOff(systems, [_floor(side, asked[side]) for side in SIDES], points)
+    evaluators = make_evaluators([*raw, *chat, *sweep.values()], ConfigDict({**_SETTINGS, "mesh": dict(mesh)}))
+    plan = {system: {side: side.ways for side in SIDES} for system in raw}
+    plan |= {system: {side: side.ways[:1] for side in SIDES} for system in chat}
+    plan |= {system: {side: side.ways[:1] for side in (CLINICAL, FOLLOWED)} for system in sweep.values()}
+    prompts = {
+        (system, side, chat): [_prepare(evaluators[system], task, items, chat) for task, items in asked[side]]
+        for system, sides in plan.items()
+        for side, ways in sides.items()
+        for chat in ways
+    }
+    length = max(one.length for cell in prompts.values() for one in cell)  # one for all, so programs compile once
+    scores: dict[System, dict[Side, Interval]] = {}
+    for system, sides in plan.items():
+        evaluators[system].load(length)
+        scores[system] = {
+            side: max(
+                (_score(evaluators[system], side, prompts[system, side, chat], length, progress) for chat in ways),
+                key=lambda found: found.estimate,
+            )
+            for side, ways in sides.items()
+        }
+        evaluators[system].unload()
+    return TradeOff(
+        {system.name: [scores[system][side] for side in SIDES] for system in (*raw, *chat)},
+        [_floor(side, asked[side]) for side in SIDES],
+        {t: (scores[system][CLINICAL], scores[system][FOLLOWED]) for t, system in sweep.items()},
+    )
 
 
-class _Asking:
-    """A loaded system that answers the items of sides."""
+def _prepare(evaluator: Evaluator, task: Task, items: Sequence[Item], chat: bool) -> PreparedPrompts:
+    return evaluator.ask(task, items, (), chat, LETTERS if task.kind is Kind.CHOICE else GENERATED)
 
-    def __init__(self, system: System, mesh: Mapping[str, int], progress: Callable[[int], None]):
-        self._evaluator = Evaluator(system, ConfigDict({**_SETTINGS, "mesh": dict(mesh)}))
-        self._progress = progress
-        self._loaded = False
 
-    def score(self, side: Side, asked: Sequence[tuple[Task, list[Item]]], ways: Sequence[bool]) -> Interval:
-        return max((self._score(side, asked, chat) for chat in ways), key=lambda found: found.estimate)
-
-    def _score(self, side: Side, asked: Sequence[tuple[Task, list[Item]]], chat: bool) -> Interval:
-        counts, clusters = [], []
-        for task, items in asked:
-            mode = LETTERS if task.kind is Kind.CHOICE else GENERATED
-            prompts = self._evaluator.ask(task, items, (), chat, mode)
-            if not self._loaded:
-                self._evaluator.load(prompts.length)
-                self._loaded = True
-            outputs, _ = self._evaluator.answers(prompts, 0, self._progress)
-            counts.append(scoring.count(task, [side.metric], items, outputs, mode == GENERATED)[side.metric.name])
-            clusters += [item.cluster or item.id for item in items]
-        return _interval(side.metric, counts, clusters)
+def _score(
+    evaluator: Evaluator, side: Side, cell: Sequence[PreparedPrompts], length: int, progress: Callable[[int], None]
+) -> Interval:
+    counts, clusters = [], []
+    for one in cell:
+        outputs, _ = evaluator.answers(dataclasses.replace(one, length=length), 0, progress)
+        found = scoring.count(one.task, [side.metric], one.items, outputs, one.mode == GENERATED)
+        counts.append(found[side.metric.name])
+        clusters += [item.cluster or item.id for item in one.items]
+    return _interval(side.metric, counts, clusters)
 
 
 def _interval(metric: Metric, counts: Sequence[Any], clusters: Sequence[str]) -> Interval:

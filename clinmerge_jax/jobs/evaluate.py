@@ -21,7 +21,7 @@ from clinmerge_jax import provenance
 from clinmerge_jax.checkpoint.output import result_path
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation import human_sheet, scoring
-from clinmerge_jax.evaluation.answering import GENERATED, Evaluator, PreparedPrompts
+from clinmerge_jax.evaluation.answering import GENERATED, Evaluator, PreparedPrompts, make_evaluators
 from clinmerge_jax.evaluation.harness.run import run_harness
 from clinmerge_jax.evaluation.harness.tasks import load_tasks
 from clinmerge_jax.evaluation.plan import Planned, check, plan
@@ -49,7 +49,7 @@ def run(config: ConfigDict) -> None:
     check(config, systems, questions)
     for system in systems:
         _refuse(config.output, system, questions)
-    evaluators = {system: Evaluator(system, config) for system in systems if system.checkpoint is not None}
+    evaluators = make_evaluators(systems, config)
     planned = list(plan(config, systems, questions))
     target = result_path(config.output)
     done = set() if config.overwrite else {result.key for result in read_results(target / RESULTS_FILE)}
