@@ -20,7 +20,34 @@ def trade_off_text(found: TradeOff) -> str:
         " items are asked as plain text, instructions through the chat template; of base and clinical, which know no"
         " chat, the better of both ways counts."
     )
-    return f"{table(header, rows)}\n{note}"
+    return f"{table(header, rows)}\n{note}\n{_against_either(found)}".rstrip()
+
+
+def _against_either(found: TradeOff) -> str:
+    """Which merges beat answering every question with one parent or the other at random."""
+    (low, high), (left, right) = _spans(found)
+    if low >= high or left >= right:
+        return "Clinical is not better than instruct on clinical items, and instruct on instructions; nothing to join."
+    merges = [(t, pair) for t, pair in found.sweep.items()]
+    if found.t is not None:
+        merges.append((str(found.t), (found.of("merged", CLINICAL), found.of("merged", FOLLOWED))))
+    merges.sort(key=lambda merge: float(merge[0]))
+    if not merges:
+        return ""
+    above = [t for t, (y, x) in merges if (y.low - low) / (high - low) + (x.low - left) / (right - left) > 1]
+    return (
+        "A merge joins its parents' skills where it lies above the line between them, which is what answering with one"
+        f" parent or the other at random gives. Of t = {', '.join(t for t, _ in merges)},"
+        f" {', '.join(above) or 'none'} {'do' if len(above) > 1 else 'does'} so with both intervals."
+    )
+
+
+def _spans(found: TradeOff) -> tuple[tuple[float, float], tuple[float, float]]:
+    """On the clinical side instruct's score and clinical's, on the other side clinical's and instruct's."""
+    (y0, x0), (y1, x1) = (
+        [found.of(name, side).estimate for side in (CLINICAL, FOLLOWED)] for name in ("instruct", "clinical")
+    )
+    return (y0, y1), (x1, x0)
 
 
 def trade_off_png(found: TradeOff) -> bytes:
@@ -34,6 +61,11 @@ def trade_off_png(found: TradeOff) -> bytes:
     path += [(t, found.of(name, CLINICAL), found.of(name, FOLLOWED)) for name, t in ends]
     path.sort(key=lambda point: point[0])
     axes.plot([b.estimate for _, _, b in path], [a.estimate for _, a, _ in path], "-", color="#b0b0b0", zorder=1)
+    y, x = _spans(found)
+    axes.plot(x, (y[1], y[0]), "--", color="#b0b0b0", linewidth=0.8, zorder=0)
+    middle = ((x[0] + x[1]) / 2, (y[0] + y[1]) / 2)
+    axes.annotate("one parent or the other", middle, xytext=(4, 4), textcoords="offset points", fontsize=7,
+                  color="#808080")  # fmt: skip
     for t, (clinical, followed) in found.sweep.items():
         _point(axes, followed, clinical, "#808080", ".", f"t = {t}")
     for name in found.systems:

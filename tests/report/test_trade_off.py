@@ -26,6 +26,20 @@ def test_the_table_has_every_score_with_its_interval_and_the_floors():
     assert all(side.name in text for side in SIDES)
 
 
+def test_only_a_merge_above_the_line_between_the_parents_is_said_to_join_their_skills():
+    def at(clinical, followed):
+        return [Interval(value, value - 4.0, value + 4.0) for value in (clinical, 0.0, followed, 0.0)]
+
+    def text(merged):
+        sides = {"clinical": at(80.0, 0.0), "instruct": at(0.0, 60.0), "merged": merged}
+        sweep = {"0.9": (Interval(79.0, 75.0, 83.0), Interval(0.0, 0.0, 5.0))}
+        return trade_off_text(TradeOff(sides, [(0.0, "none")] * len(SIDES), sweep, 0.5))
+
+    assert "Of t = 0.5, 0.9, 0.5 does so" in text(at(60.0, 50.0))
+    assert "Of t = 0.5, 0.9, none does so" in text(at(42.0, 32.0))  # above, but not with both intervals
+    assert "Of t = 0.5, 0.9, none does so" in text(at(20.0, 10.0))
+
+
 def test_the_picture_is_the_same_for_the_same_scores_and_shows_the_sweep(tmp_path):
     first, again, without = trade_off_png(_found()), trade_off_png(_found()), trade_off_png(_found(None, ()))
     assert first == again != without
