@@ -90,8 +90,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.overwrite = False  # True: replace what is in the output folder
     config.max_shard_gb = 5.0  # largest size of a weight file, in GB of 1e9 bytes
     # What parents and result are measured on. "auto": for two miniature models the miniature's tasks, with a picture of
-    # a sweep over t, else nothing. "": nothing. NAME=FILE.jsonl,...: the loss on held-out text, with a "text" or
-    # "messages" field in each line. "miniature": the loss on the miniature's held-out text.
+    # a sweep over t (with adapters, several processes, or one model as both parents the miniature's held-out text); for
+    # others nothing. "": nothing. NAME=FILE.jsonl,...: the loss on held-out text, with a "text" or "messages" field in
+    # each line. "miniature": the loss on the miniature's held-out text.
     config.evaluate = "auto"
     config.credentialed = False  # True if a parent saw data under a use agreement; the model card then says so
     return config

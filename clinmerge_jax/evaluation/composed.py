@@ -4,16 +4,19 @@ A location such as `linear(INSTRUCT,CLINICAL,t=0.5)` names one. Its first model 
 template. The kinds:
 
 * METHOD(INSTRUCT,CLINICAL[,BASE],PARAMETER=VALUE...): a merge by any method that the on-device engine supports, with
-  the parameters of configs/merge.py. Two instruct models of different seeds, or parents of different bases, make a
-  control.
+  the parameters of configs/merge.py, as numbers or per module ("self_attn=0.9; 0.1"), not as lists over depth. Two
+  instruct models of different seeds, or parents of different bases, make a control.
 * random_delta(INSTRUCT,CLINICAL[,BASE],t=0.5,seed=0): INSTRUCT plus t times a random change that has, tensor by tensor,
   the norm of CLINICAL - BASE, or of CLINICAL - INSTRUCT without BASE.
 * either(A,B,t=0.5,seed=0): B answers each item with probability t, else A. Its score is the parents' mean, which a
   merge must beat to be more than one of its parents at a time.
 * ensemble(A,B,t=0.5): both models run, and logits are mixed (1 - t and t). It costs twice the inference of a merge.
+
+Models are locations without adapters, and no compositions themselves.
 """
 
 import dataclasses
+import math
 import random
 import re
 import zlib
@@ -24,9 +27,10 @@ import jax
 import jax.numpy as jnp
 
 from clinmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from clinmerge_jax.checkpoint.parameters.params import load_params
+from clinmerge_jax.checkpoint.parameters.params import llama_config, load_params
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.llama.parameters import Parameter, Params, build_params, iterate_params
+from clinmerge_jax.merging.compatibility import check_compatible
 from clinmerge_jax.merging.engines.on_device import OnDeviceMerge
 from clinmerge_jax.merging.methods import METHODS
 from clinmerge_jax.merging.plan import plan_merge
@@ -100,8 +104,10 @@ class Composition:
 
 
 def is_composed(location: str) -> bool:
-    """Whether a location is spelled like a composition, such as `slerp(A,B)`."""
-    return _CALL.fullmatch(location) is not None
+    """Whether a location is spelled like a composition, such as `slerp(A,B)`: one call from end to end."""
+    return _CALL.fullmatch(location) is not None and all(
+        location[:end].count("(") > location[:end].count(")") for end in range(location.index("(") + 1, len(location))
+    )
 
 
 def parse_composition(location: str, field: str) -> Composition:
@@ -109,7 +115,7 @@ def parse_composition(location: str, field: str) -> Composition:
 
     Raises:
       BadInput: the kind is unknown, the number of models is wrong, a parameter is unknown or malformed, or the models
-        cannot be merged.
+        differ in what they must have in common.
     """
     call = _CALL.fullmatch(location)
     kind = call["kind"]
@@ -129,7 +135,7 @@ def parse_composition(location: str, field: str) -> Composition:
         raise BadInput(f"{field}: {location}: names {len(locations)} models; give {wanted}")
     if len(set(locations)) < len(locations) and kind not in _MODELS:
         raise BadInput(f"{field}: {location}: names a model twice; give different models")
-    models = tuple(open_checkpoint(one, field) for one in locations)
+    models = tuple(dataclasses.replace(open_checkpoint(one, field), label=one) for one in locations)
     if kind in METHODS:
         recipe = _recipe(kind, locations, given, f"{field}: {location}")
         by_name = dict(zip(locations, models))
@@ -138,8 +144,32 @@ def parse_composition(location: str, field: str) -> Composition:
         if plan.in_files_alone:
             raise BadInput(f"{field}: {location}: cannot {plan.in_files_alone} in memory; merge into a folder first")
         return Composition(kind, models, recipe)
+    for other in models[1:]:
+        _refuse_different(models[0], other, f"{field}: {location}", same_config=kind != RANDOM_DELTA)
     allowed = {"t": float} if kind == ENSEMBLE else {"t": float, "seed": int}
-    return Composition(kind, models, None, **_numbers(given, allowed, f"{field}: {location}"))
+    numbers = _numbers(given, allowed, f"{field}: {location}")
+    if not 0 <= numbers.get("t", 0.5) <= (math.inf if kind == RANDOM_DELTA else 1):
+        limit = "from 0 on" if kind == RANDOM_DELTA else "from 0 to 1"
+        raise BadInput(f"{field}: {location}: t is {given['t']}; give a number {limit}")
+    return Composition(kind, models, None, **numbers)
+
+
+def _refuse_different(first: Checkpoint, other: Checkpoint, place: str, same_config: bool) -> None:
+    """Refuses models of different shapes or tokens; with `same_config` also those that one config cannot run."""
+    try:
+        check_compatible(first, other)
+    except BadInput as error:
+        raise BadInput(f"{place}: {error}") from error
+    one, two = llama_config(first), llama_config(other)
+    differing = [
+        part.name
+        for part in dataclasses.fields(one)
+        if part.name != "max_position_embeddings" and getattr(one, part.name) != getattr(two, part.name)
+    ]
+    if same_config and differing:
+        raise BadInput(
+            f"{place}: the models differ in {', '.join(differing)} in config.json; give models of one config"
+        )
 
 
 def split_outside_parentheses(text: str) -> list[str]:
@@ -160,9 +190,13 @@ def _recipe(method: str, locations: Sequence[str], given: Mapping[str, str], pla
     if not seed.isdecimal():
         raise BadInput(f"{place}: seed is {seed!r}; give a whole number")
     base = locations[2] if len(locations) > 2 else ""
-    recipe = two_parents(
-        method, locations[0], locations[1], t, base=base, parameters=parameters, seed=int(seed), leading=locations[0]
-    )
+    try:
+        recipe = two_parents(
+            method, locations[0], locations[1], t, base=base, parameters=parameters, seed=int(seed),
+            leading=locations[0],
+        )  # fmt: skip
+    except BadInput as error:
+        raise BadInput(f"{place}: {error}") from error
     if base and not recipe.base:
         raise BadInput(f"{place}: {method} takes no base; leave it out")
     return recipe
@@ -177,6 +211,8 @@ def _numbers(given: Mapping[str, str], allowed: Mapping[str, type], place: str) 
             found[name] = allowed[name](value)
         except ValueError as error:
             raise BadInput(f"{place}: {name} is {value!r}; give a number") from error
+        if not math.isfinite(found[name]):
+            raise BadInput(f"{place}: {name} is {value}; give a number")
     return found
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from clinmerge_jax.errors import BadInput
 from clinmerge_jax.evaluation import choices, scoring
 from clinmerge_jax.evaluation.answering import GENERATED, LETTERS
+from clinmerge_jax.evaluation.composed import EITHER
 from clinmerge_jax.evaluation.systems import System
 from clinmerge_jax.evaluation.task_data import TaskData
 from clinmerge_jax.metrics import Metric
@@ -69,6 +70,9 @@ def check(config: ConfigDict, systems: Sequence[System], questions: Sequence[Tas
         raise BadInput("config.human_sheet: no task of this run generates text; leave it at 0")
     if config.harness_tasks and all(system.checkpoint is None for system in systems):
         raise BadInput("config.harness_tasks: lm-eval's tasks need a model, not stored answers; give a model")
+    shared_out = [one.name for one in systems if one.composition is not None and one.composition.kind == EITHER]
+    if config.harness_tasks and shared_out:
+        raise BadInput(f"config.harness_tasks: {shared_out[0]} is several models, and lm-eval asks one; leave it out")
     if config.harness_tasks and config.temperature > 0:
         raise BadInput("config.temperature: lm-eval's tasks set their own sampling; leave it at 0")
     names = {system.name for system in systems}

@@ -128,12 +128,14 @@ class Retention:
     def kept(self, index: int) -> Interval | None:
         """The share of the specialist's gain over base that the merged model keeps.
 
-        None if there is no specialist or no base, or if the interval of the gain reaches 0.
+        None if there is no specialist or no base (or another parent is the same model), or if the interval of the gain
+        reaches 0.
         """
         held_out = self.sets[index]
-        if not held_out.specialist or "base" not in self.totals:
+        names = ("base", "merged", held_out.specialist)
+        if not set(names) <= set(self.totals):
             return None
-        totals_MD = np.stack([self.totals[name][index] for name in ("base", "merged", held_out.specialist)])
+        totals_MD = np.stack([self.totals[name][index] for name in names])
         gain = bootstrap(totals_MD, held_out.counts, lambda means: means[..., 0] - means[..., 2])
         if gain.low <= 0:  # no clear gain, so there is nothing to keep
             return None

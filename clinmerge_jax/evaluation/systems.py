@@ -83,8 +83,8 @@ def parse_systems(spec: str) -> list[System]:
     Args:
       spec: `LOCATION`, `NAME=LOCATION` or `NAME@SEED=LOCATION`, separated by commas; `NAME:chat` and `NAME:raw` say for
         one system whether its prompts go through the chat template. A location is a folder, a hub id or
-        `miniature:NAME`, each optionally with `+ADAPTER`; a composition of these (see `composed`), such as
-        `linear(A,B,t=0.5)`; or `answers:FOLDER`.
+        `miniature:NAME`, each optionally with `+ADAPTER`; a composition of such models without adapters (see
+        `composed`), such as `linear(A,B,t=0.5)`; or `answers:FOLDER`.
 
     Raises:
       BadInput: it is empty, two systems have the same name, seed and chat setting, or a location is not usable.

@@ -109,12 +109,13 @@ class TradeOff:
 
 
 def digest() -> str:
-    """SHA-256 of everything that is asked, and of how it is scored."""
-    content = [
-        [side.name, side.metric.signature, side.ways, [[item.id, item.source, repr(item.target)] for item in items]]
-        for side in SIDES
-        for _, items in side.asked()
-    ]
+    """SHA-256 of everything that is asked, of how it is answered, and of how it is scored."""
+    content: list[Any] = [_SETTINGS]
+    for side in SIDES:
+        for task, items in side.asked():
+            asked = [[item.id, item.source, repr(item.target)] for item in items]
+            form = [dataclasses.asdict(task.form), list(task.stop), task.max_new_tokens]
+            content.append([side.name, side.metric.signature, side.ways, form, asked])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

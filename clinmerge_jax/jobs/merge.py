@@ -185,7 +185,14 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
     measured = {role: open_checkpoint(model, f"config.{role}") for model, role in roles.items() if role not in merged}
     checkpoints = {role: merged[role].checkpoint if role in merged else measured[role] for role in roles.values()}
     adapters = {f"{role}, adapter": one.adapter for role, one in merged.items() if one.adapter}
-    asks = stage.final and config.evaluate == "auto" and _all_miniature(config) and jax.process_count() == 1
+    asks = (
+        stage.final
+        and config.evaluate == "auto"
+        and _all_miniature(config)
+        and {"instruct", "clinical"} <= set(checkpoints)  # two models, not one twice
+        and not adapters
+        and jax.process_count() == 1
+    )
     held_out_text = held_out_sets(config.evaluate, _all_miniature(config)) if stage.final and not asks else []
     evaluated = {role: one for role, one in checkpoints.items() if f"{role}, adapter" not in adapters}
     sets = _encode(held_out_text, evaluated, plan, mesh_shape)
@@ -197,7 +204,7 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
         "recipe": recipe.renamed(roles).to_json(),
         "max_shard_gb": config.max_shard_gb,
         "held_out": {held_out.name: held_out.sha256 for held_out in held_out_text},
-        "asked": trade_off.digest() if asks else "",
+        "asked": [trade_off.digest(), *_SWEEP] if asks else "",
         "credentialed": credentialed,
         "environment": provenance.environment(),
         "inputs": inputs,
@@ -234,7 +241,7 @@ def _merge(config: ConfigDict, stage: _Stage, plan: MergePlan) -> None:
         else:
             differences, digests = _merge_on_mesh(plan, layout, output), {}
         retention = _evaluate(evaluated, sets, mesh_shape, output) if sets else None
-        answered = _ask(config, recipe, checkpoints, output) if asks else None
+        answered = _ask(config, stage, checkpoints, output) if asks else None
         if not distributed.is_first():
             return
         tables = [(f"How much {' and '.join(_first_two(plan, roles))} differ", _difference_text(differences))]
@@ -387,15 +394,15 @@ def _evaluate(
 
 
 def _ask(
-    config: ConfigDict, recipe: Recipe, checkpoints: Mapping[str, Checkpoint], output: OutputFolder
+    config: ConfigDict, stage: _Stage, checkpoints: Mapping[str, Checkpoint], output: OutputFolder
 ) -> trade_off.TradeOff:
     """Asks the miniature's tasks of parents, base, the merged model, and merges with other t that are not written."""
     systems = [System(role, 0, role, checkpoint=checkpoint) for role, checkpoint in checkpoints.items()]
     systems.append(System("merged", 0, "merged", checkpoint=open_checkpoint(str(output.partial), "config.output")))
     raw = [system for system in systems if system.name in ("base", "clinical")]
     chat = [system for system in systems if system not in raw]
-    by_place = {config[role]: checkpoints[role] for role in ("instruct", "clinical")}
-    by_place |= {recipe.base: checkpoints["base"]} if recipe.base else {}
+    recipe = stage.recipe
+    by_place = {place: checkpoints[role] for place, role in stage.roles.items()}
     sweep = {}
     merged_t = _number(config.t)
     for t in _SWEEP:

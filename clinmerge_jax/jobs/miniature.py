@@ -71,6 +71,8 @@ def _make(config: ConfigDict, name: str) -> None:
     settings_of = {key: value for key, value in config.to_dict().items() if key not in unrelated}
     identity = {"job": "miniature", "model": name, "config": settings_of, "stage": stage.to_dict()}
     start = result_path(config.output) / stage.start if stage.start else None
+    if start is None:  # its tokenizer is trained on a share of all four corpora
+        identity["tokenizer"] = _tokenizer_documents(config)
     if start is not None:
         if not (start / SINGLE_FILE).is_file():
             raise BadInput(f"config.models: {name} starts from {stage.start}, which is not there; name it too")
@@ -131,10 +133,17 @@ def _generation_config(tokenizer) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
+def _tokenizer_documents(config: ConfigDict) -> dict[str, int]:
+    """How many documents of each corpus the tokenizer is trained on."""
+    return {
+        name: min(_TOKENIZER_DOCUMENTS, config.stages[name].documents[name])
+        for name in ("copying", "base", "clinical", "instruct")
+    }
+
+
 def _tokenizer(config: ConfigDict):
     texts = []
-    for name in ("copying", "base", "clinical", "instruct"):
-        count = min(_TOKENIZER_DOCUMENTS, config.stages[name].documents[name])
+    for name, count in _tokenizer_documents(config).items():
         for document in corpus(name, _TOKENIZER_SEED, count):
             texts += [document.text] if document.text else [message["content"] for message in document.messages]
     return train_tokenizer(texts, config.model.vocab_size, config.model.max_position_embeddings)

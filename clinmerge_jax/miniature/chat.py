@@ -71,7 +71,6 @@ _FAMILIES = (
     _Family(ANIMALS, DAYS, "{n} saw a {e} on {v}.", "When did {n} see a {e}?", "{n} saw a {e} on {v}.",
             "It was on {v}.", "Did {n} see a {e} on {v}?"),
 )  # fmt: skip
-FAMILIES = _FAMILIES
 _LISTS = ("bullets", "order")
 _KINDS = (PLAIN, *constraints.TRAINED)
 

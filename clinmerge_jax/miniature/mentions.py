@@ -13,8 +13,9 @@ _KIND_OF = {
     **{test.name: "test" for test in WORLD.tests},
 }
 _NAMES = re.compile(r"\b(" + "|".join(map(re.escape, _KIND_OF)) + r")\b")
-# Lists share what stands before them ("no X or Y"); "and", commas and full stops begin another statement.
-_CLAUSE = re.compile(r"[.,;:\n]|\band\b|\bbut\b|\bso\b")
+# Lists share what stands before them ("no X or Y"); "and", commas and full stops begin another statement. A colon does,
+# except in "Prior: X".
+_CLAUSE = re.compile(r"[.,;\n]|(?<!\bprior)(?<!\bcomparison)(?<!\blast study):|\band\b|\bbut\b|\bso\b")
 _NEGATED = re.compile(r"\b(no|not|without|avoid|avoided|contraindicated|forbidden)\b")
 _PAST = re.compile(r"\b(past|history|prior|comparison|earlier|last study)\b")
 _LEVEL = re.compile(r"\b(high|low)\b")

@@ -51,14 +51,12 @@ class _Kind:
       wordings: with slots of `_slots`.
       answer: from a disease and a past disease to the right answer.
       pool: what all choices are drawn from.
-      hops: how many rows or columns of the fact table the answer takes.
       past: whether the question has a past disease that changes the treatment.
     """
 
     wordings: tuple[str, ...]
     answer: Callable[[Disease, Disease], str]
     pool: Sequence[str]
-    hops: int = 1
     past: bool = False
 
 
@@ -90,19 +88,16 @@ KINDS: dict[str, _Kind] = {
         ("There is {f1} with {f2}. Which drug is given?", "Which drug treats {f1} with {f2}?"),
         lambda one, past: one.drug,
         WORLD.drugs,
-        hops=2,
     ),
     "test_of_findings": _Kind(
         ("There is {f1} with {f2}. Which test is {level}?", "Which test is {level} with {f1} and {f2}?"),
         lambda one, past: one.test.name,
         _TESTS,
-        hops=2,
     ),
     "drug_after_past": _Kind(
         ("After past {past}, which drug treats {dx}?", "Which drug is given for {dx} with past {past}?"),
         treatment,
         WORLD.drugs,
-        hops=2,
         past=True,
     ),
 }

@@ -38,7 +38,8 @@ def _against_either(found: TradeOff) -> str:
     return (
         "A merge joins its parents' skills where it lies above the line between them, which is what answering with one"
         f" parent or the other at random gives. Of t = {', '.join(t for t, _ in merges)},"
-        f" {', '.join(above) or 'none'} {'do' if len(above) > 1 else 'does'} so with both intervals."
+        f" {', '.join(above) or 'none'} {'do' if len(above) > 1 else 'does'} so with both intervals (the line's own are"
+        " not counted). These are test items: choose t on others (configs/evaluate.py, miniature@dev)."
     )
 
 

@@ -1,6 +1,7 @@
 """Systems composed in memory: a merge is that of the merge job, and a random change has the norm of the real one."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -22,6 +23,24 @@ def models(tmp_path_factory):
     for seed, name in enumerate("abc"):
         write_llama(root / name, dtype=np.float32, tensors=llama_tensors(TINY, seed, np.float32), **TINY)
     return {name: str(root / name) for name in "abc"}
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Models that do not go with those of `models`, or with the miniature."""
+    root = tmp_path_factory.mktemp("others")
+    wide = {**TINY, "intermediate_size": 2 * TINY["intermediate_size"]}
+    theta = {**TINY, "rope_theta": 123.0}
+    for name, config in (("wide", wide), ("theta", theta)):
+        write_llama(root / name, dtype=np.float32, tensors=llama_tensors(config, 0, np.float32), **config)
+    shutil.copytree(open_checkpoint("miniature:instruct", "x").path, root / "tokens")
+    path = root / "tokens" / "tokenizer.json"
+    vocabulary = json.loads(path.read_text())
+    ids = vocabulary["model"]["vocab"]
+    first, second = list(ids)[300:302]
+    ids[first], ids[second] = ids[second], ids[first]
+    path.write_text(json.dumps(vocabulary))
+    return {name: str(root / name) for name in ("wide", "theta", "tokens")}
 
 
 def _composed(location):
@@ -120,8 +139,59 @@ def test_either_gives_the_answers_of_its_models(repository, tmp_path):
         assert mean[one] == (instruct, clinical)[answerer][one]
 
 
+def _scores(tmp_path, repository, systems):
+    """The scores of systems by task, of a few short answers and of choices by letters."""
+    arguments = [
+        f"--config={repository}/configs/evaluate.py",
+        "--config.tasks=miniature_section@dev,miniature_questions@dev",
+        "--config.choices=letters",
+        "--config.limit=8",
+        "--config.max_new_tokens=6",
+        "--config.save_generations=True",
+        "--config.model=" + ",".join(f"{name}={place}" for name, place in systems.items()),
+        f"--config.output={tmp_path / 'results'}",
+    ]
+    assert run_command(*arguments) == 0
+    lines = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
+    scores: dict = {name: {} for name in systems}
+    for line in lines:
+        if not line["cell"]["floor"]:
+            scores[line["cell"]["system"]][line["cell"]["task"]] = (line["scores"], line["counts"])
+    texts = {}
+    for path in (tmp_path / "results" / "generations").glob("*/*.jsonl"):
+        texts[path.parent.name.split("_")[0]] = path.read_text()
+    return scores, texts
+
+
+def test_a_composed_merge_answers_as_its_folder_does(repository, tmp_path):
+    pair = "miniature:instruct,miniature:clinical"
+    merge = [f"--config={repository}/configs/merge.py", "--config.evaluate=", "--config.t=0.3"]
+    assert run_command(*merge, "--config.dtype=float32", f"--config.output={tmp_path / 'merged'}") == 0
+    scores, texts = _scores(tmp_path, repository, {"folder": tmp_path / "merged", "memory": f"linear({pair},t=0.3)"})
+    assert scores["folder"] == scores["memory"] and len(scores["folder"]) == 2
+    assert texts["folder"] == texts["memory"]
+
+
+def test_the_logits_of_an_ensemble_are_those_of_its_models_and_either_scores_choices(repository, tmp_path):
+    same = "miniature:clinical,miniature:clinical"
+    pair = "miniature:instruct,miniature:clinical"
+    systems = {
+        "clinical": "miniature:clinical",
+        "instruct": "miniature:instruct",
+        "twice": f"ensemble({same})",
+        "all": f"ensemble({pair},t=1)",
+        "none": f"either({pair},t=0)",
+        "mixed": f"ensemble({pair})",
+    }
+    scores, texts = _scores(tmp_path, repository, systems)
+    assert scores["twice"] == scores["all"] == scores["clinical"] and texts["all"] == texts["clinical"]
+    assert scores["none"] == scores["instruct"] != scores["clinical"]
+    assert texts["mixed"] not in (texts["instruct"], texts["clinical"])
+
+
 def test_systems_are_named_and_told_apart(models):
     a, b = models["a"], models["b"]
+    assert [one.name for one in parse_systems(f"m(2)=linear({a},{b})")] == ["m(2)"]
     systems = parse_systems(f"{a},mixed=linear({a},{b},t=0.3),linear({a},{b},t=0.7),ensemble:chat=ensemble({a},{b})")
     assert [system.name for system in systems] == ["a", "mixed", "linear(a, b, t=0.7)", "ensemble"]
     assert systems[3].chat is True
@@ -143,10 +213,22 @@ def test_systems_are_named_and_told_apart(models):
         ("random_delta({a},{b},lambda=1)", "'lambda' is unknown; choose from t, seed"),
         ("linear({a},{b},seed=x)", "seed is 'x'; give a whole number"),
         ("linear({a},{b},density=.5)", "density"),
+        ("linear({a},{b},density=.5)", "linear({a},{b},density=.5): "),
         ("linear({a},nowhere)", "nowhere"),
+        ("either({a},{b},t=nan)", "t is nan; give a number"),
+        ("either({a},{b},t=7)", "t is 7; give a number from 0 to 1"),
+        ("ensemble({a},{b},t=-1)", "t is -1; give a number from 0 to 1"),
+        ("random_delta({a},{b},t=-1)", "t is -1; give a number from 0 on"),
+        ("random_delta({a},{wide})", "shape"),
+        ("either({a},{wide})", "shape"),
+        ("either({a},{theta})", "the models differ in rope in config.json; give models of one config"),
+        ("ensemble({a},{theta})", "the models differ in rope in config.json; give models of one config"),
+        ("ensemble(miniature:clinical,{tokens})", "give models of one vocabulary"),
+        ("random_delta(miniature:clinical,{tokens})", "give models of one vocabulary"),
     ],
 )
-def test_compositions_that_cannot_be_are_refused(models, spec, reason):
+def test_compositions_that_cannot_be_are_refused(models, others, spec, reason):
+    places = {**models, **others}
     with pytest.raises(BadInput) as error:
-        parse_systems(f"one={spec.format(**models)}")
-    assert reason in str(error.value) and "\n" not in str(error.value)
+        parse_systems(f"one={spec.format(**places)}")
+    assert reason.format(**places) in str(error.value) and "\n" not in str(error.value)

@@ -29,6 +29,7 @@ def test_the_share_kept_is_that_of_the_specialists_gain_over_base():
 
 def test_without_base_or_specialist_nothing_is_said_of_shares():
     assert _retention(["clinical", "instruct", "merged"], [2.0, 4.5, 2.5]).kept(0) is None
+    assert _retention(["base", "instruct", "merged"], [4.0, 2.0, 2.5]).kept(0) is None  # clinical is another parent
     retention = _retention(["base", "clinical", "instruct", "merged"], [4.0, 2.0, 4.5, 2.5], specialist="")
     assert retention.kept(0) is None and "share" not in retention_text(retention)
 

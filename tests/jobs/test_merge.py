@@ -11,8 +11,10 @@ from tokenizer_builders import EOT, llama_3, write_model
 
 from clinmerge_jax.checkpoint.folder import open_checkpoint
 from clinmerge_jax.checkpoint.parameters.params import load_params
+from clinmerge_jax.evaluation import trade_off
 from clinmerge_jax.jobs import merge as merge_job
 from clinmerge_jax.llama.model import forward
+from clinmerge_jax.statistics import Interval
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,39 @@ def test_each_parent_is_best_on_its_own_side(default_run):
     for own, other, metric in (("clinical", "instruct", "fact_f1"), ("instruct", "clinical", "prompt_strict")):
         assert score[own, metric] > score[other, metric] + 15
         assert score[own, metric] > score["base", metric] + 15
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the default merge asks: the names of the systems, and the recipes of the sweep; scores are made up."""
+    calls = []
+
+    def measure(raw, chat, sweep, mesh, progress):
+        calls.append(({one.name for one in (*raw, *chat)}, list(sweep)))
+        row = [Interval(50.0, 40.0, 60.0)] * len(trade_off.SIDES)
+        floors = [(0.0, "empty answer")] * len(trade_off.SIDES)
+        return trade_off.TradeOff({one.name: row for one in (*raw, *chat)}, floors, {t: row[:2] for t in sweep})
+
+    monkeypatch.setattr(trade_off, "measure", measure)
+    return calls
+
+
+def test_the_default_measures_also_a_base_that_is_a_parent(repository, tmp_path, asked):
+    place = f"--config={repository / 'configs' / 'merge.py'}:task_arithmetic"
+    assert run_command(place, "--config.clinical=miniature:base", f"--config.output={tmp_path / 'merged'}") == 0
+    assert asked == [({"instruct", "clinical", "merged"}, ["0.1", "0.3", "0.7", "0.9"])]
+
+
+def test_the_default_asks_neither_one_model_twice_nor_models_with_adapters(repository, tmp_path, asked, monkeypatch):
+    measured = []
+    monkeypatch.setattr(merge_job, "held_out_sets", lambda *arguments: measured.append(arguments) or [])
+    configs = repository / "configs"
+    extract = [f"--config={configs / 'merge.py'}:extract_lora", "--config.rank=1"]
+    assert run_command(*extract, f"--config.output={tmp_path / 'adapter'}") == 0
+    for number, instruct in enumerate(("miniature:clinical", f"miniature:instruct+{tmp_path / 'adapter'}")):
+        common = [f"--config={configs / 'merge.py'}", f"--config.instruct={instruct}", "--config.special_rows=False"]
+        assert run_command(*common, f"--config.output={tmp_path / str(number)}") == 0
+    assert asked == [] and measured == [("auto", True)] * 2
 
 
 def test_provenance_names_the_inputs_by_digest(default_run, repository):

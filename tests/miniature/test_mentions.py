@@ -18,7 +18,8 @@ _CASES = [
     (f"{DX}s and un{DX} are no words.", set()),
     (f"Past {PAST}, now {DX}.", {("past", PAST), ("disease", DX)}),
     (f"History of {PAST}. Diagnosis {DX}", {("past", PAST), ("disease", DX)}),
-    (f"PRIOR: {PAST}.\nNew {DX}.", {("disease", PAST), ("disease", DX)}),  # a colon ends the clause
+    (f"PRIOR: {PAST}.\nIMPRESSION: {DX}.", {("past", PAST), ("disease", DX)}),
+    (f"Last study: {PAST}. Now: {DX}", {("past", PAST), ("disease", DX)}),
     (f"There is {ONE} with {TWO}.", {("finding", ONE), ("finding", TWO)}),
     (f"There is {ONE} and no {TWO}.", {("finding", ONE), ("absent", TWO)}),
     (f"No {ONE} or {TWO}, but {THREE}.", {("absent", ONE), ("absent", TWO), ("finding", THREE)}),
