@@ -123,6 +123,6 @@ def test_questions_do_not_list_their_four_choices_and_are_answered_in_words():
 def test_the_options_of_a_question_have_equally_many_tokens():
     """So that the likeliest is not the shortest."""
     tokenizer = load_tokenizer(open_checkpoint("miniature:base", "config.model").path, "config.model")
-    for item in _items(QUESTIONS, "test"):
+    for item in (item for split in TASK_SPLITS[QUESTIONS] for item in _items(QUESTIONS, split)):
         ids = tokenizer([f" {choice}" for choice in item.choices], add_special_tokens=False)["input_ids"]
         assert len(set(map(len, ids))) == 1, item.choices
