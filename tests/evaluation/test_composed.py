@@ -145,6 +145,7 @@ def _scores(tmp_path, repository, systems):
         f"--config={repository}/configs/evaluate.py",
         "--config.tasks=miniature_section@dev,miniature_questions@dev",
         "--config.choices=letters",
+        "--config.dtype=float32",
         "--config.limit=8",
         "--config.max_new_tokens=6",
         "--config.save_generations=True",
