@@ -522,7 +522,10 @@ def test_flags_that_do_not_fit_together_are_refused_by_one_line(repository, capf
 def test_jobs_of_one_process_refuse_more(repository, capfd, job):
     flags = ["--distributed=127.0.0.1:1", "--num_processes=2", "--process_id=0"]
     own = repository / "configs" / f"{job}.py"
-    variants = {"sft_grid": "sft.py:grid", "correlate": "evaluate.py:correlate"}  # the others are merge.py's
+    # The others are merge.py's.
+    variants = {
+        "sft_grid": "sft.py:grid", "correlate": "evaluate.py:correlate", "miniature_page": "miniature.py:page",
+    }  # fmt: skip
     config = own if own.is_file() else f"{repository}/configs/{variants.get(job, f'merge.py:{job}')}"
     assert run_command(f"--config={config}", *flags) == 2
     assert re.fullmatch(rf"error: --distributed: {job} runs in one process; .+\n", capfd.readouterr().err)
